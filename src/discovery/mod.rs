@@ -1,0 +1,179 @@
+//! The door through which clients learn which instances live.
+
+mod endpoint;
+mod guard;
+mod resolver;
+mod stats;
+mod updates;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use self::endpoint::{Endpoint, EndpointSet, InFlight, Outcome};
+pub use self::resolver::{Resolver, ResolverBuilder, ResolverStats, Snapshot, SnapshotStatus};
+pub use self::stats::EndpointStats;
+pub use self::updates::{Update, UpdateSender, UpdateStream};
+use crate::error::BoxError;
+use crate::instance::{Instance, InstanceId, ServiceName};
+
+/// A source of live instances. One method is required: a discovery of one's own is ten lines.
+///
+/// # Contract
+/// - `resolve` answers with every live instance of the service. A service that nobody offers is an
+///   empty answer, not an error.
+/// - One try per call, bounded in time: repetition, backoff, jitter and the cache live in the
+///   [`Resolver`], which also serves the last good list while this fails.
+/// - `watch`, where there is one, pushes changes: its first item is [`Update::Set`]; after a gap its
+///   author sends `Set` again. `Err` with [`DiscoveryErrorKind::Unsupported`] means: poll, and ask
+///   again at the next resync. Any other end is watched again with backoff.
+///
+/// # Cancellation
+/// Dropping the future or the stream ends its work and leaves nothing behind.
+///
+/// # Errors
+/// Any error keeps the last good list; it is counted and shown.
+///
+/// # Implementing
+/// Return instances as they are: no filtering by health, no sorting, no caching.
+#[async_trait]
+pub trait Discovery: Send + Sync + 'static {
+    /// The live instances of `service`, now.
+    async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError>;
+
+    /// The live instances of `service`, as they change. `None`, the default: the framework polls.
+    fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
+        let _ = service;
+        None
+    }
+}
+
+#[async_trait]
+impl<D: Discovery + ?Sized> Discovery for Arc<D> {
+    async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        (**self).resolve(service).await
+    }
+
+    fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
+        (**self).watch(service)
+    }
+}
+
+/// A source's answer: the instances, and how far it can be trusted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Resolved {
+    /// Every live instance.
+    pub instances: Vec<Instance>,
+    /// The source's own name for this state; `None` where it has none.
+    pub revision: Option<Arc<str>>,
+    /// Whether the source says that this is all. Default: true.
+    pub complete: bool,
+    /// Whether the source started so recently that instances may not have come back to it yet.
+    pub warming: bool,
+    /// How long the answer holds, where the source says so (DNS).
+    pub valid_for: Option<Duration>,
+}
+
+impl Resolved {
+    /// An answer that the source holds to be complete, without a revision.
+    pub fn new(instances: Vec<Instance>) -> Self {
+        Self { instances, revision: None, complete: true, warming: false, valid_for: None }
+    }
+
+    /// Sets the revision. Default: none.
+    #[must_use]
+    pub fn revision(mut self, revision: impl Into<Arc<str>>) -> Self {
+        self.revision = Some(revision.into());
+        self
+    }
+
+    /// Says whether the source just started. Default: false.
+    #[must_use]
+    pub fn warming(mut self, warming: bool) -> Self {
+        self.warming = warming;
+        self
+    }
+
+    /// Says whether this is all. Default: true.
+    #[must_use]
+    pub fn complete(mut self, complete: bool) -> Self {
+        self.complete = complete;
+        self
+    }
+
+    /// Whether the answer alone proves that what it lacks is gone.
+    pub fn is_proven(&self) -> bool {
+        self.complete && self.revision.is_some() && !self.warming
+    }
+}
+
+impl From<Vec<Instance>> for Resolved {
+    fn from(instances: Vec<Instance>) -> Self {
+        Self::new(instances)
+    }
+}
+
+/// Why a source gave no list.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}: {message}")]
+pub struct DiscoveryError {
+    kind: DiscoveryErrorKind,
+    message: String,
+    #[source]
+    source: Option<BoxError>,
+}
+
+/// The kinds of a [`DiscoveryError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DiscoveryErrorKind {
+    /// Not reachable, or not able right now.
+    #[error("source unavailable")]
+    Unavailable,
+    /// It answered with something that is no list.
+    #[error("source answers nonsense")]
+    Invalid,
+    /// It cannot do this; a watch that ends so is polled instead.
+    #[error("not supported by the source")]
+    Unsupported,
+    /// The caller may not.
+    #[error("not allowed")]
+    NotAllowed,
+}
+
+impl DiscoveryError {
+    /// An error of this kind, with the reason in words.
+    pub fn new(kind: DiscoveryErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// The source could not be reached, or was not able to answer.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(DiscoveryErrorKind::Unavailable, message)
+    }
+
+    /// Adds what caused it.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> DiscoveryErrorKind {
+        self.kind
+    }
+
+    /// The reason in words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl From<std::io::Error> for DiscoveryError {
+    fn from(error: std::io::Error) -> Self {
+        Self::unavailable(error.to_string()).because(error)
+    }
+}

@@ -1,0 +1,203 @@
+//! Why a call failed: what kind of failure, where, at which attempt, and whether it was executed.
+
+mod execution;
+mod kind;
+mod status;
+
+use std::borrow::Cow;
+use std::fmt;
+
+pub use self::execution::{Execution, Fate};
+pub use self::kind::Kind;
+pub use self::status::Status;
+use crate::instance::Address;
+
+/// What tower's services and layers may fail with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a call failed.
+///
+/// Four things can be asked of it: [`kind`](Self::kind), the [`endpoint`](Self::endpoint) it
+/// failed at, the [`attempt`](Self::attempt) and its [`execution`](Self::execution), which says
+/// whether the call may have had an effect. `NotSent` and `Rejected` are promises: the handler has
+/// not run.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: Kind,
+    execution: Execution,
+    endpoint: Option<Address>,
+    /// Counted from 1; 0 before the first attempt.
+    attempt: u32,
+    message: Cow<'static, str>,
+    source: Option<BoxError>,
+}
+
+impl Error {
+    /// An error of this kind whose fate decides its execution.
+    pub fn new(kind: Kind, fate: Fate, message: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Inner {
+            kind,
+            execution: fate.execution(),
+            endpoint: None,
+            attempt: 0,
+            message: message.into(),
+            source: None,
+        }))
+    }
+
+    /// The kind of failure, in the vocabulary of gRPC's status codes.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// Whether the call was executed, as far as can be known here.
+    pub fn execution(&self) -> Execution {
+        self.0.execution
+    }
+
+    /// The endpoint of the last attempt; `None` if the call never had one.
+    pub fn endpoint(&self) -> Option<&Address> {
+        self.0.endpoint.as_ref()
+    }
+
+    /// The number of the last attempt, from 1; 0 if none was made.
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// The text: the service's own if it answered, ours otherwise.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// Whether another attempt may be made without the risk of a second execution.
+    ///
+    /// `idempotent` is the caller's word that a second execution does no harm.
+    pub fn may_be_sent_again(&self, idempotent: bool) -> bool {
+        self.0.execution.may_be_sent_again(self.0.kind, idempotent)
+    }
+
+    /// Names the endpoint, unless it is named already.
+    #[must_use]
+    pub fn at(mut self, endpoint: &Address) -> Self {
+        self.0.endpoint.get_or_insert_with(|| endpoint.clone());
+        self
+    }
+
+    /// Sets the number of the attempt.
+    #[must_use]
+    pub fn on_attempt(mut self, attempt: u32) -> Self {
+        self.0.attempt = attempt;
+        self
+    }
+
+    /// Adds what caused it.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<BoxError>) -> Self {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// Raises the execution to the strongest one of an earlier attempt's and this one's.
+    #[must_use]
+    pub fn after(mut self, earlier: Execution) -> Self {
+        self.0.execution = self.0.execution.max(earlier);
+        self
+    }
+
+    /// Turns what a tower stack failed with into an `Error`: the one place where erased errors come
+    /// back.
+    ///
+    /// Our own errors are found at any depth; tower's `Elapsed` is a deadline. Whether such a call
+    /// had been sent is not known here, so both count as `MaybeExecuted`.
+    pub fn from_boxed(error: BoxError) -> Self {
+        let error = match error.downcast::<Error>() {
+            Ok(error) => return *error,
+            Err(error) => error,
+        };
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+        while let Some(inner) = cause {
+            if let Some(ours) = inner.downcast_ref::<Error>() {
+                let mut found = Error::new(ours.kind(), Fate::Unknown, ours.message().to_owned())
+                    .on_attempt(ours.attempt());
+                found.0.execution = ours.execution();
+                found.0.endpoint = ours.endpoint().cloned();
+                return found.because(error);
+            }
+            cause = inner.source();
+        }
+        // tower's own type cannot be named without its `timeout` feature, which only users turn on;
+        // its Display is part of its documentation.
+        if error.to_string() == "request timed out" {
+            return Error::new(Kind::DeadlineExceeded, Fate::Unknown, "a layer's timeout passed")
+                .because(error);
+        }
+        Error::new(Kind::Unknown, Fate::Unknown, "a layer failed").because(error)
+    }
+}
+
+impl From<BoxError> for Error {
+    fn from(error: BoxError) -> Self {
+        Self::from_boxed(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.0.kind, self.0.message)?;
+        match (&self.0.endpoint, self.0.attempt) {
+            (Some(endpoint), 0 | 1) => write!(f, " ({endpoint}, {})", self.0.execution),
+            (Some(endpoint), n) => write!(f, " ({endpoint}, attempt {n}, {})", self.0.execution),
+            (None, _) => write!(f, " ({})", self.0.execution),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.0.kind)
+            .field("execution", &self.0.execution)
+            .field("endpoint", &self.0.endpoint)
+            .field("attempt", &self.0.attempt)
+            .field("message", &self.0.message)
+            .field("source", &self.0.source)
+            .finish()
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_wrapped_by_a_layer_is_found_again() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("wrapped")]
+        struct Wrapped(#[source] Error);
+
+        let inner = Error::new(Kind::Unavailable, Fate::NoConnection, "refused")
+            .at(&"tcp@a:1".parse().unwrap())
+            .on_attempt(2);
+        let found = Error::from_boxed(Box::new(Wrapped(inner)));
+        assert_eq!(found.kind(), Kind::Unavailable);
+        assert_eq!(found.execution(), Execution::NotSent);
+        assert_eq!(found.attempt(), 2);
+        assert_eq!(found.endpoint().unwrap().as_str(), "tcp@a:1");
+    }
+
+    #[test]
+    fn towers_elapsed_is_a_deadline() {
+        let elapsed = tower::timeout::error::Elapsed::new();
+        let error = Error::from_boxed(elapsed.into());
+        assert_eq!(error.kind(), Kind::DeadlineExceeded);
+        assert_eq!(error.execution(), Execution::MaybeExecuted);
+    }
+}

@@ -1,0 +1,238 @@
+//! Where an instance is reached: `tcp@127.0.0.1:7001`, `tcp@[::1]:7001`, `unix@/run/foo.sock`.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest address, in bytes.
+pub const MAX_LEN: usize = 512;
+
+/// Protocols whose target is a name or path instead of a host and a port.
+const WITHOUT_PORT: [&str; 2] = ["unix", "mem"];
+
+/// Where an instance is reached: `protocol@host:port`, `unix@/path` or `mem@name`.
+///
+/// Parsed once and typed ever after; cheap to clone. A protocol that this build lacks parses all
+/// the same: a registry may hold addresses that only other clients can dial.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Address {
+    text: Arc<str>,
+    /// Where the target starts in `text`, just after the `@`.
+    target: usize,
+    /// 0 for protocols without a port, and in an address to bind.
+    port: u16,
+}
+
+/// A text is not an address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{address:?} is no address: {reason}")]
+pub struct InvalidAddress {
+    address: String,
+    reason: &'static str,
+}
+
+impl InvalidAddress {
+    /// What is wrong, in a few words.
+    pub fn reason(&self) -> &'static str {
+        self.reason
+    }
+}
+
+impl Address {
+    /// Parses an address to listen on: like [`str::parse`], but port 0 (any free port) is allowed.
+    pub fn to_bind(text: &str) -> Result<Self, InvalidAddress> {
+        Self::parse(text, true)
+    }
+
+    /// The whole address as text.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// What is spoken there: `tcp`, `unix`, `tls`, `mem`, or something this build does not know.
+    pub fn protocol(&self) -> &str {
+        &self.text[..self.target - 1]
+    }
+
+    /// What follows the `@`: `host:port`, a path, or a name.
+    pub fn target(&self) -> &str {
+        &self.text[self.target..]
+    }
+
+    /// The host without brackets; `None` for protocols without a port.
+    pub fn host(&self) -> Option<&str> {
+        if WITHOUT_PORT.contains(&self.protocol()) {
+            return None;
+        }
+        let (host, _) = self.target().rsplit_once(':')?;
+        Some(host.trim_start_matches('[').trim_end_matches(']'))
+    }
+
+    /// The port; `None` for protocols without one.
+    pub fn port(&self) -> Option<u16> {
+        self.host().map(|_| self.port)
+    }
+
+    /// Whether the host is `0.0.0.0` or `::`, which can be bound but not dialled by others.
+    pub fn is_unspecified(&self) -> bool {
+        matches!(self.host(), Some("0.0.0.0" | "::"))
+    }
+
+    fn parse(text: &str, to_bind: bool) -> Result<Self, InvalidAddress> {
+        let invalid = |reason| InvalidAddress {
+            // What is shown of a wrong address is bounded: it may come from a hostile peer.
+            address: text.chars().take(MAX_LEN).collect(),
+            reason,
+        };
+        if text.len() > MAX_LEN {
+            return Err(invalid("longer than 512 bytes"));
+        }
+        if text.chars().any(|c| c == ',' || c.is_control() || c.is_whitespace()) {
+            return Err(invalid("a comma, white space or control character"));
+        }
+        let (protocol, target) = text.split_once('@').ok_or_else(|| invalid("no `protocol@`"))?;
+        if !is_protocol(protocol) {
+            return Err(invalid("the protocol is not [a-z][a-z0-9+.-]*"));
+        }
+        let port = match protocol {
+            "unix" => check_path(target).map(|()| 0),
+            "mem" if target.is_empty() => Err("an empty name"),
+            "mem" => Ok(0),
+            _ => check_host_and_port(target, to_bind),
+        }
+        .map_err(invalid)?;
+        Ok(Self { text: text.into(), target: protocol.len() + 1, port })
+    }
+}
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text, false)
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = InvalidAddress;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl TryFrom<&str> for Address {
+    type Error = InvalidAddress;
+
+    fn try_from(text: &str) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> Self {
+        address.as_str().to_owned()
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn is_protocol(protocol: &str) -> bool {
+    protocol.starts_with(|c: char| c.is_ascii_lowercase())
+        && protocol.bytes().all(|b| {
+            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'+' | b'.' | b'-')
+        })
+}
+
+fn check_path(path: &str) -> Result<(), &'static str> {
+    if !path.starts_with('/') {
+        return Err("the path is not absolute");
+    }
+    if path.split('/').any(|part| part == "..") {
+        return Err("the path contains `..`");
+    }
+    Ok(())
+}
+
+fn check_host_and_port(target: &str, to_bind: bool) -> Result<u16, &'static str> {
+    let (host, port) = target.rsplit_once(':').ok_or("no port")?;
+    if let Some(inner) = host.strip_prefix('[') {
+        let inner = inner.strip_suffix(']').ok_or("an unclosed `[`")?;
+        inner.parse::<Ipv6Addr>().map_err(|_| "no IPv6 address between the brackets")?;
+    } else if host.is_empty() {
+        return Err("an empty host");
+    } else if host.contains('@') {
+        return Err("user information");
+    } else if host.contains(':') {
+        return Err("an IPv6 host without brackets");
+    } else if !host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
+        return Err("a character that no host name has");
+    }
+    if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
+        return Err("the port is no number");
+    }
+    match port.parse::<u16>() {
+        Ok(0) if to_bind => Ok(0),
+        Ok(0) => Err("port 0"),
+        Ok(port) => Ok(port),
+        Err(_) => Err("a port above 65535"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_an_address() {
+        let v4: Address = "tcp@127.0.0.1:7001".parse().unwrap();
+        assert_eq!((v4.protocol(), v4.host(), v4.port()), ("tcp", Some("127.0.0.1"), Some(7001)));
+        let v6: Address = "tcp@[::1]:7001".parse().unwrap();
+        assert_eq!((v6.host(), v6.port(), v6.is_unspecified()), (Some("::1"), Some(7001), false));
+        assert!("tcp@[::]:7001".parse::<Address>().unwrap().is_unspecified());
+        let unix: Address = "unix@/run/foo.sock".parse().unwrap();
+        assert_eq!((unix.host(), unix.port(), unix.target()), (None, None, "/run/foo.sock"));
+        let unknown: Address = "quic@example.org:1".parse().unwrap();
+        assert_eq!(unknown.protocol(), "quic");
+    }
+
+    #[test]
+    fn what_is_no_address_says_why() {
+        for (text, reason) in [
+            ("nonsense", "no `protocol@`"),
+            ("@a:1", "the protocol is not [a-z][a-z0-9+.-]*"),
+            ("tcp@", "no port"),
+            ("tcp@:1", "an empty host"),
+            ("tcp@a", "no port"),
+            ("tcp@a:", "the port is no number"),
+            ("tcp@a:0", "port 0"),
+            ("tcp@a:65536", "a port above 65535"),
+            ("tcp@a:+1", "the port is no number"),
+            ("tcp@u@a:1", "user information"),
+            ("tcp@::1:1", "an IPv6 host without brackets"),
+            ("tcp@[::1:1", "an unclosed `[`"),
+            ("tcp@a:1,tcp@b:2", "a comma, white space or control character"),
+            ("tcp@a\n:1", "a comma, white space or control character"),
+            ("tcp@a/b:1", "a character that no host name has"),
+            ("unix@rel", "the path is not absolute"),
+            ("unix@/a/../b", "the path contains `..`"),
+        ] {
+            assert_eq!(text.parse::<Address>().unwrap_err().reason(), reason, "{text:?}");
+        }
+        assert_eq!(Address::to_bind("tcp@127.0.0.1:0").unwrap().port(), Some(0));
+    }
+}

@@ -1,0 +1,189 @@
+//! The door through which an instance makes itself known.
+
+mod registrar;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+pub use self::registrar::{Registrar, RegistrarBuilder, RegistrarStats};
+use crate::error::BoxError;
+use crate::instance::{Instance, ServiceName};
+
+/// The lease that a registration asks for if it names none.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
+
+/// Where instances make themselves known: the verbs of one backend.
+///
+/// # Contract
+/// - `register` is an idempotent upsert by (service, id, epoch): the same epoch again is a renewal,
+///   a higher one replaces, a lower one fails with [`RegistryErrorKind::StaleEpoch`]. Within a
+///   service an address has one holder: the newer registration replaces the older.
+/// - Once `register` returns, a `resolve` of the same backend sees the instance within the
+///   granularity that the backend states.
+/// - A registration that is not renewed vanishes after its TTL, never before it.
+/// - `renew` answers one result for each of `held`, in order. A lease that the registry does not
+///   know is [`Renewal::Lost`], a value and not an error; it does not register again.
+/// - `deregister` of what is not there succeeds.
+/// - One try per call: repetition, backoff and jitter live in the [`Registrar`].
+///
+/// # Cancellation
+/// Dropping a future leaves it open whether the verb took effect. All three may be repeated.
+///
+/// # Errors
+/// [`RegistryErrorKind::Unavailable`] is worth repeating; every other kind fails the same way
+/// again until something changes.
+///
+/// # Implementing
+/// `&self` everywhere: an implementation is shared. A client library's own keepalive is allowed if
+/// the value owns it and ends it when dropped.
+#[async_trait]
+pub trait Registry: Send + Sync + 'static {
+    /// Makes an instance known, or renews it.
+    async fn register(&self, registration: &Registration) -> Result<Lease, RegistryError>;
+
+    /// Keeps registrations alive, many at once, each with its full state.
+    async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>>;
+
+    /// Takes registrations back.
+    async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError>;
+}
+
+#[async_trait]
+impl<R: Registry + ?Sized> Registry for Arc<R> {
+    async fn register(&self, registration: &Registration) -> Result<Lease, RegistryError> {
+        (**self).register(registration).await
+    }
+
+    async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
+        (**self).renew(held).await
+    }
+
+    async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
+        (**self).deregister(held).await
+    }
+}
+
+/// What an instance asks of a registry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Registration {
+    /// The service that the instance offers.
+    pub service: ServiceName,
+    /// The instance, with its full state.
+    pub instance: Instance,
+    /// The lease asked for; the registry may grant less.
+    pub ttl: Duration,
+}
+
+impl Registration {
+    /// A registration with the default TTL of 15 s.
+    pub fn new(service: ServiceName, instance: Instance) -> Self {
+        Self { service, instance, ttl: DEFAULT_TTL }
+    }
+
+    /// Sets the lease asked for. Default: 15 s.
+    #[must_use]
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+}
+
+/// What a registry granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The registry's name for it; empty where the registry has none.
+    pub id: Arc<str>,
+    /// How long it holds without renewal. `None`: the registry does not say, so the TTL asked for
+    /// is taken.
+    pub ttl: Option<Duration>,
+}
+
+impl Lease {
+    /// A lease of this name and duration.
+    pub fn new(id: impl Into<Arc<str>>, ttl: Option<Duration>) -> Self {
+        Self { id: id.into(), ttl }
+    }
+}
+
+/// A registration with the lease that keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// What was registered, with its full state as of now.
+    pub registration: Registration,
+    /// What was granted for it.
+    pub lease: Lease,
+}
+
+/// What became of a lease that was to be renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Renewal {
+    /// It holds for a full TTL from now.
+    Renewed,
+    /// The registry does not know it: expired, or the registry forgot. Register again.
+    Lost,
+}
+
+/// Why a registry could not do as asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{kind}: {message}")]
+pub struct RegistryError {
+    kind: RegistryErrorKind,
+    message: String,
+    #[source]
+    source: Option<BoxError>,
+}
+
+/// The kinds of a [`RegistryError`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegistryErrorKind {
+    /// Not reachable, or not able right now: try again.
+    #[error("registry unavailable")]
+    Unavailable,
+    /// The same id is registered with a higher epoch.
+    #[error("stale epoch")]
+    StaleEpoch {
+        /// The epoch that the registry holds.
+        held: u64,
+    },
+    /// The registration breaks a rule of the registry.
+    #[error("invalid registration")]
+    Invalid,
+    /// The caller may not.
+    #[error("not allowed")]
+    NotAllowed,
+}
+
+impl RegistryError {
+    /// An error of this kind, with the reason in words.
+    pub fn new(kind: RegistryErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// An error worth repeating.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(RegistryErrorKind::Unavailable, message)
+    }
+
+    /// Adds what caused it.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<BoxError>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> RegistryErrorKind {
+        self.kind
+    }
+
+    /// The reason in words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}

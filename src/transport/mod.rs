@@ -1,0 +1,185 @@
+//! Bytes in, bytes out: the only place that opens sockets.
+
+mod memory;
+mod net;
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+pub use self::memory::Memory;
+pub use self::net::Net;
+use crate::instance::Address;
+
+/// A way to open and accept connections: real sockets ([`Net`]), or a network in memory
+/// ([`Memory`]).
+///
+/// # Cancellation
+/// Dropping `connect` closes what it opened; dropping `bind` leaves nothing bound.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// Whether it speaks an address's protocol; instances at other addresses are skipped.
+    fn speaks(&self, protocol: &str) -> bool;
+
+    /// Opens a connection. No timeout of its own: the caller has one.
+    async fn connect(&self, address: &Address) -> io::Result<Stream>;
+
+    /// Binds an address, whose port may be 0; the listener tells the one it got.
+    async fn bind(&self, address: &Address) -> io::Result<Listener>;
+}
+
+#[async_trait]
+impl<T: Transport + ?Sized> Transport for Arc<T> {
+    fn speaks(&self, protocol: &str) -> bool {
+        (**self).speaks(protocol)
+    }
+
+    async fn connect(&self, address: &Address) -> io::Result<Stream> {
+        (**self).connect(address).await
+    }
+
+    async fn bind(&self, address: &Address) -> io::Result<Listener> {
+        (**self).bind(address).await
+    }
+}
+
+/// What a stream is made of.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
+
+/// One open connection.
+pub struct Stream {
+    io: Box<dyn Io>,
+    peer: Peer,
+}
+
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Peer {
+    /// The address it comes from, as text without a port: what caps per address count. Empty where
+    /// there is none (unix sockets).
+    pub host: Arc<str>,
+    /// Who it proved to be (TLS); `None` where the transport proves nothing.
+    pub identity: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// A peer at this host, unproven.
+    pub fn new(host: impl Into<Arc<str>>) -> Self {
+        Self { host: host.into(), identity: None }
+    }
+}
+
+impl Stream {
+    /// Wraps an open connection.
+    pub fn new(io: impl Io, peer: Peer) -> Self {
+        Self { io: Box::new(io), peer }
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.io).poll_write_vectored(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_shutdown(cx)
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("peer", &self.peer).finish()
+    }
+}
+
+/// Accepts connections; dropping it unbinds.
+#[async_trait]
+pub trait Accept: Send + 'static {
+    /// The next connection. Dropping the future loses none.
+    async fn accept(&mut self) -> io::Result<Stream>;
+}
+
+/// A bound address that accepts connections. Dropping it unbinds.
+pub struct Listener {
+    accept: Box<dyn Accept>,
+    address: Address,
+}
+
+impl Listener {
+    /// Binds real sockets: `tcp@127.0.0.1:0`, `unix@/run/foo.sock`.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the text is no address, else what the system says.
+    pub async fn bind(address: &str) -> io::Result<Self> {
+        let address = Address::to_bind(address)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        Net::default().bind(&address).await
+    }
+
+    /// Wraps what accepts, with the address that clients dial.
+    pub fn new(accept: impl Accept, address: Address) -> Self {
+        Self { accept: Box::new(accept), address }
+    }
+
+    /// The address as bound: never port 0.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The next connection. Dropping the future loses none.
+    ///
+    /// # Errors
+    /// What the system says, such as too many open files: none of them ends the listener.
+    pub async fn accept(&mut self) -> io::Result<Stream> {
+        self.accept.accept().await
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("address", &self.address).finish()
+    }
+}

@@ -1,0 +1,150 @@
+//! Real sockets: TCP and, on Unix, Unix domain sockets.
+
+use std::io;
+use std::net::SocketAddr;
+
+use async_trait::async_trait;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Accept, Listener, Peer, Stream, Transport};
+use crate::instance::Address;
+
+/// Real sockets: `tcp@host:port` and, on Unix, `unix@/path`.
+///
+/// TCP connections have Nagle's algorithm off: frames are batched above this seam.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct Net {}
+
+#[async_trait]
+impl Transport for Net {
+    fn speaks(&self, protocol: &str) -> bool {
+        protocol == "tcp" || (cfg!(unix) && protocol == "unix")
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "this is the one place that opens sockets")]
+    async fn connect(&self, address: &Address) -> io::Result<Stream> {
+        match address.protocol() {
+            "tcp" => {
+                let stream = TcpStream::connect(address.target()).await?;
+                stream.set_nodelay(true)?;
+                Ok(tcp(stream, None))
+            }
+            #[cfg(unix)]
+            "unix" => {
+                let stream = tokio::net::UnixStream::connect(address.target()).await?;
+                Ok(Stream::new(stream, Peer::default()))
+            }
+            other => Err(not_spoken(other)),
+        }
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "this is the one place that opens sockets")]
+    async fn bind(&self, address: &Address) -> io::Result<Listener> {
+        match address.protocol() {
+            "tcp" => {
+                let listener = TcpListener::bind(address.target()).await?;
+                let bound = named(address, listener.local_addr()?)?;
+                Ok(Listener::new(Tcp(listener), bound))
+            }
+            #[cfg(unix)]
+            "unix" => Ok(Listener::new(unix::bind(address.target())?, address.clone())),
+            other => Err(not_spoken(other)),
+        }
+    }
+}
+
+struct Tcp(TcpListener);
+
+#[async_trait]
+impl Accept for Tcp {
+    async fn accept(&mut self) -> io::Result<Stream> {
+        let (stream, from) = self.0.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok(tcp(stream, Some(from)))
+    }
+}
+
+fn tcp(stream: TcpStream, from: Option<SocketAddr>) -> Stream {
+    let peer = from.or_else(|| stream.peer_addr().ok());
+    let host = peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
+    Stream::new(stream, Peer::new(host))
+}
+
+/// The address as asked for, with the port that the system gave: a host name stays a host name.
+fn named(asked: &Address, bound: SocketAddr) -> io::Result<Address> {
+    if asked.port() != Some(0) {
+        return Ok(asked.clone());
+    }
+    let (host, _) = asked.target().rsplit_once(':').unwrap_or((asked.target(), ""));
+    format!("tcp@{host}:{}", bound.port())
+        .parse()
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+fn not_spoken(protocol: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        format!("this build does not speak {protocol:?}"),
+    )
+}
+
+#[cfg(unix)]
+mod unix {
+    //! Unix domain sockets, whose file goes with the listener.
+
+    use std::io;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    use std::path::PathBuf;
+
+    use async_trait::async_trait;
+    use tokio::net::{UnixListener, UnixStream};
+
+    use crate::transport::{Accept, Peer, Stream};
+
+    pub(super) struct Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        /// The file that `bind` made: another process may have replaced it since.
+        inode: u64,
+    }
+
+    /// Binds `path`. A socket file that nobody listens on any more, as a killed process leaves
+    /// behind, is replaced; a live one is an error.
+    pub(super) fn bind(path: &str) -> io::Result<Unix> {
+        let path = PathBuf::from(path);
+        let listener = match UnixListener::bind(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(&path) => {
+                std::fs::remove_file(&path)?;
+                UnixListener::bind(&path)?
+            }
+            bound => bound?,
+        };
+        let inode = std::fs::metadata(&path)?.ino();
+        Ok(Unix { listener, path, inode })
+    }
+
+    fn is_abandoned(path: &PathBuf) -> bool {
+        let is_socket = std::fs::metadata(path).is_ok_and(|file| file.file_type().is_socket());
+        let refused = std::os::unix::net::UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        is_socket && refused
+    }
+
+    #[async_trait]
+    impl Accept for Unix {
+        async fn accept(&mut self) -> io::Result<Stream> {
+            let (stream, _): (UnixStream, _) = self.listener.accept().await?;
+            Ok(Stream::new(stream, Peer::default()))
+        }
+    }
+
+    impl Drop for Unix {
+        fn drop(&mut self) {
+            if std::fs::metadata(&self.path).is_ok_and(|file| file.ino() == self.inode) {
+                // Nothing can be done about a failure here, and the next bind copes with the file.
+                let _ = std::fs::remove_file(&self.path);
+            }
+        }
+    }
+}
