@@ -18,6 +18,7 @@ pub use self::codec::{Codec, CodecError, CodecId, CustomCodec};
 pub use self::metadata::{InvalidMetadata, Metadata};
 pub use self::method::{InvalidMethod, MethodName};
 use crate::error::{Error, Fate, Kind};
+use crate::instance::Address;
 
 /// One request of a user: a method, its encoded arguments, and how it is to be made.
 ///
@@ -43,6 +44,8 @@ pub struct Call {
     pub idempotent: bool,
     /// What consistent hashing hashes. Default: none.
     pub hash_key: Option<u64>,
+    /// The one instance that the call is for: no other is tried. Default: any.
+    pub only: Option<Address>,
     /// Whether an empty acknowledgement that the handler has started is answer enough. Default: no.
     pub notify: bool,
 }
@@ -60,6 +63,7 @@ impl Call {
             attempt_timeout: None,
             idempotent: false,
             hash_key: None,
+            only: None,
             notify: false,
         }
     }
@@ -144,6 +148,21 @@ impl Call {
     #[must_use]
     pub fn hash_key(mut self, key: impl AsRef<[u8]>) -> Self {
         self.hash_key = Some(hash_of(key.as_ref()));
+        self
+    }
+
+    /// Names the one instance that the call is for: no other is tried. Default: any.
+    #[must_use]
+    pub fn only(mut self, address: Address) -> Self {
+        self.only = Some(address);
+        self
+    }
+
+    /// Says whether an empty acknowledgement that the handler has started is answer enough.
+    /// Default: false.
+    #[must_use]
+    pub fn notify(mut self, notify: bool) -> Self {
+        self.notify = notify;
         self
     }
 }

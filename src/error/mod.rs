@@ -46,6 +46,16 @@ impl Error {
         }))
     }
 
+    /// An error that a server answered with.
+    pub(crate) fn answered(kind: Kind, execution: Execution, message: String) -> Self {
+        let fate = match execution {
+            Execution::Executed => Fate::Failed,
+            Execution::MaybeExecuted => Fate::HandlerDropped,
+            Execution::Rejected | Execution::NotSent => Fate::Refused,
+        };
+        Self::new(kind, fate, message)
+    }
+
     /// The kind of failure, in the vocabulary of gRPC's status codes.
     pub fn kind(&self) -> Kind {
         self.0.kind

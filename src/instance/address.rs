@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// The longest address, in bytes.
-pub const MAX_LEN: usize = 512;
+pub(super) const MAX_LEN: usize = 512;
 
 /// Protocols whose target is a name or path instead of a host and a port.
 const WITHOUT_PORT: [&str; 2] = ["unix", "mem"];

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 /// The longest name of a service, in bytes.
-pub const MAX_LEN: usize = 128;
+pub(super) const MAX_LEN: usize = 128;
 
 /// The name of a service: 1 to 128 of `[A-Za-z0-9_.-]`, starting with a letter. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,0 +1,93 @@
+//! What does `srpc list` show?
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use srpc::backend::memory::Entry;
+use srpc::instance::Health;
+
+use crate::args::{self, Shared};
+use crate::exit::Exit;
+use crate::output::{self, Format};
+use crate::target;
+
+/// Lists the instances that the registry knows. None is an empty list, not a failure.
+pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> {
+    let registry = target::registry(shared.required_registry()?, shared.timeout)?;
+    let listing = registry.list(args.service.as_ref()).await.map_err(|error| Exit::from(&error))?;
+    let rows: Vec<Row<'_>> = listing.entries.iter().map(Row::of).collect();
+    match shared.output {
+        Format::Json => output::print_json(&rows),
+        Format::Jsonl => rows.iter().try_for_each(output::print_json),
+        Format::Name => rows.iter().try_for_each(|row| output::print(row.address)),
+        Format::Table | Format::Wide => {
+            if listing.warming {
+                output::note("the registry has just started: instances may still be coming back");
+            }
+            output::print(&table(&rows, shared.output == Format::Wide))
+        }
+    }
+}
+
+/// One instance of one service.
+#[derive(Serialize)]
+struct Row<'a> {
+    /// `null`: registered under no name.
+    service: Option<&'a str>,
+    id: &'a str,
+    address: &'a str,
+    health: Health,
+    weight: u32,
+    zone: Option<&'a str>,
+    version: Option<&'a str>,
+    /// `null`: never, or the registry does not say.
+    expires_in_ms: Option<u64>,
+    metadata: &'a BTreeMap<String, String>,
+}
+
+impl<'a> Row<'a> {
+    fn of(entry: &'a Entry) -> Self {
+        let instance = &entry.instance;
+        Self {
+            service: entry.service.as_ref().map(|service| service.as_str()),
+            id: instance.id.as_str(),
+            address: instance.address.as_str(),
+            health: instance.health,
+            weight: instance.weight,
+            zone: instance.zone.as_deref(),
+            version: instance.version.as_deref(),
+            expires_in_ms: entry.expires_in.map(milliseconds),
+            metadata: &instance.metadata,
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn table(rows: &[Row<'_>], wide: bool) -> String {
+    let mut header = vec!["SERVICE", "ADDRESS", "HEALTH", "WEIGHT", "ZONE", "EXPIRES"];
+    if wide {
+        header.extend(["ID", "VERSION", "METADATA"]);
+    }
+    let or_dash = |text: Option<&str>| text.unwrap_or("-").to_owned();
+    let cells = |row: &Row<'_>| {
+        let mut cells = vec![
+            or_dash(row.service),
+            row.address.to_owned(),
+            row.health.to_string(),
+            row.weight.to_string(),
+            or_dash(row.zone),
+            row.expires_in_ms.map_or("-".to_owned(), |ms| format!("{:.1}s", ms as f64 / 1e3)),
+        ];
+        if wide {
+            let metadata: Vec<String> =
+                row.metadata.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            cells.extend([row.id.to_owned(), or_dash(row.version), metadata.join(",")]);
+        }
+        cells
+    };
+    output::table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}

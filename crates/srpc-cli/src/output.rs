@@ -1,0 +1,132 @@
+//! How does output reach its reader: data on stdout, all else on stderr?
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::exit::Exit;
+
+/// The form of the data on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// One JSON value
+    Json,
+    /// One JSON value a line
+    Jsonl,
+    /// Addresses only, one a line
+    Name,
+    /// The table with all columns
+    Wide,
+}
+
+impl Format {
+    /// Whether the reader is a program that parses JSON.
+    pub(crate) fn is_json(self) -> bool {
+        matches!(self, Self::Json | Self::Jsonl)
+    }
+}
+
+/// Prints data and a line's end, at once: whoever waits for a first line gets it.
+pub(crate) fn print(text: &str) -> Result<(), Exit> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.write_all(b"\n"))
+        .and_then(|()| stdout.flush());
+    written.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Exit::unread(),
+        _ => Exit::failed(format!("standard output: {error}")),
+    })
+}
+
+/// Prints a value as one line of JSON.
+pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> Result<(), Exit> {
+    let text = serde_json::to_string(value)
+        .map_err(|error| Exit::failed(format!("no JSON for the output: {error}")))?;
+    print(&text)
+}
+
+/// A server's first line.
+pub(crate) fn print_listening(format: Format, at: &str) -> Result<(), Exit> {
+    #[derive(Serialize)]
+    struct Listening<'a> {
+        listening: &'a str,
+    }
+    if format.is_json() {
+        print_json(&Listening { listening: at })
+    } else {
+        print(&format!("listening on {at}"))
+    }
+}
+
+/// Says something beside the data.
+pub(crate) fn note(text: &str) {
+    // There is nobody left to tell that nobody can be told.
+    let _ = writeln!(io::stderr(), "srpc: {}", printable(text));
+}
+
+/// Columns aligned by spaces, without a line's end at the end. An empty header is left out.
+pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let header: Vec<String> = header.iter().map(|&name| name.to_owned()).collect();
+    let lines: Vec<Vec<String>> = (!header.is_empty())
+        .then_some(&header)
+        .into_iter()
+        .chain(rows)
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            let cells = lines.iter().filter_map(|line| line.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let lines: Vec<String> = lines
+        .iter()
+        .map(|line| {
+            let mut text = String::new();
+            for (cell, &width) in line.iter().zip(&widths) {
+                // Writing to a string cannot fail.
+                let _ = write!(text, "{cell:width$}  ");
+            }
+            text.truncate(text.trim_end().len());
+            text
+        })
+        .collect();
+    lines.join("\n")
+}
+
+/// Text that may come from a peer, made harmless to a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_peers_cannot_steer_the_terminal() {
+        let rows = vec![
+            vec!["tcp@a:1".to_owned(), "up".to_owned()],
+            vec!["\u{1b}[2J".to_owned(), "draining".to_owned()],
+        ];
+        assert_eq!(
+            table(&["ADDRESS", "HEALTH"], &rows),
+            "ADDRESS    HEALTH\ntcp@a:1    up\n\\u{1b}[2J  draining"
+        );
+        assert_eq!(table(&[], &[]), "");
+    }
+}

@@ -1,0 +1,156 @@
+//! What does TARGET mean, and by which list of instances is it reached?
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::value::RawValue;
+use srpc::backend::http::HttpRegistry;
+use srpc::backend::static_list::StaticList;
+use srpc::call::MethodName;
+use srpc::discovery::{Discovery, Resolver, SnapshotStatus};
+use srpc::instance::ServiceName;
+use srpc::selector::ConsistentHash;
+use srpc::transport::{Net, Transport};
+use tokio::time::{Instant, timeout_at};
+
+use crate::args::Shared;
+use crate::exit::Exit;
+
+/// The limit of a registry request where `--timeout` is the call's.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// More than any service takes; what is read of an argument ends there.
+const LARGEST_ARGUMENT: u64 = 64 * 1024 * 1024;
+
+/// What a call is aimed at.
+pub(crate) struct Target {
+    service: ServiceName,
+    /// The method's full name.
+    method: String,
+    discovery: Arc<dyn Discovery>,
+}
+
+impl Target {
+    /// Reads TARGET, an address if it contains an `@` and else a service's name, and METHOD, which
+    /// needs no service if TARGET names it.
+    pub(crate) fn parse(shared: &Shared, target: &str, method: &str) -> Result<Self, Exit> {
+        if target.contains('@') {
+            let list = StaticList::parse(target).map_err(usage)?;
+            let service = MethodName::parse(method).map_err(usage)?.service;
+            return Ok(Self {
+                service: service.parse().map_err(usage)?,
+                method: method.to_owned(),
+                discovery: Arc::new(list),
+            });
+        }
+        let service: ServiceName = target.parse().map_err(usage)?;
+        let method = if MethodName::is_valid_part(method) {
+            format!("{service}.{method}")
+        } else {
+            method.to_owned()
+        };
+        MethodName::parse(&method).map_err(usage)?;
+        let registry = registry(shared.required_registry()?, REGISTRY_TIMEOUT)?;
+        Ok(Self { service, method, discovery: Arc::new(registry) })
+    }
+
+    /// The method's full name.
+    pub(crate) fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// The list of instances, kept up to date; `by_hash_key` chooses among them by the call's key.
+    pub(crate) fn resolver(&self, by_hash_key: bool) -> Resolver {
+        let sockets = Net::default();
+        let builder = Resolver::builder(self.service.clone(), Arc::clone(&self.discovery))
+            .speaks(move |protocol| sockets.speaks(protocol));
+        if by_hash_key {
+            builder.selector(ConsistentHash::default()).build()
+        } else {
+            builder.build()
+        }
+    }
+}
+
+/// The client of a registry.
+pub(crate) fn registry(urls: &str, timeout: Duration) -> Result<HttpRegistry, Exit> {
+    HttpRegistry::builder(urls).timeout(timeout).build().map_err(usage)
+}
+
+/// Waits until `deadline` for the first list, and then up to `patience` for an instance on it;
+/// tells why there is none to call.
+pub(crate) async fn first_instance(
+    resolver: &Resolver,
+    deadline: Instant,
+    patience: Duration,
+) -> Result<(), Exit> {
+    // What ended the waiting, here and below, is seen in the snapshot.
+    let _ = timeout_at(deadline, resolver.first()).await;
+    match usable(resolver) {
+        Err(exit) if exit.is_no_service() => {}
+        known => return known,
+    }
+    let left = deadline.saturating_duration_since(Instant::now());
+    let _ = resolver.ready(left.min(patience)).await;
+    usable(resolver)
+}
+
+/// Whether the list as it is now has an instance to call.
+fn usable(resolver: &Resolver) -> Result<(), Exit> {
+    let service = resolver.service();
+    let snapshot = resolver.snapshot();
+    if snapshot.endpoints.iter().any(|endpoint| endpoint.is_ready()) {
+        return Ok(());
+    }
+    if !snapshot.endpoints.is_empty() {
+        return Err(Exit::no_instance(format!("no instance of {service} takes calls")));
+    }
+    if snapshot.skipped > 0 {
+        return Err(Exit::no_instance(format!(
+            "the {} instances of {service} speak protocols that this build lacks",
+            snapshot.skipped
+        )));
+    }
+    let stats = resolver.stats();
+    let answered = match snapshot.status {
+        SnapshotStatus::Pending => stats.resolved > 0 || stats.updates > 0,
+        SnapshotStatus::Failed => false,
+        _ => true,
+    };
+    if answered {
+        return Err(Exit::no_service(format!("no instance of {service} is registered")));
+    }
+    Err(match &snapshot.last_error {
+        Some(error) => Exit::from(&**error),
+        None => Exit::registry("the registry has not answered in time"),
+    })
+}
+
+/// Reads the argument of a call: JSON, `@file`, or `-` for standard input.
+pub(crate) fn argument(text: &str) -> Result<Box<RawValue>, Exit> {
+    let json = match text.strip_prefix('@') {
+        Some(path) => {
+            let file = File::open(path).map_err(|error| usage(format!("{path}: {error}")))?;
+            read(file).map_err(|error| usage(format!("{path}: {error}")))?
+        }
+        None if text == "-" => {
+            read(io::stdin().lock()).map_err(|error| usage(format!("standard input: {error}")))?
+        }
+        None => text.to_owned(),
+    };
+    serde_json::from_str(&json).map_err(|error| usage(format!("the argument is no JSON: {error}")))
+}
+
+fn read(from: impl Read) -> io::Result<String> {
+    let mut text = String::new();
+    from.take(LARGEST_ARGUMENT + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST_ARGUMENT {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "larger than 64 MiB"));
+    }
+    Ok(text)
+}
+
+fn usage(error: impl std::fmt::Display) -> Exit {
+    Exit::usage(error.to_string())
+}

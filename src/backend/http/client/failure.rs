@@ -1,0 +1,148 @@
+//! Why a registry gave no answer that can be used.
+
+use std::fmt;
+
+use super::api::{self, Problem};
+use crate::discovery::{DiscoveryError, DiscoveryErrorKind};
+use crate::error::BoxError;
+use crate::registry::{RegistryError, RegistryErrorKind};
+
+/// One private error, with one conversion to each door's.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No answer, or one that puts off.
+    Unavailable { message: String, source: Option<BoxError> },
+    /// An answer that is none: garbage, a page, the wrong shape.
+    Nonsense(String),
+    /// A registry's own words.
+    Problem(Box<Problem>),
+}
+
+impl Failure {
+    pub(super) fn unavailable(message: impl Into<String>) -> Self {
+        Self::Unavailable { message: message.into(), source: None }
+    }
+
+    pub(super) fn because(message: impl fmt::Display, source: impl Into<BoxError>) -> Self {
+        let source = source.into();
+        Self::Unavailable { message: format!("{message}: {source}"), source: Some(source) }
+    }
+
+    /// Whether another registry would answer the same: it is not asked then.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Problem(problem) if !is_temporary(problem))
+    }
+
+    /// The same failure for one more lease.
+    pub(super) fn registry_error(&self) -> RegistryError {
+        RegistryError::new(self.registry_kind(), self.to_string())
+    }
+
+    fn registry_kind(&self) -> RegistryErrorKind {
+        match self {
+            Self::Problem(problem) => registry_kind(problem),
+            // A page in place of an answer comes from something that stands in for the registry
+            // until it is back.
+            Self::Unavailable { .. } | Self::Nonsense(_) => RegistryErrorKind::Unavailable,
+        }
+    }
+
+    fn source(self) -> Option<BoxError> {
+        match self {
+            Self::Unavailable { source, .. } => source,
+            Self::Nonsense(_) | Self::Problem(_) => None,
+        }
+    }
+}
+
+fn registry_kind(problem: &Problem) -> RegistryErrorKind {
+    match (problem.status, problem.held_epoch) {
+        (409, held) if problem.kind == api::STALE_EPOCH => {
+            RegistryErrorKind::StaleEpoch { held: held.unwrap_or(u64::MAX) }
+        }
+        (401 | 403, _) => RegistryErrorKind::NotAllowed,
+        _ if is_temporary(problem) => RegistryErrorKind::Unavailable,
+        _ => RegistryErrorKind::Invalid,
+    }
+}
+
+fn is_temporary(problem: &Problem) -> bool {
+    matches!(problem.status, 408 | 429 | 500..)
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable { message, .. } | Self::Nonsense(message) => f.write_str(message),
+            Self::Problem(problem) if problem.detail.is_empty() => {
+                write!(f, "{} ({})", problem.title, problem.status)
+            }
+            Self::Problem(problem) => {
+                write!(f, "{}: {} ({})", problem.title, problem.detail, problem.status)
+            }
+        }
+    }
+}
+
+impl From<Failure> for RegistryError {
+    fn from(failure: Failure) -> Self {
+        let error = failure.registry_error();
+        match failure.source() {
+            Some(source) => error.because(source),
+            None => error,
+        }
+    }
+}
+
+impl From<Failure> for DiscoveryError {
+    fn from(failure: Failure) -> Self {
+        let kind = match (&failure, failure.registry_kind()) {
+            (_, RegistryErrorKind::NotAllowed) => DiscoveryErrorKind::NotAllowed,
+            (Failure::Nonsense(_), _) => DiscoveryErrorKind::Invalid,
+            (_, RegistryErrorKind::Unavailable) => DiscoveryErrorKind::Unavailable,
+            _ => DiscoveryErrorKind::Invalid,
+        };
+        let error = DiscoveryError::new(kind, failure.to_string());
+        match failure.source() {
+            Some(source) => error.because(source),
+            None => error,
+        }
+    }
+}
+
+/// The failures of one request, asked of one registry after the other.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Vec<Failure>);
+
+impl Failures {
+    pub(super) fn push(&mut self, url: &str, failure: Failure) {
+        tracing::debug!(url, %failure, "a registry failed");
+        self.0.push(match failure {
+            Failure::Unavailable { message, source } => {
+                Failure::Unavailable { message: format!("{url}: {message}"), source }
+            }
+            Failure::Nonsense(message) => Failure::Nonsense(format!("{url}: {message}")),
+            Failure::Problem(mut problem) => {
+                problem.title = format!("{url}: {}", problem.title).into();
+                Failure::Problem(problem)
+            }
+        });
+    }
+
+    /// All of them as one. The one is kept whole; of several, the texts.
+    pub(super) fn into_one(mut self) -> Failure {
+        match self.0.pop() {
+            Some(only) if self.0.is_empty() => only,
+            None => Failure::unavailable("no registry was asked"),
+            Some(last) => {
+                self.0.push(last);
+                let texts: Vec<String> = self.0.iter().map(Failure::to_string).collect();
+                let text = texts.join("; ");
+                if self.0.iter().all(|failure| matches!(failure, Failure::Nonsense(_))) {
+                    return Failure::Nonsense(text);
+                }
+                Failure::unavailable(text)
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The seed's contract, as a client of it.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use http::HeaderValue;
+
+use super::api::{self, Problem};
+use super::exchange::{Answer, Ask};
+use super::failure::Failure;
+use super::site::Site;
+use super::Found;
+use crate::backend::memory::Entry;
+use crate::instance::{Address, Instance, ServiceName};
+
+/// Registers or renews an address.
+pub(super) async fn post(
+    site: &Site,
+    service: Option<&ServiceName>,
+    address: &str,
+) -> Result<(), Failure> {
+    let header = |text: &str| {
+        HeaderValue::from_str(text)
+            .map_err(|_| Failure::Nonsense(format!("{text:?} does not fit a header")))
+    };
+    let mut ask = Ask::post(&*site.location.path).header(api::SERVERS, header(address)?);
+    if let Some(service) = service {
+        ask = ask.header(api::SERVICE, header(service.as_str())?);
+    }
+    succeeded(&site.ask(&ask, Duration::ZERO).await?)
+}
+
+/// The list. It has no revision, so that it proves nothing.
+pub(super) async fn list(site: &Site) -> Result<Found, Failure> {
+    let answer = site.ask(&Ask::get(&*site.location.path), Duration::ZERO).await?;
+    succeeded(&answer)?;
+    let mut lines = answer.headers.get_all(api::SERVERS).iter().peekable();
+    if lines.peek().is_none() {
+        let reason = "an answer without the header Srpc-servers, which is not an empty list";
+        return Err(Failure::Nonsense(reason.to_owned()));
+    }
+    let mut addresses = BTreeSet::new();
+    let mut skipped = 0_usize;
+    for line in lines {
+        let line = String::from_utf8_lossy(line.as_bytes());
+        for text in line.split(',').map(str::trim).filter(|text| !text.is_empty()) {
+            match text.parse::<Address>() {
+                Ok(address) => {
+                    addresses.insert(address);
+                }
+                Err(error) => {
+                    skipped += 1;
+                    tracing::warn!(%error, "the registry lists what is no address");
+                }
+            }
+        }
+    }
+    if skipped > 0 && addresses.is_empty() {
+        return Err(Failure::Nonsense("a list without one address that is one".to_owned()));
+    }
+    let entries = addresses.into_iter().map(|address| Entry {
+        service: None,
+        instance: Instance::at(address),
+        expires_in: None,
+    });
+    Ok(Found {
+        revision: None,
+        warming: false,
+        complete: skipped == 0,
+        entries: entries.collect(),
+    })
+}
+
+fn succeeded(answer: &Answer) -> Result<(), Failure> {
+    let status = answer.status;
+    if status.is_success() {
+        // The contract sends no pages: one comes from something that stands in the way.
+        if answer.content_type().eq_ignore_ascii_case("text/html") {
+            return Err(Failure::Nonsense("a page of HTML".to_owned()));
+        }
+        return Ok(());
+    }
+    if status.is_client_error() {
+        let detail = String::from_utf8_lossy(&answer.body).trim().chars().take(256).collect();
+        return Err(Failure::Problem(Box::new(Problem {
+            kind: Cow::Borrowed(""),
+            title: Cow::Borrowed("refused"),
+            status: status.as_u16(),
+            detail,
+            held_epoch: None,
+            results: None,
+        })));
+    }
+    Err(Failure::unavailable(format!("status {status}")))
+}

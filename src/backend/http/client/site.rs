@@ -1,0 +1,173 @@
+//! One registry, and which of the two APIs it speaks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use super::exchange::{Answer, Ask, Connections};
+use super::failure::Failure;
+use super::urls::Location;
+use super::{Found, api, seed, v1};
+use crate::instance::ServiceName;
+use crate::registry::{Held, Lease, Registration, RegistryError, Renewal};
+use crate::transport::Transport;
+
+/// How long a registry that lacks `/v1` is not asked for it by lists and renewals.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// One registry.
+pub(super) struct Site {
+    /// Its place among the URLs given.
+    pub(super) index: usize,
+    pub(super) location: Location,
+    transport: Arc<dyn Transport>,
+    timeout: Duration,
+    connections: Connections,
+    /// When `/v1` is worth asking for again; `None` while it is spoken.
+    fallback: Mutex<Option<Instant>>,
+}
+
+impl Site {
+    pub(super) fn new(
+        index: usize,
+        location: Location,
+        transport: Arc<dyn Transport>,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            index,
+            location,
+            transport,
+            timeout,
+            connections: Connections::default(),
+            fallback: Mutex::new(None),
+        }
+    }
+
+    /// Asks for `/v1` whatever is known: the registry may have been replaced by a newer one.
+    pub(super) async fn register(&self, registration: &Registration) -> Result<Lease, Failure> {
+        if let Some(lease) = v1::register(self, registration).await? {
+            return Ok(lease);
+        }
+        let address = &registration.instance.address;
+        seed::post(self, Some(&registration.service), address.as_str()).await?;
+        Ok(Lease::new("", None))
+    }
+
+    pub(super) async fn renew(
+        &self,
+        held: &[Held],
+    ) -> Result<Vec<Result<Renewal, RegistryError>>, Failure> {
+        if self.asks_v1()
+            && let Some(renewed) = v1::renew(self, held).await?
+        {
+            return Ok(renewed);
+        }
+        for Held { registration, .. } in held {
+            let address = &registration.instance.address;
+            seed::post(self, Some(&registration.service), address.as_str()).await?;
+        }
+        Ok(held.iter().map(|_| Ok(Renewal::Renewed)).collect())
+    }
+
+    /// The seed's contract has no such verb: there the entry lives until its time is over.
+    pub(super) async fn deregister(&self, held: &[Held]) -> Result<(), Failure> {
+        if self.asks_v1() {
+            v1::deregister(self, held).await?;
+        }
+        Ok(())
+    }
+
+    /// The seed's one plain list serves every service.
+    pub(super) async fn list(&self, service: Option<&ServiceName>) -> Result<Found, Failure> {
+        if self.asks_v1()
+            && let Some(found) = v1::list(self, service, None).await?
+        {
+            return Ok(found);
+        }
+        seed::list(self).await
+    }
+
+    /// The list once it differs from the revision `after`, or once the wait is over. `None`: there
+    /// is no `/v1` here.
+    pub(super) async fn changes(
+        &self,
+        service: &ServiceName,
+        after: Option<(&str, Duration)>,
+    ) -> Result<Option<Found>, Failure> {
+        v1::list(self, Some(service), after).await
+    }
+
+    pub(super) async fn ask(&self, ask: &Ask, longer: Duration) -> Result<Answer, Failure> {
+        let limit = self.timeout + longer;
+        self.connections.ask(&*self.transport, &self.location, ask, limit).await
+    }
+
+    /// Asks `/v1`. `None`: there is none here.
+    pub(super) async fn ask_v1<T: DeserializeOwned>(
+        &self,
+        ask: &Ask,
+        longer: Duration,
+    ) -> Result<Option<T>, Failure> {
+        let answer = self.ask(ask, longer).await?;
+        let read = read(&answer);
+        match &read {
+            Ok(Some(_)) | Err(Failure::Problem(_)) => self.found_v1(),
+            Ok(None) => self.lacks_v1(answer.status),
+            Err(_) => {}
+        }
+        read
+    }
+
+    fn asks_v1(&self) -> bool {
+        self.fallback.lock().is_none_or(|again| again <= Instant::now())
+    }
+
+    fn found_v1(&self) {
+        if self.fallback.lock().take().is_some() {
+            tracing::info!(url = self.location.url, "fallback left: the registry speaks /v1");
+        }
+    }
+
+    fn lacks_v1(&self, status: StatusCode) {
+        let was = self.fallback.lock().replace(Instant::now() + ASK_AGAIN);
+        if was.is_none() {
+            tracing::info!(
+                url = self.location.url,
+                status = status.as_u16(),
+                "fallback taken: the registry has no /v1, its one list serves every service"
+            );
+        }
+    }
+}
+
+/// What `/v1` answered. `None`: something else answered in its place.
+fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
+    let status = answer.status;
+    if status.is_success() {
+        return match serde_json::from_slice(&answer.body) {
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.is_data() => {
+                Err(Failure::Nonsense(format!("the answer is not what was asked for: {error}")))
+            }
+            Err(_) => Ok(None),
+        };
+    }
+    if answer.content_type().eq_ignore_ascii_case(api::PROBLEM_JSON) {
+        let mut problem: Box<api::Problem> = serde_json::from_slice(&answer.body)
+            .map_err(|error| Failure::Nonsense(format!("status {status}, and {error}")))?;
+        problem.status = status.as_u16();
+        return Err(Failure::Problem(problem));
+    }
+    match status {
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(None),
+        status if status.is_server_error() => {
+            Err(Failure::unavailable(format!("status {status}")))
+        }
+        status => Err(Failure::Nonsense(format!("status {status}"))),
+    }
+}

@@ -1,0 +1,136 @@
+//! Reads the list of registry URLs: `http://a:9999/srpc/registry,http://b:9999`.
+
+use http::Uri;
+
+use super::super::DEFAULT_PATH;
+use crate::instance::Address;
+
+/// A text is not a list of registry URLs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{url:?} is no registry URL: {reason}")]
+pub struct InvalidUrl {
+    url: String,
+    reason: String,
+}
+
+/// Where one registry is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    /// As given, for messages.
+    pub(super) url: String,
+    /// What to connect to.
+    pub(super) address: Address,
+    /// What the `Host` header says.
+    pub(super) authority: String,
+    /// Where the seed's contract is served; `/v1` is at the root.
+    pub(super) path: String,
+}
+
+/// At least one location.
+pub(super) fn parse(urls: &str) -> Result<Vec<Location>, InvalidUrl> {
+    split(urls).iter().map(|url| location(url.trim())).collect()
+}
+
+/// A comma may be part of a URL: it starts a new one only if a scheme follows.
+fn split(urls: &str) -> Vec<String> {
+    let mut split: Vec<String> = Vec::new();
+    for part in urls.split(',') {
+        match split.last_mut() {
+            Some(last) if !has_scheme(part.trim()) => {
+                last.push(',');
+                last.push_str(part);
+            }
+            _ => split.push(part.to_owned()),
+        }
+    }
+    split
+}
+
+fn has_scheme(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, _)| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
+    })
+}
+
+fn location(url: &str) -> Result<Location, InvalidUrl> {
+    let invalid = |reason: &str| InvalidUrl { url: shown(url), reason: reason.to_owned() };
+    let uri: Uri = url.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
+    match uri.scheme_str() {
+        Some("http") => {}
+        Some("https") => return Err(invalid("TLS is not built in: use http://")),
+        _ => return Err(invalid("it does not start with http://")),
+    }
+    let authority = uri.authority().ok_or_else(|| invalid("no host"))?;
+    if authority.as_str().contains('@') {
+        return Err(invalid("user information in it would be sent in the clear"));
+    }
+    if uri.query().is_some() {
+        return Err(invalid("a query: name the registry alone"));
+    }
+    // `Authority::port` is silent about a port that is none.
+    let has_port = authority.as_str().rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
+    let port = if has_port { "" } else { ":80" };
+    let address = format!("tcp@{authority}{port}").parse::<Address>();
+    let address = address.map_err(|error| invalid(error.reason()))?;
+    let path = match uri.path() {
+        "" | "/" => DEFAULT_PATH,
+        path => path,
+    };
+    Ok(Location {
+        url: url.to_owned(),
+        address,
+        authority: authority.as_str().to_owned(),
+        path: path.to_owned(),
+    })
+}
+
+/// The URL without a password that it may contain.
+fn shown(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_split_where_a_scheme_follows() {
+        let locations = parse("http://a:1/srpc/registry, http://[::1]/x,y,http://b.c").unwrap();
+        let told: Vec<_> = locations
+            .iter()
+            .map(|it| (it.address.as_str(), it.authority.as_str(), it.path.as_str()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                ("tcp@a:1", "a:1", "/srpc/registry"),
+                ("tcp@[::1]:80", "[::1]", "/x,y"),
+                ("tcp@b.c:80", "b.c", DEFAULT_PATH),
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_no_url_says_why() {
+        for (url, reason) in [
+            ("", "empty string"),
+            ("a:1", "it does not start with http://"),
+            ("/srpc/registry", "it does not start with http://"),
+            ("ftp://a", "it does not start with http://"),
+            ("https://a:1/srpc/registry", "TLS is not built in: use http://"),
+            ("http://a:0", "port 0"),
+            ("http://a:65536", "a port above 65535"),
+            ("http://u:secret@a", "user information in it would be sent in the clear"),
+            ("http://a/?x=1", "a query: name the registry alone"),
+            ("http://a:1,https://b", "TLS is not built in: use http://"),
+        ] {
+            let error = parse(url).unwrap_err();
+            assert!(error.reason.contains(reason), "{url:?}: {error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+}

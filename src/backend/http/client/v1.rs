@@ -1,0 +1,192 @@
+//! The verbs of `/v1`. Each answers `None` where there is no `/v1`.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+
+use super::api::{self, Outcome};
+use super::exchange::Ask;
+use super::failure::Failure;
+use super::site::Site;
+use super::Found;
+use crate::backend::memory::Entry;
+use crate::instance::ServiceName;
+use crate::registry::{
+    Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
+};
+
+pub(super) async fn register(
+    site: &Site,
+    registration: &Registration,
+) -> Result<Option<Lease>, Failure> {
+    let ask = post(
+        api::REGISTER,
+        &api::Register {
+            service: registration.service.clone(),
+            ttl_ms: millis(registration.ttl),
+            instance: registration.instance.clone(),
+        },
+    )?;
+    let granted = site.ask_v1::<api::Granted>(&ask, Duration::ZERO).await?;
+    Ok(granted.map(|granted| {
+        Lease::new(granted.lease_id, granted.ttl_ms.map(Duration::from_millis))
+    }))
+}
+
+pub(super) async fn renew(
+    site: &Site,
+    held: &[Held],
+) -> Result<Option<Vec<Result<Renewal, RegistryError>>>, Failure> {
+    let leases = held.iter().map(|held| api::HeldLease {
+        lease_id: Arc::clone(&held.lease.id),
+        service: held.registration.service.clone(),
+        ttl_ms: millis(held.registration.ttl),
+        instance: held.registration.instance.clone(),
+    });
+    let ask = post(api::RENEW, &api::Renew { held: leases.collect() })?;
+    let outcomes = match site.ask_v1::<api::Renewed>(&ask, Duration::ZERO).await {
+        Ok(None) => return Ok(None),
+        Ok(Some(renewed)) => renewed.results,
+        // All failed: the problem is the first one's, and the results tell each one's.
+        Err(Failure::Problem(mut problem)) => match problem.results.take() {
+            Some(results) => results,
+            None if problem.kind == api::UNKNOWN_LEASE => {
+                vec![Outcome::Lost { kind: problem.kind }; held.len()]
+            }
+            None => return Err(Failure::Problem(problem)),
+        },
+        Err(failure) => return Err(failure),
+    };
+    if outcomes.len() != held.len() {
+        let (asked, told) = (held.len(), outcomes.len());
+        return Err(Failure::Nonsense(format!("{told} results for {asked} leases")));
+    }
+    Ok(Some(outcomes.into_iter().map(renewal).collect()))
+}
+
+pub(super) async fn deregister(site: &Site, held: &[Held]) -> Result<Option<()>, Failure> {
+    let leaving = held.iter().map(|held| api::Leaving {
+        lease_id: Arc::clone(&held.lease.id),
+        service: held.registration.service.clone(),
+        id: held.registration.instance.id.clone(),
+        epoch: held.registration.instance.epoch,
+    });
+    let ask = post(api::DEREGISTER, &api::Deregister { held: leaving.collect() })?;
+    let answered = site.ask_v1::<IgnoredAny>(&ask, Duration::ZERO).await?;
+    Ok(answered.map(|IgnoredAny| ()))
+}
+
+/// The list; with `after`, once it differs from that revision or that wait is over.
+pub(super) async fn list(
+    site: &Site,
+    service: Option<&ServiceName>,
+    after: Option<(&str, Duration)>,
+) -> Result<Option<Found>, Failure> {
+    let mut target = api::INSTANCES.to_owned();
+    if let Some(service) = service {
+        // A service's name needs no escape.
+        target.push_str("?service=");
+        target.push_str(service.as_str());
+    }
+    let mut longer = Duration::ZERO;
+    if let Some((revision, wait)) = after {
+        longer = wait;
+        target.push_str("&revision=");
+        escape(revision, &mut target);
+        // Writing to a string does not fail.
+        let _ = write!(target, "&wait={}ms", wait.as_millis());
+    }
+    let answered = site.ask_v1::<Answered>(&Ask::get(target), longer).await?;
+    answered.map(Answered::found).transpose()
+}
+
+/// The answer to `GET /v1/instances`, as far as it is understood.
+#[derive(Deserialize)]
+struct Answered {
+    revision: Arc<str>,
+    #[serde(default)]
+    warming: bool,
+    instances: Vec<Item>,
+}
+
+/// A newer registry may list what this build cannot read: the rest of the list stands.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Item {
+    Known(Box<api::Listed>),
+    Unknown(IgnoredAny),
+}
+
+impl Answered {
+    fn found(self) -> Result<Found, Failure> {
+        let listed = self.instances.len();
+        let known = self.instances.into_iter().filter_map(|item| match item {
+            Item::Known(known) => Some(*known),
+            Item::Unknown(IgnoredAny) => None,
+        });
+        let entries: Vec<Entry> = known
+            .map(|known| Entry {
+                service: known.service,
+                instance: known.instance,
+                expires_in: known.expires_in_ms.map(Duration::from_millis),
+            })
+            .collect();
+        let skipped = listed - entries.len();
+        if skipped > 0 {
+            if entries.is_empty() {
+                return Err(Failure::Nonsense(format!("none of {listed} instances is readable")));
+            }
+            tracing::warn!(skipped, "instances in the registry's list cannot be read");
+        }
+        Ok(Found {
+            revision: Some(self.revision),
+            warming: self.warming,
+            complete: skipped == 0,
+            entries,
+        })
+    }
+}
+
+fn renewal(outcome: Outcome) -> Result<Renewal, RegistryError> {
+    match outcome {
+        Outcome::Renewed => Ok(Renewal::Renewed),
+        Outcome::Lost { .. } => Ok(Renewal::Lost),
+        Outcome::Error { kind, detail, held_epoch } => {
+            let kind = match (&*kind, held_epoch) {
+                (api::STALE_EPOCH, held) => {
+                    RegistryErrorKind::StaleEpoch { held: held.unwrap_or(u64::MAX) }
+                }
+                ("urn:srpc:not-allowed", _) => RegistryErrorKind::NotAllowed,
+                ("urn:srpc:invalid-registration" | "urn:srpc:invalid-request", _) => {
+                    RegistryErrorKind::Invalid
+                }
+                _ => RegistryErrorKind::Unavailable,
+            };
+            Err(RegistryError::new(kind, detail))
+        }
+    }
+}
+
+fn post(path: &str, body: &impl Serialize) -> Result<Ask, Failure> {
+    let body = serde_json::to_vec(body)
+        .map_err(|error| Failure::Nonsense(format!("this cannot be asked: {error}")))?;
+    Ok(Ask::post(path).json(body))
+}
+
+/// At least 1: 0 is no lease.
+fn millis(ttl: Duration) -> u64 {
+    u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+fn escape(text: &str, target: &mut String) {
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            target.push(char::from(byte));
+        } else {
+            let _ = write!(target, "%{byte:02X}");
+        }
+    }
+}

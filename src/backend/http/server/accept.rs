@@ -1,0 +1,220 @@
+//! Accepts connections and owns them until the last one is closed.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+
+use super::Limits;
+use super::stall::WriteTimeout;
+use crate::transport::{Listener, Stream};
+
+/// The largest head of a request, in bytes.
+const MAX_HEADER: usize = 32 * 1024;
+/// The largest read buffer of a connection, in bytes.
+const MAX_BUFFER: usize = 64 * 1024;
+/// The pause after a failed accept, doubled with each further failure.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+
+/// Serves `listener` until `shutdown` ends and its connections with it.
+pub(super) async fn run<H, F>(
+    mut listener: Listener,
+    shutdown: impl Future<Output = ()>,
+    limits: &Limits,
+    handle: H,
+) where
+    H: Fn(Request<Incoming>, Stopping) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    let (stop, stopping) = watch::channel(false);
+    let stopping = Stopping(stopping);
+    let slots = Slots::new(limits);
+    let mut connections = JoinSet::new();
+    let mut pause = MIN_PAUSE;
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut shutdown => break,
+            Some(ended) = connections.join_next() => {
+                report(ended);
+                continue;
+            }
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(stream) => {
+                pause = MIN_PAUSE;
+                let Some(slot) = slots.take(&stream.peer().host) else {
+                    tracing::debug!(peer = ?stream.peer(), "connection refused: too many");
+                    continue;
+                };
+                let (limits, handle) = (limits.clone(), handle.clone());
+                connections.spawn(connection(stream, slot, limits, handle, stopping.clone()));
+            }
+            Err(error) if is_of_one_connection(&error) => {
+                tracing::debug!(%error, "a connection ended before it was accepted");
+            }
+            Err(error) => {
+                tracing::warn!(%error, ?pause, "accepting failed");
+                tokio::select! {
+                    () = &mut shutdown => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+        }
+    }
+    drop(listener);
+    stop.send_replace(true);
+    let drained = async {
+        while let Some(ended) = connections.join_next().await {
+            report(ended);
+        }
+    };
+    if tokio::time::timeout(limits.grace, drained).await.is_err() {
+        tracing::warn!(connections = connections.len(), "cut: the grace is over");
+    }
+    connections.shutdown().await;
+}
+
+/// Tells a request that the server is stopping.
+#[derive(Clone)]
+pub(super) struct Stopping(watch::Receiver<bool>);
+
+impl Stopping {
+    /// Ends once the server stops. Dropping it is safe.
+    pub(super) async fn wait(mut self) {
+        // An error means that the server is gone, which is no reason to wait longer.
+        let _ = self.0.wait_for(|stopping| *stopping).await;
+    }
+}
+
+async fn connection<H, F>(
+    stream: Stream,
+    slot: Slot,
+    limits: Limits,
+    handle: H,
+    stopping: Stopping,
+) where
+    H: Fn(Request<Incoming>, Stopping) -> F,
+    F: Future<Output = Response<Full<Bytes>>>,
+{
+    // Given back when the connection ends, however it ends.
+    let _slot = slot;
+    let peer = stream.peer().clone();
+    let service = service_fn(|mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        let answer = handle(request, stopping.clone());
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let io = TokioIo::new(WriteTimeout::new(stream, limits.write_timeout));
+    let connection = http1::Builder::new()
+        // Without a timer the header timeout would be silently dead.
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_header_size(MAX_HEADER)
+        .max_buf_size(MAX_BUFFER)
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopping.clone().wait() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(?peer, %error, "connection ended");
+    }
+}
+
+fn report(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a request panicked: its connection is closed");
+    }
+}
+
+/// Whether an accept failed because of its connection alone, so that the next may follow at once.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// Counts open connections, in all and for each host.
+struct Slots {
+    open: Arc<Mutex<Open>>,
+    max: usize,
+    max_per_host: usize,
+}
+
+#[derive(Default)]
+struct Open {
+    all: usize,
+    by_host: HashMap<Arc<str>, usize>,
+}
+
+impl Slots {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            open: Arc::default(),
+            max: limits.max_connections,
+            max_per_host: limits.max_connections_per_host,
+        }
+    }
+
+    fn take(&self, host: &Arc<str>) -> Option<Slot> {
+        let mut open = self.open.lock();
+        if open.all >= self.max {
+            return None;
+        }
+        // A unix socket has no host to tell one peer from another by.
+        if !host.is_empty() {
+            let of_host = open.by_host.get(host).copied().unwrap_or(0);
+            if of_host >= self.max_per_host {
+                return None;
+            }
+            open.by_host.insert(Arc::clone(host), of_host + 1);
+        }
+        open.all += 1;
+        Some(Slot { open: Arc::clone(&self.open), host: Arc::clone(host) })
+    }
+}
+
+/// One open connection; its drop gives the place to another.
+struct Slot {
+    open: Arc<Mutex<Open>>,
+    host: Arc<str>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut open = self.open.lock();
+        open.all -= 1;
+        if let Some(of_host) = open.by_host.get_mut(&self.host) {
+            *of_host -= 1;
+            if *of_host == 0 {
+                open.by_host.remove(&self.host);
+            }
+        }
+    }
+}

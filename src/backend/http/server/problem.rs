@@ -1,0 +1,177 @@
+//! Why a request is refused, as `application/problem+json`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use http::header::{ALLOW, CONNECTION};
+use http::{HeaderValue, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Bytes;
+
+use super::api::{self, Outcome, Problem};
+use super::respond;
+use crate::registry::{RegistryError, RegistryErrorKind};
+
+/// What is said of a wrong request is bounded: its text comes from the peer.
+const MAX_DETAIL: usize = 512;
+
+/// A refused request.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    problem: Box<Problem>,
+    allow: Option<&'static str>,
+    /// The rest of the request is not worth reading.
+    close: bool,
+}
+
+impl Refusal {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        title: &'static str,
+        detail: impl fmt::Display,
+    ) -> Self {
+        let detail: String = detail.to_string().chars().take(MAX_DETAIL).collect();
+        let problem = Problem {
+            kind: Cow::Borrowed(kind),
+            title: Cow::Borrowed(title),
+            status: status.as_u16(),
+            detail,
+            held_epoch: None,
+            results: None,
+        };
+        Self { status, problem: Box::new(problem), allow: None, close: false }
+    }
+
+    /// The body is no JSON at all.
+    pub(super) fn not_json(detail: impl fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "urn:srpc:not-json", "The body is no JSON", detail)
+    }
+
+    /// JSON, or a query, that is not what is asked for here.
+    pub(super) fn invalid(detail: impl fmt::Display) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "urn:srpc:invalid-request", "Invalid request", detail)
+    }
+
+    /// A registration that breaks a rule.
+    pub(super) fn invalid_registration(detail: impl fmt::Display) -> Self {
+        let kind = "urn:srpc:invalid-registration";
+        Self::new(StatusCode::BAD_REQUEST, kind, "Invalid registration", detail)
+    }
+
+    pub(super) fn unreadable_body(detail: impl fmt::Display) -> Self {
+        let kind = "urn:srpc:unreadable-body";
+        Self::new(StatusCode::BAD_REQUEST, kind, "The body cannot be read", detail).closing()
+    }
+
+    pub(super) fn body_timeout() -> Self {
+        let status = StatusCode::REQUEST_TIMEOUT;
+        Self::new(status, "urn:srpc:timeout", "The body took too long", "send it at once").closing()
+    }
+
+    pub(super) fn too_large(max: usize) -> Self {
+        let detail = format!("at most {max} bytes are taken");
+        let status = StatusCode::PAYLOAD_TOO_LARGE;
+        Self::new(status, "urn:srpc:too-large", "The body is too large", detail).closing()
+    }
+
+    pub(super) fn not_json_type() -> Self {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        let detail = "the content-type must be application/json";
+        Self::new(status, "urn:srpc:unsupported-media-type", "Wrong content type", detail)
+    }
+
+    pub(super) fn method_not_allowed(allow: &'static str) -> Self {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        let detail = format!("use {allow}");
+        let refusal =
+            Self::new(status, "urn:srpc:method-not-allowed", "Method not allowed", detail);
+        Self { allow: Some(allow), ..refusal }
+    }
+
+    pub(super) fn no_such_path() -> Self {
+        let detail = "the registry serves /srpc/registry and /v1";
+        Self::new(StatusCode::NOT_FOUND, "urn:srpc:not-found", "No such path", detail)
+    }
+
+    pub(super) fn unknown_lease() -> Self {
+        let detail = "it expired, or the registry forgot it: register again";
+        Self::new(StatusCode::NOT_FOUND, api::UNKNOWN_LEASE, "Unknown lease", detail)
+    }
+
+    pub(super) fn unknown_instance() -> Self {
+        let kind = "urn:srpc:unknown-instance";
+        let detail = "no instance of this id is registered for this service";
+        Self::new(StatusCode::NOT_FOUND, kind, "Unknown instance", detail)
+    }
+
+    pub(super) fn internal(detail: impl fmt::Display) -> Self {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Self::new(status, "urn:srpc:internal", "A defect of the registry", detail)
+    }
+
+    /// Adds the result of every lease of a renewal.
+    pub(super) fn with_results(mut self, results: Vec<Outcome>) -> Self {
+        self.problem.results = Some(results);
+        self
+    }
+
+    fn closing(mut self) -> Self {
+        self.close = true;
+        self
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub(super) fn detail(&self) -> &str {
+        &self.problem.detail
+    }
+
+    /// What it says of one lease among many.
+    pub(super) fn outcome(&self) -> Outcome {
+        let kind = self.problem.kind.clone();
+        if kind == api::UNKNOWN_LEASE {
+            return Outcome::Lost { kind };
+        }
+        let detail = self.problem.detail.clone();
+        Outcome::Error { kind, detail, held_epoch: self.problem.held_epoch }
+    }
+
+    pub(super) fn into_response(self) -> Response<Full<Bytes>> {
+        // A problem is strings and numbers: it always serializes.
+        let body = serde_json::to_vec(&self.problem).unwrap_or_default();
+        let mut response = respond(self.status, api::PROBLEM_JSON, body);
+        if let Some(allow) = self.allow {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.close {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}
+
+impl From<RegistryError> for Refusal {
+    fn from(error: RegistryError) -> Self {
+        let detail = error.message();
+        match error.kind() {
+            RegistryErrorKind::Unavailable => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Self::new(status, "urn:srpc:unavailable", "Not able right now", detail)
+            }
+            RegistryErrorKind::StaleEpoch { held } => {
+                let mut refusal =
+                    Self::new(StatusCode::CONFLICT, api::STALE_EPOCH, "Stale epoch", detail);
+                refusal.problem.held_epoch = Some(held);
+                refusal
+            }
+            RegistryErrorKind::Invalid => Self::invalid_registration(detail),
+            RegistryErrorKind::NotAllowed => {
+                Self::new(StatusCode::FORBIDDEN, "urn:srpc:not-allowed", "Not allowed", detail)
+            }
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What can be set about a registry in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::store::{Limits, Store};
+use super::{MemoryRegistry, Shared};
+
+/// Sets up a [`MemoryRegistry`].
+#[derive(Clone, Debug)]
+pub struct MemoryRegistryBuilder {
+    limits: Limits,
+}
+
+impl MemoryRegistryBuilder {
+    pub(super) fn new() -> Self {
+        Self {
+            limits: Limits {
+                default_ttl: Some(Duration::from_secs(5 * 60)),
+                sweep: Duration::from_millis(500),
+                max_instances: 100_000,
+                warming: false,
+            },
+        }
+    }
+
+    /// The lease of an entry that asks for none, and the most that any lease is granted. `None` or
+    /// zero: an entry that asks for none never expires, and leases are capped by 24 h alone.
+    /// Default: 5 min.
+    #[must_use]
+    pub fn default_ttl(mut self, ttl: Option<Duration>) -> Self {
+        self.limits.default_ttl = ttl;
+        self
+    }
+
+    /// How long after its end an expired lease is noticed at the latest. Default: 500 ms.
+    #[must_use]
+    pub fn sweep(mut self, sweep: Duration) -> Self {
+        self.limits.sweep = sweep;
+        self
+    }
+
+    /// How many instances it takes, of all services and none; one more is refused as invalid.
+    /// Default: 100,000.
+    #[must_use]
+    pub fn max_instances(mut self, max: usize) -> Self {
+        self.limits.max_instances = max;
+        self
+    }
+
+    /// Whether its answers are `warming` at first, because instances that registered with an
+    /// earlier process may not have come back yet: for the largest TTL granted since the start, at
+    /// least for 15 s, or the default TTL if that is less. Default: false, since a registry within
+    /// a process has no earlier one.
+    #[must_use]
+    pub fn warming(mut self, warming: bool) -> Self {
+        self.limits.warming = warming;
+        self
+    }
+
+    /// Makes the registry, with a new incarnation.
+    pub fn build(self) -> MemoryRegistry {
+        let millisecond = Duration::from_millis(1);
+        // Bounded, so that no sum of a time and a duration overflows.
+        let year = Duration::from_secs(365 * 24 * 60 * 60);
+        let mut limits = self.limits;
+        limits.sweep = limits.sweep.clamp(millisecond, year);
+        limits.default_ttl =
+            limits.default_ttl.filter(|ttl| !ttl.is_zero()).map(|ttl| ttl.clamp(millisecond, year));
+        let sweep = limits.sweep;
+        let rng = StdRng::from_rng(&mut rand::rng());
+        MemoryRegistry {
+            shared: Arc::new(Shared {
+                store: Mutex::new(Store::new(limits, rng, Instant::now())),
+                version: watch::Sender::new(0),
+                sweep,
+                sweeper: Mutex::new(None),
+            }),
+        }
+    }
+}

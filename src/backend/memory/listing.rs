@@ -1,0 +1,48 @@
+//! What a registry answers to whoever asks for everything it knows.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::instance::{Instance, ServiceName};
+
+/// What is registered, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Listing {
+    /// Names this state of the service, or of the whole registry: `INCARNATION-N`.
+    pub revision: Arc<str>,
+    /// Whether the registry started so recently that instances may not have come back to it yet.
+    pub warming: bool,
+    /// Every entry, sorted by service (those without one first), then by address.
+    pub entries: Vec<Entry>,
+}
+
+impl Listing {
+    /// A listing of these entries.
+    pub fn new(revision: impl Into<Arc<str>>, warming: bool, entries: Vec<Entry>) -> Self {
+        Self { revision: revision.into(), warming, entries }
+    }
+}
+
+/// One registered instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// What it serves; `None` for what was registered by its address alone.
+    pub service: Option<ServiceName>,
+    /// The instance.
+    pub instance: Instance,
+    /// How long its lease still holds if it is not renewed. `None`: for ever.
+    pub expires_in: Option<Duration>,
+}
+
+impl Entry {
+    /// An entry of this service, or of none.
+    pub fn new(
+        service: Option<ServiceName>,
+        instance: Instance,
+        expires_in: Option<Duration>,
+    ) -> Self {
+        Self { service, instance, expires_in }
+    }
+}

@@ -1,0 +1,216 @@
+//! A registry in memory: in the process as it is, and behind HTTP the registry server's state.
+
+mod builder;
+mod clock;
+mod group;
+mod listing;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+
+pub use self::builder::MemoryRegistryBuilder;
+pub use self::listing::{Entry, Listing};
+use self::store::Store;
+use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateStream};
+use crate::instance::{Address, Health, InstanceId, ServiceName};
+use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
+
+/// A registry in memory. Clones share its state.
+///
+/// # Expiry
+/// A lease ends between its TTL and one sweep (500 ms) later, and never before its TTL: who asks
+/// for a list sees it gone at once, who watches is told by the sweep. Time in which the process
+/// stood still, known by a sweep that comes more than two sweeps late, does not age leases: whoever
+/// could not renew in that time is not evicted for it. (A test that jumps a paused clock ahead
+/// makes such a pause; one that sleeps does not.)
+///
+/// # Revisions
+/// `INCARNATION-N`: the incarnation is random per start; `N` rises at each visible change of a
+/// service, which a mere renewal is not. A service of which nothing is registered has the revision
+/// `INCARNATION-0`.
+///
+/// The sweep is a task, started by the first use within a tokio runtime and ended with the last
+/// clone. Without a runtime lists are right all the same.
+#[derive(Clone)]
+pub struct MemoryRegistry {
+    shared: Arc<Shared>,
+}
+
+impl MemoryRegistry {
+    /// An empty registry with the defaults.
+    pub fn new() -> Self {
+        Self::builder().build()
+    }
+
+    /// A registry with settings of one's own.
+    pub fn builder() -> MemoryRegistryBuilder {
+        MemoryRegistryBuilder::new()
+    }
+
+    /// Registers an address, or renews it, as a plain `POST` to the registry server does: its text
+    /// is the instance's id, its lease the default TTL, and without a service it belongs to none.
+    ///
+    /// An address that is held through [`Registry::register`], in this service or, without one, in
+    /// any, is not added: its leases are renewed, and nothing else changes.
+    ///
+    /// False: nothing was stored, since the registry is full, or an instance at another address
+    /// has this address's text for its id.
+    pub fn register_address(&self, service: Option<&ServiceName>, address: &Address) -> bool {
+        self.shared.keep_sweeping();
+        self.shared.with(|store, now| store.register_address(service, address, now))
+    }
+
+    /// What is registered for a service; for `None`, everything. Never an expired entry.
+    pub fn list(&self, service: Option<&ServiceName>) -> Listing {
+        self.shared.with(|store, now| store.list(service, now))
+    }
+
+    /// Every service of which there is an instance, sorted.
+    pub fn services(&self) -> Vec<ServiceName> {
+        self.shared.with(|store, now| store.services(now))
+    }
+
+    /// Returns once the service's revision differs from the one given: at once if it does already,
+    /// or if it is of another incarnation. Dropping the future leaves nothing behind.
+    pub async fn changed(&self, service: &ServiceName, revision: &str) {
+        self.shared.keep_sweeping();
+        let mut version = self.shared.version.subscribe();
+        loop {
+            let (current, _) = self.shared.with(|store, now| store.state(service, now));
+            if *current != *revision || version.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sets what the registry says of an instance's health, and nothing else; it is kept until the
+    /// instance itself registers a higher epoch. False: the instance is not there.
+    pub fn set_health(&self, service: &ServiceName, id: &InstanceId, health: Health) -> bool {
+        self.shared.with(|store, now| store.set_health(service, id, health, now))
+    }
+}
+
+impl Default for MemoryRegistry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Registry for MemoryRegistry {
+    async fn register(&self, registration: &Registration) -> Result<Lease, RegistryError> {
+        self.shared.keep_sweeping();
+        self.shared.with(|store, now| store.register(registration, now))
+    }
+
+    async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
+        self.shared.with(|store, now| held.iter().map(|held| store.renew(held, now)).collect())
+    }
+
+    async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
+        self.shared.with(|store, now| held.iter().for_each(|held| store.deregister(held, now)));
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Discovery for MemoryRegistry {
+    async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        Ok(self.shared.with(|store, now| store.resolve(service, now)))
+    }
+
+    fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
+        let (shared, service) = (Arc::clone(&self.shared), service.clone());
+        Some(UpdateStream::fed(1, move |sender| async move {
+            shared.keep_sweeping();
+            let mut version = shared.version.subscribe();
+            let mut sent: Option<(Arc<str>, bool)> = None;
+            loop {
+                let news = shared.with(|store, now| {
+                    let state = store.state(&service, now);
+                    (sent.as_ref() != Some(&state)).then(|| (state, store.resolve(&service, now)))
+                });
+                if let Some((state, resolved)) = news {
+                    sent = Some(state);
+                    if !sender.send(Ok(Update::Set(resolved))).await {
+                        return;
+                    }
+                }
+                if version.changed().await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+}
+
+impl fmt::Debug for MemoryRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryRegistry").finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    store: Mutex<Store>,
+    /// The store's version: wakes whoever watches anything.
+    version: watch::Sender<u64>,
+    sweep: Duration,
+    /// Holds the rest weakly, so that it ends with the last clone.
+    sweeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Shared {
+    /// Does something to the store now, and wakes the watchers if it changed.
+    fn with<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> T {
+        let mut store = self.store.lock();
+        let done = act(&mut store, Instant::now());
+        // Within the lock, so that versions are told in order.
+        self.version.send_if_modified(|version| {
+            let before = std::mem::replace(version, store.version());
+            before != *version
+        });
+        done
+    }
+
+    /// Starts the sweep, unless it runs or there is no runtime to run it.
+    fn keep_sweeping(self: &Arc<Self>) {
+        let Ok(runtime) = Handle::try_current() else {
+            return;
+        };
+        let mut sweeper = self.sweeper.lock();
+        if sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
+            *sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self), self.sweep)));
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(sweeper) = self.sweeper.get_mut().take() {
+            sweeper.abort();
+        }
+    }
+}
+
+async fn sweep(shared: Weak<Shared>, every: Duration) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        shared.with(Store::sweep);
+    }
+}

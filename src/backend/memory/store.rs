@@ -1,0 +1,434 @@
+//! Which leases a registry holds, and which have run out: a table to which time is an argument.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+
+use super::Listing;
+use super::clock::LeaseClock;
+use super::group::{Group, GroupName, Slot};
+use crate::discovery::Resolved;
+use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
+use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+
+/// The shortest lease granted.
+const MIN_TTL: Duration = Duration::from_millis(1);
+/// The longest lease granted where no default caps it.
+const MAX_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long a registry that remembers nothing warms up at least.
+const MIN_WARMING: Duration = Duration::from_secs(15);
+
+/// What a [`Store`] allows; [`MemoryRegistryBuilder`](super::MemoryRegistryBuilder) says what each
+/// means.
+#[derive(Clone, Debug)]
+pub(super) struct Limits {
+    pub(super) default_ttl: Option<Duration>,
+    pub(super) sweep: Duration,
+    pub(super) max_instances: usize,
+    pub(super) warming: bool,
+}
+
+/// The leases of all services.
+///
+/// Every method that is given `now` first drops what has run out, so that no answer contains an
+/// expired entry, however long ago the last sweep was.
+pub(super) struct Store {
+    limits: Limits,
+    /// Makes lease ids; cryptographic, since who knows an id may end the lease.
+    rng: StdRng,
+    /// Random per start: tells the revisions of this start from those of another.
+    incarnation: String,
+    /// Rises at each visible change of any group.
+    revision: u64,
+    /// Rises with `revision`, and when a warm-up starts or ends.
+    version: u64,
+    /// None of them is empty.
+    groups: BTreeMap<GroupName, Group>,
+    /// How many slots there are in all groups.
+    instances: usize,
+    /// By when which slot is to be looked at: one item for each slot that can expire.
+    queue: BTreeMap<(Instant, u64), (GroupName, InstanceId)>,
+    next_number: u64,
+    clock: LeaseClock,
+    started: Instant,
+    longest_granted: Duration,
+    /// As of the last sweep.
+    was_warming: bool,
+}
+
+impl Store {
+    pub(super) fn new(limits: Limits, mut rng: StdRng, now: Instant) -> Self {
+        Self {
+            incarnation: format!("{:016x}", rng.random::<u64>()),
+            rng,
+            revision: 0,
+            version: 0,
+            groups: BTreeMap::new(),
+            instances: 0,
+            queue: BTreeMap::new(),
+            next_number: 0,
+            clock: LeaseClock::new(limits.sweep),
+            started: now,
+            longest_granted: Duration::ZERO,
+            was_warming: limits.warming,
+            limits,
+        }
+    }
+
+    pub(super) fn register(
+        &mut self,
+        registration: &Registration,
+        now: Instant,
+    ) -> Result<Lease, RegistryError> {
+        let now = self.settle(now);
+        if registration.ttl.is_zero() {
+            return Err(invalid("a lease of 0 s: ask for at least 1 ms".to_owned()));
+        }
+        let cap = self.limits.default_ttl.unwrap_or(MAX_TTL);
+        let ttl = Some(registration.ttl.max(MIN_TTL).min(cap));
+        let group = Some(registration.service.clone());
+        let instance = &registration.instance;
+        match self.slot(&group, &instance.id).map(|slot| slot.instance.epoch) {
+            Some(held) if instance.epoch < held => return Err(stale(held)),
+            Some(held) if instance.epoch == held => {}
+            Some(_) => self.replace(&group, instance.clone()),
+            None => self.insert(&group, instance.clone())?,
+        }
+        let lease = match self.slot_mut(&group, &instance.id) {
+            Some(slot) => {
+                slot.registered = true;
+                Arc::clone(&slot.lease)
+            }
+            None => return Err(RegistryError::unavailable("lost while being registered")),
+        };
+        self.extend(&group, &instance.id, ttl, now);
+        Ok(Lease::new(lease, ttl))
+    }
+
+    pub(super) fn renew(&mut self, held: &Held, now: Instant) -> Result<Renewal, RegistryError> {
+        let now = self.settle(now);
+        let group = Some(held.registration.service.clone());
+        let instance = &held.registration.instance;
+        let Some(slot) = self.slot(&group, &instance.id) else {
+            return Ok(Renewal::Lost);
+        };
+        if slot.lease != held.lease.id {
+            return Ok(Renewal::Lost);
+        }
+        let (epoch, ttl) = (slot.instance.epoch, slot.ttl);
+        if instance.epoch < epoch {
+            return Err(stale(epoch));
+        }
+        if instance.epoch > epoch {
+            self.replace(&group, instance.clone());
+        }
+        self.extend(&group, &instance.id, ttl, now);
+        Ok(Renewal::Renewed)
+    }
+
+    /// Removes it, unless the lease is another's or a newer registration of the same id stands.
+    pub(super) fn deregister(&mut self, held: &Held, now: Instant) {
+        self.settle(now);
+        let group = Some(held.registration.service.clone());
+        let instance = &held.registration.instance;
+        let ours = self.slot(&group, &instance.id).is_some_and(|slot| {
+            slot.lease == held.lease.id && slot.instance.epoch <= instance.epoch
+        });
+        if ours {
+            self.remove(&group, &instance.id);
+        }
+    }
+
+    /// Registers or renews what is known by its address alone. False: it was not stored.
+    pub(super) fn register_address(
+        &mut self,
+        service: Option<&ServiceName>,
+        address: &Address,
+        now: Instant,
+    ) -> bool {
+        let now = self.settle(now);
+        let leases = self.leases_at(service, address);
+        if !leases.is_empty() {
+            for (group, id, ttl) in leases {
+                self.extend(&group, &id, ttl, now);
+            }
+            return true;
+        }
+        let group = service.cloned();
+        let instance = Instance::at(address.clone());
+        let id = instance.id.clone();
+        // An id that is this address's text may have been registered for another address: it stays.
+        let stands = match self.slot(&group, &id) {
+            Some(slot) => slot.instance.address == *address,
+            None => self.insert(&group, instance).is_ok(),
+        };
+        if stands {
+            self.extend(&group, &id, self.limits.default_ttl, now);
+        }
+        stands
+    }
+
+    /// Sets what the registry says of an instance. False: it is not there.
+    pub(super) fn set_health(
+        &mut self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+        now: Instant,
+    ) -> bool {
+        self.settle(now);
+        let group = Some(service.clone());
+        let Some(slot) = self.slot_mut(&group, id) else {
+            return false;
+        };
+        let differs = slot.instance.health != health;
+        slot.instance.health = health;
+        if differs {
+            self.changed(&group);
+        }
+        true
+    }
+
+    /// What is registered for one service, or for all and none.
+    pub(super) fn list(&mut self, service: Option<&ServiceName>, now: Instant) -> Listing {
+        let now = self.settle(now);
+        let warming = self.is_warming(now);
+        let Some(service) = service else {
+            let entries = self.groups.iter().flat_map(|(name, group)| group.entries(name, now));
+            return Listing {
+                revision: self.text(self.revision),
+                warming,
+                entries: entries.collect(),
+            };
+        };
+        let name = Some(service.clone());
+        let group = self.groups.get(&name);
+        Listing {
+            revision: self.text(group.map_or(0, |group| group.revision)),
+            warming,
+            entries: group.map_or_else(Vec::new, |group| group.entries(&name, now).collect()),
+        }
+    }
+
+    /// The same for a resolver.
+    pub(super) fn resolve(&mut self, service: &ServiceName, now: Instant) -> Resolved {
+        let now = self.settle(now);
+        let group = self.groups.get(&Some(service.clone()));
+        let instances = group.map_or_else(Vec::new, |group| group.instances().cloned().collect());
+        Resolved::new(instances)
+            .revision(self.text(group.map_or(0, |group| group.revision)))
+            .warming(self.is_warming(now))
+    }
+
+    /// What a watcher of this service compares: its revision, and whether the registry warms up.
+    pub(super) fn state(&mut self, service: &ServiceName, now: Instant) -> (Arc<str>, bool) {
+        let now = self.settle(now);
+        let group = self.groups.get(&Some(service.clone()));
+        let revision = self.text(group.map_or(0, |group| group.revision));
+        (revision, self.is_warming(now))
+    }
+
+    /// Every service of which there is an instance, sorted.
+    pub(super) fn services(&mut self, now: Instant) -> Vec<ServiceName> {
+        self.settle(now);
+        self.groups.keys().flatten().cloned().collect()
+    }
+
+    /// Drops what has run out, and notes that the sweep lives.
+    pub(super) fn sweep(&mut self, now: Instant) {
+        let lease_time = self.settle(now);
+        self.clock.swept(now);
+        let warming = self.is_warming(lease_time);
+        if self.was_warming != warming {
+            self.was_warming = warming;
+            self.version += 1;
+        }
+    }
+
+    /// Differs from what it was before whenever a watcher could see a difference.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Drops what has run out, and tells the leases' time.
+    fn settle(&mut self, now: Instant) -> Instant {
+        let now = self.clock.read(now);
+        while let Some(first) = self.queue.first_entry()
+            && first.key().0 < now
+        {
+            let (group, id) = first.remove();
+            let Some(slot) = self.slot_mut(&group, &id) else {
+                continue;
+            };
+            slot.queued = None;
+            match slot.due {
+                Some(due) if due < now => {
+                    tracing::info!(
+                        service = group.as_ref().map(ServiceName::as_str),
+                        id = id.as_str(),
+                        address = slot.instance.address.as_str(),
+                        "lease expired"
+                    );
+                    self.remove(&group, &id);
+                }
+                Some(due) => self.enqueue(&group, &id, due),
+                None => {}
+            }
+        }
+        now
+    }
+
+    /// The leases made by `register` that stand at this address.
+    fn leases_at(
+        &self,
+        service: Option<&ServiceName>,
+        address: &Address,
+    ) -> Vec<(GroupName, InstanceId, Option<Duration>)> {
+        let found = |(name, group): (&GroupName, &Group)| {
+            let slot = group.holder(address).filter(|slot| slot.registered)?;
+            Some((name.clone(), slot.instance.id.clone(), slot.ttl))
+        };
+        match service {
+            None => self.groups.iter().filter_map(found).collect(),
+            Some(service) => {
+                let group = self.groups.get_key_value(&Some(service.clone()));
+                group.and_then(found).into_iter().collect()
+            }
+        }
+    }
+
+    /// Adds a slot without a date, at an address from which it drives the holder away.
+    fn insert(&mut self, name: &GroupName, instance: Instance) -> Result<(), RegistryError> {
+        let takes_over = self.holder(name, &instance.address).is_some();
+        let max = self.limits.max_instances;
+        if !takes_over && self.instances >= max {
+            return Err(invalid(format!("the registry is full: it holds {max} instances")));
+        }
+        self.free(name, &instance);
+        let slot = Slot {
+            lease: format!("{:032x}", self.rng.random::<u128>()).into(),
+            ttl: None,
+            due: None,
+            queued: None,
+            number: self.next_number,
+            registered: false,
+            instance,
+        };
+        self.next_number += 1;
+        self.instances += 1;
+        self.groups.entry(name.clone()).or_default().insert(slot);
+        self.changed(name);
+        Ok(())
+    }
+
+    /// Gives the slot of this id a newer state. The lease stays: who renews it with an older epoch
+    /// learns that it is stale.
+    fn replace(&mut self, name: &GroupName, instance: Instance) {
+        self.free(name, &instance);
+        if let Some(group) = self.groups.get_mut(name) {
+            group.replace(instance);
+        }
+        self.changed(name);
+    }
+
+    /// Drives another holder away from the address that this instance takes.
+    fn free(&mut self, name: &GroupName, instance: &Instance) {
+        let holder = self.holder(name, &instance.address).cloned();
+        if let Some(holder) = holder.filter(|holder| *holder != instance.id) {
+            self.remove(name, &holder);
+        }
+    }
+
+    fn remove(&mut self, name: &GroupName, id: &InstanceId) {
+        let Some(group) = self.groups.get_mut(name) else {
+            return;
+        };
+        let Some(slot) = group.remove(id) else {
+            return;
+        };
+        if group.is_empty() {
+            self.groups.remove(name);
+        }
+        if let Some(queued) = slot.queued {
+            self.queue.remove(&(queued, slot.number));
+        }
+        self.instances -= 1;
+        self.changed(name);
+    }
+
+    /// Lets a slot's lease run for `ttl` from now.
+    fn extend(&mut self, name: &GroupName, id: &InstanceId, ttl: Option<Duration>, now: Instant) {
+        self.longest_granted = self.longest_granted.max(ttl.unwrap_or_default());
+        let due = ttl.map(|ttl| now + ttl);
+        let Some(slot) = self.slot_mut(name, id) else {
+            return;
+        };
+        slot.ttl = ttl;
+        slot.due = due;
+        // The queue finds a later date out by itself, once it gets there: a renewal costs nothing.
+        let (queued, number) = (slot.queued, slot.number);
+        match (queued, due) {
+            (None, Some(due)) => self.enqueue(name, id, due),
+            (Some(queued), Some(due)) if due < queued => {
+                self.queue.remove(&(queued, number));
+                self.enqueue(name, id, due);
+            }
+            _ => {}
+        }
+    }
+
+    fn enqueue(&mut self, name: &GroupName, id: &InstanceId, due: Instant) {
+        if let Some(slot) = self.slot_mut(name, id) {
+            slot.queued = Some(due);
+            let number = slot.number;
+            self.queue.insert((due, number), (name.clone(), id.clone()));
+        }
+    }
+
+    /// Notes that what a group's listing shows has changed. A group that is gone has no revision of
+    /// its own: it shows the same as one that never was.
+    fn changed(&mut self, name: &GroupName) {
+        self.revision += 1;
+        self.version += 1;
+        if let Some(group) = self.groups.get_mut(name) {
+            group.revision = self.revision;
+        }
+    }
+
+    fn is_warming(&self, now: Instant) -> bool {
+        let least = self.limits.default_ttl.map_or(MIN_WARMING, |ttl| ttl.min(MIN_WARMING));
+        self.limits.warming && now < self.started + self.longest_granted.max(least)
+    }
+
+    fn text(&self, revision: u64) -> Arc<str> {
+        format!("{}-{revision}", self.incarnation).into()
+    }
+
+    fn holder(&self, name: &GroupName, address: &Address) -> Option<&InstanceId> {
+        self.groups.get(name)?.holder(address).map(|slot| &slot.instance.id)
+    }
+
+    fn slot(&self, name: &GroupName, id: &InstanceId) -> Option<&Slot> {
+        self.groups.get(name)?.slot(id)
+    }
+
+    fn slot_mut(&mut self, name: &GroupName, id: &InstanceId) -> Option<&mut Slot> {
+        self.groups.get_mut(name)?.slot_mut(id)
+    }
+}
+
+fn invalid(message: String) -> RegistryError {
+    RegistryError::new(RegistryErrorKind::Invalid, message)
+}
+
+fn stale(held: u64) -> RegistryError {
+    let message = format!("the id is registered with epoch {held}, which is newer");
+    RegistryError::new(RegistryErrorKind::StaleEpoch { held }, message)
+}

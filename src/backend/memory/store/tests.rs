@@ -1,0 +1,313 @@
+use rand::SeedableRng;
+
+use super::*;
+
+const TTL: Duration = Duration::from_secs(10);
+
+/// A store, and the time that its tests tell it.
+struct Table {
+    store: Store,
+    now: Instant,
+}
+
+impl Table {
+    fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut Limits)) -> Self {
+        let mut limits = Limits {
+            default_ttl: Some(Duration::from_secs(300)),
+            sweep: Duration::from_millis(500),
+            max_instances: 10,
+            warming: false,
+        };
+        change(&mut limits);
+        let now = Instant::now();
+        let store = Store::new(limits, StdRng::seed_from_u64(1), now);
+        Self { store, now }
+    }
+
+    /// Lets time pass without a sweep, and without counting as a pause.
+    fn pass(&mut self, duration: Duration) {
+        self.now += duration;
+    }
+
+    fn register(&mut self, registration: &Registration) -> Result<Held, RegistryError> {
+        let lease = self.store.register(registration, self.now)?;
+        Ok(Held { registration: registration.clone(), lease })
+    }
+
+    fn renew(&mut self, held: &Held) -> Result<Renewal, RegistryError> {
+        self.store.renew(held, self.now)
+    }
+
+    fn post(&mut self, service: Option<&str>, address: &str) -> bool {
+        let service = service.map(name);
+        self.store.register_address(service.as_ref(), &address.parse().unwrap(), self.now)
+    }
+
+    fn list(&mut self, service: Option<&str>) -> Vec<String> {
+        let listing = self.store.list(service.map(name).as_ref(), self.now);
+        listing.entries.iter().map(|entry| entry.instance.address.to_string()).collect()
+    }
+
+    fn revision(&mut self, service: Option<&str>) -> String {
+        self.store.list(service.map(name).as_ref(), self.now).revision.to_string()
+    }
+
+    fn instance(&mut self, id: &str) -> Instance {
+        let listing = self.store.list(None, self.now);
+        let found = listing.entries.into_iter().find(|entry| entry.instance.id.as_str() == id);
+        found.unwrap().instance
+    }
+}
+
+fn name(service: &str) -> ServiceName {
+    service.parse().unwrap()
+}
+
+fn foo(id: &str, address: &str, epoch: u64) -> Registration {
+    let instance = Instance::new(id, address.parse().unwrap()).epoch(epoch);
+    Registration::new(name("Foo"), instance).ttl(TTL)
+}
+
+fn kind(error: RegistryError) -> RegistryErrorKind {
+    error.kind()
+}
+
+const MILLI: Duration = Duration::from_millis(1);
+
+#[test]
+fn a_lease_holds_for_its_ttl_and_no_longer() {
+    let mut table = Table::new();
+    let held = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    assert_eq!(held.lease.ttl, Some(TTL));
+    let before = table.revision(Some("Foo"));
+
+    table.pass(TTL);
+    assert_eq!(table.list(Some("Foo")), ["tcp@a:1"], "it holds for the whole TTL");
+    table.pass(MILLI);
+    assert!(table.list(Some("Foo")).is_empty(), "hidden without a sweep");
+    assert_ne!(table.revision(Some("Foo")), before);
+    assert_eq!(table.renew(&held).unwrap(), Renewal::Lost);
+    assert!(table.store.queue.is_empty() && table.store.instances == 0);
+}
+
+#[test]
+fn renewals_move_the_end_and_nothing_else() {
+    let mut table = Table::new();
+    let held = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    let revisions = (table.revision(Some("Foo")), table.revision(None));
+    for _ in 0..30 {
+        table.pass(TTL / 3);
+        assert_eq!(table.renew(&held).unwrap(), Renewal::Renewed);
+        let again = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+        assert_eq!(again.lease, held.lease, "the same epoch again is a renewal");
+    }
+    assert_eq!((table.revision(Some("Foo")), table.revision(None)), revisions);
+    assert_eq!(table.store.queue.len(), 1);
+
+    let shorter = foo("a", "tcp@a:1", 1).ttl(Duration::from_secs(1));
+    assert_eq!(table.register(&shorter).unwrap().lease.ttl, Some(Duration::from_secs(1)));
+    table.pass(Duration::from_secs(1) + MILLI);
+    assert!(table.list(None).is_empty(), "a shorter lease is found in time");
+}
+
+#[test]
+fn a_higher_epoch_replaces_and_a_lower_one_is_stale() {
+    let mut table = Table::new();
+    let old = table.register(&foo("a", "tcp@a:1", 5)).unwrap();
+    let mut same = foo("a", "tcp@a:1", 5);
+    same.instance = same.instance.weight(9);
+    table.register(&same).unwrap();
+    assert_eq!(table.instance("a").weight, 1, "the same epoch changes nothing");
+
+    let before = table.revision(Some("Foo"));
+    let mut newer = foo("a", "tcp@a:2", 6);
+    newer.instance = newer.instance.weight(9);
+    let newer = table.register(&newer).unwrap();
+    assert_eq!(table.list(Some("Foo")), ["tcp@a:2"]);
+    assert_eq!(table.instance("a").weight, 9);
+    assert_ne!(table.revision(Some("Foo")), before);
+
+    let stale = RegistryErrorKind::StaleEpoch { held: 6 };
+    assert_eq!(kind(table.register(&foo("a", "tcp@a:1", 5)).unwrap_err()), stale);
+    assert_eq!(kind(table.renew(&old).unwrap_err()), stale);
+    assert_eq!(table.renew(&newer).unwrap(), Renewal::Renewed);
+
+    table.store.deregister(&old, table.now);
+    assert_eq!(table.list(Some("Foo")), ["tcp@a:2"], "an older registration ends no newer one");
+    table.store.deregister(&newer, table.now);
+    table.store.deregister(&newer, table.now);
+    assert!(table.list(None).is_empty());
+}
+
+#[test]
+fn a_renewal_with_a_higher_epoch_carries_the_new_state() {
+    let mut table = Table::new();
+    let mut held = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    held.registration.instance.epoch = 2;
+    held.registration.instance.health = Health::Draining;
+    assert_eq!(table.renew(&held).unwrap(), Renewal::Renewed);
+    assert_eq!(table.instance("a"), held.registration.instance);
+}
+
+#[test]
+fn the_newer_registration_takes_the_address() {
+    let mut table = Table::new();
+    let old = table.register(&foo("a", "tcp@a:1", 9)).unwrap();
+    table.register(&foo("b", "tcp@a:1", 1)).unwrap();
+    assert_eq!(table.instance("b").address.as_str(), "tcp@a:1");
+    assert_eq!(table.list(Some("Foo")).len(), 1);
+    assert_eq!(table.renew(&old).unwrap(), Renewal::Lost);
+    assert_eq!((table.store.instances, table.store.queue.len()), (1, 1));
+
+    // Another service's registration stands beside it.
+    let mut other = foo("c", "tcp@a:1", 1);
+    other.service = name("Bar");
+    table.register(&other).unwrap();
+    assert_eq!(table.list(None).len(), 2);
+    assert_eq!(table.store.services(table.now), [name("Bar"), name("Foo")]);
+}
+
+#[test]
+fn only_its_own_lease_renews_or_ends_it() {
+    let mut table = Table::new();
+    let held = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    assert_eq!(held.lease.id.len(), 32);
+    let forged = Held { lease: Lease::new("0".repeat(32), None), ..held };
+    assert_eq!(table.renew(&forged).unwrap(), Renewal::Lost);
+    table.store.deregister(&forged, table.now);
+    assert_eq!(table.list(Some("Foo")), ["tcp@a:1"]);
+}
+
+#[test]
+fn an_address_alone_is_registered_and_renewed() {
+    let mut table = Table::new();
+    assert!(table.post(None, "tcp@b:1") && table.post(None, "tcp@a:1"));
+    assert!(table.post(Some("Foo"), "tcp@c:1"));
+    assert_eq!(table.list(None), ["tcp@a:1", "tcp@b:1", "tcp@c:1"]);
+    assert_eq!(table.list(Some("Foo")), ["tcp@c:1"]);
+
+    let revision = table.revision(None);
+    table.pass(Duration::from_secs(300));
+    assert!(table.post(None, "tcp@a:1"));
+    assert_eq!(table.revision(None), revision);
+    table.pass(MILLI);
+    assert_eq!(table.list(None), ["tcp@a:1"]);
+}
+
+#[test]
+fn posting_a_held_address_only_renews_its_lease() {
+    let mut table = Table::new();
+    table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    let revision = table.revision(None);
+    for service in [None, Some("Foo")] {
+        table.pass(TTL);
+        assert!(table.post(service, "tcp@a:1"));
+        assert_eq!((table.list(None).len(), table.revision(None)), (1, revision.clone()));
+    }
+    assert!(table.post(Some("Bar"), "tcp@a:1"), "another service is another matter");
+    assert_eq!(table.list(None).len(), 2);
+    table.pass(TTL + MILLI);
+    assert_eq!(table.list(Some("Foo")).len(), 0, "for its own TTL, not for the default");
+}
+
+#[test]
+fn without_a_default_an_address_alone_never_expires() {
+    let mut table = Table::with(|limits| limits.default_ttl = None);
+    table.post(None, "tcp@a:1");
+    let long = foo("b", "tcp@b:1", 1).ttl(Duration::MAX);
+    assert_eq!(table.register(&long).unwrap().lease.ttl, Some(MAX_TTL));
+    table.pass(MAX_TTL + MILLI);
+    assert_eq!(table.list(None), ["tcp@a:1"]);
+}
+
+#[test]
+fn what_is_asked_for_is_bounded() {
+    let mut table = Table::with(|limits| limits.max_instances = 2);
+    let none = foo("a", "tcp@a:1", 1).ttl(Duration::ZERO);
+    assert_eq!(kind(table.register(&none).unwrap_err()), RegistryErrorKind::Invalid);
+    let long = foo("a", "tcp@a:1", 1).ttl(Duration::MAX);
+    assert_eq!(table.register(&long).unwrap().lease.ttl, Some(Duration::from_secs(300)));
+    let short = foo("a", "tcp@a:1", 1).ttl(Duration::from_nanos(1));
+    assert_eq!(table.register(&short).unwrap().lease.ttl, Some(MILLI));
+
+    table.register(&foo("b", "tcp@b:1", 1)).unwrap();
+    let error = table.register(&foo("c", "tcp@c:1", 1)).unwrap_err();
+    assert_eq!(error.message(), "the registry is full: it holds 2 instances");
+    assert!(!table.post(None, "tcp@c:1"));
+    table.register(&foo("c", "tcp@b:1", 1)).unwrap();
+    assert_eq!(table.list(None).len(), 2, "who takes an address over needs no room");
+}
+
+#[test]
+fn health_set_from_outside_lasts_until_a_higher_epoch() {
+    let mut table = Table::new();
+    table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    let before = table.revision(Some("Foo"));
+    let (service, id) = (name("Foo"), InstanceId::from("a"));
+    assert!(table.store.set_health(&service, &id, Health::Draining, table.now));
+    assert_ne!(table.revision(Some("Foo")), before);
+    table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    assert_eq!(table.instance("a").health, Health::Draining);
+    assert_eq!(table.instance("a").epoch, 1);
+    table.register(&foo("a", "tcp@a:1", 2)).unwrap();
+    assert_eq!(table.instance("a").health, Health::Up);
+    assert!(!table.store.set_health(&service, &"b".into(), Health::Up, table.now));
+}
+
+#[test]
+fn an_unknown_service_is_an_empty_list_with_a_revision() {
+    let mut table = Table::new();
+    let listing = table.store.list(Some(&name("Foo")), table.now);
+    assert!(listing.entries.is_empty() && !listing.warming);
+    let (incarnation, revision) = listing.revision.split_once('-').unwrap();
+    assert_eq!((incarnation.len(), revision), (16, "0"));
+    assert!(table.store.resolve(&name("Foo"), table.now).is_proven());
+}
+
+#[test]
+fn leases_do_not_age_while_the_process_stands_still() {
+    let mut table = Table::new();
+    let fresh = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    table.store.sweep(table.now);
+    table.pass(Duration::from_secs(30));
+    assert_eq!(table.list(None), ["tcp@a:1"], "30 s passed, none of them for the lease");
+    table.store.sweep(table.now);
+    assert_eq!(table.renew(&fresh).unwrap(), Renewal::Renewed);
+
+    let expiry = table.now + TTL;
+    while table.now < expiry {
+        table.pass(Duration::from_millis(500));
+        table.store.sweep(table.now);
+    }
+    table.pass(MILLI);
+    assert!(table.list(None).is_empty(), "after the pause it ages as ever");
+}
+
+#[test]
+fn it_warms_up_for_the_largest_ttl_granted() {
+    let mut table = Table::with(|limits| limits.warming = true);
+    let warming = |table: &mut Table| table.store.list(None, table.now).warming;
+    table.pass(Duration::from_secs(14));
+    table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    assert!(warming(&mut table));
+    table.pass(Duration::from_secs(1));
+    assert!(!warming(&mut table), "at least 15 s");
+    table.register(&foo("a", "tcp@a:1", 1).ttl(Duration::from_secs(60))).unwrap();
+    assert!(warming(&mut table), "60 s, since such a lease was granted");
+    table.pass(Duration::from_secs(45));
+    let version = table.store.version();
+    table.store.sweep(table.now);
+    assert!(!warming(&mut table));
+    assert!(table.store.version() > version, "the end of it is told to watchers");
+
+    let mut short = Table::with(|limits| {
+        limits.warming = true;
+        limits.default_ttl = Some(Duration::from_secs(5));
+    });
+    short.pass(Duration::from_secs(5));
+    assert!(!warming(&mut short));
+}

@@ -1,0 +1,207 @@
+//! The way to one endpoint: connections that are dialled when needed and replaced when broken.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::RngExt;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::{Connection, ConnectionSettings};
+use crate::call::{Call, Reply};
+use crate::discovery::Endpoint;
+use crate::error::{Error, Fate, Kind};
+use crate::transport::Transport;
+
+/// The way to one endpoint, shared by all calls to it: one connection, or as many as set.
+///
+/// A connection is dialled by the first call that needs it, one dial at a time. After a failed one
+/// the next waits, and until then calls fail at once without having been sent.
+pub struct Channel {
+    inner: Arc<Inner>,
+    next: AtomicUsize,
+}
+
+struct Inner {
+    endpoint: Endpoint,
+    transport: Arc<dyn Transport>,
+    settings: ConnectionSettings,
+    lines: Vec<Mutex<Line>>,
+}
+
+/// One connection's place.
+#[derive(Default)]
+struct Line {
+    connection: Option<Connection>,
+    dial: Option<Dial>,
+}
+
+/// A dial in flight, or the last one.
+struct Dial {
+    /// `None` until it ended.
+    result: watch::Receiver<Option<Result<Connection, Arc<str>>>>,
+    task: AbortHandle,
+}
+
+impl Channel {
+    /// A way to `endpoint`, not yet dialled.
+    pub fn new(
+        endpoint: Endpoint,
+        transport: Arc<dyn Transport>,
+        settings: ConnectionSettings,
+    ) -> Self {
+        let lines = (0..settings.connections.max(1)).map(|_| Mutex::default()).collect();
+        let inner = Arc::new(Inner { endpoint, transport, settings, lines });
+        Self { inner, next: AtomicUsize::new(0) }
+    }
+
+    /// The endpoint it leads to.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.inner.endpoint
+    }
+
+    /// Sends a call that must be answered before `deadline`, dialling first if need be.
+    ///
+    /// Dropping the future sends a cancel; a dial goes on for the others that wait for it.
+    ///
+    /// # Errors
+    /// Of every class; an endpoint that cannot be reached is `Unavailable`, not sent.
+    pub async fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
+        let connection = self.connection(deadline).await?;
+        connection.exchange(call, deadline).await
+    }
+
+    /// Closes all connections: what is in flight fails by its class.
+    pub fn close(&self) {
+        for line in &self.inner.lines {
+            let Line { connection, dial } = std::mem::take(&mut *line.lock());
+            if let Some(dial) = dial {
+                dial.task.abort();
+            }
+            if let Some(connection) = connection {
+                connection.close();
+            }
+        }
+    }
+
+    async fn connection(&self, deadline: Instant) -> Result<Connection, Error> {
+        let at = match self.inner.lines.len() {
+            1 => 0,
+            n => self.next.fetch_add(1, Relaxed) % n,
+        };
+        let mut result = {
+            let mut line = self.inner.lines[at].lock();
+            if let Some(connection) = &line.connection
+                && connection.is_open()
+            {
+                return Ok(connection.clone());
+            }
+            match &line.dial {
+                Some(dial) if dial.is_running() => dial.result.clone(),
+                _ => {
+                    if self.inner.endpoint.stats().in_backoff(Instant::now()) {
+                        return Err(no_connection("waiting to reconnect"));
+                    }
+                    let dial = Inner::dial(&self.inner, at);
+                    line.dial.insert(dial).result.clone()
+                }
+            }
+        };
+        // Bound to a name: the guard of the watched value must go before the result.
+        let dialled = timeout_at(deadline, result.wait_for(Option::is_some)).await;
+        match dialled {
+            Err(_) => Err(Error::new(
+                Kind::DeadlineExceeded,
+                Fate::NeverWritten,
+                "deadline exceeded while connecting",
+            )),
+            Ok(Err(_)) => Err(no_connection("the client was closed")),
+            Ok(Ok(dialled)) => match &*dialled {
+                Some(Ok(connection)) => Ok(connection.clone()),
+                Some(Err(why)) => Err(no_connection(why)),
+                None => Err(no_connection("the dial did not end")),
+            },
+        }
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // Dialling tasks hold `inner`, not the channel; connections end with their last call.
+        for line in &self.inner.lines {
+            if let Some(dial) = line.lock().dial.take() {
+                dial.task.abort();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel").field("address", &self.endpoint().instance().address).finish()
+    }
+}
+
+impl Dial {
+    fn is_running(&self) -> bool {
+        self.result.borrow().is_none() && self.result.has_changed().is_ok()
+    }
+}
+
+impl Inner {
+    fn dial(this: &Arc<Self>, at: usize) -> Dial {
+        let (done, result) = watch::channel(None);
+        let inner = Arc::clone(this);
+        let task = tokio::spawn(async move {
+            let dialled = inner.connect().await;
+            let stats = inner.endpoint.stats();
+            match &dialled {
+                Ok(connection) => {
+                    stats.connected();
+                    inner.lines[at].lock().connection = Some(connection.clone());
+                }
+                Err(why) => {
+                    let wait = inner.backoff(stats.connect_failures());
+                    stats.connect_failed(Instant::now() + wait);
+                    tracing::debug!(
+                        endpoint = %inner.endpoint.instance().address, why = &**why, ?wait,
+                        "cannot connect"
+                    );
+                }
+            }
+            // Nobody waits any more if this fails.
+            let _ = done.send(Some(dialled));
+        });
+        Dial { result, task: task.abort_handle() }
+    }
+
+    async fn connect(&self) -> Result<Connection, Arc<str>> {
+        let connecting = async {
+            let stream = self.transport.connect(&self.endpoint.instance().address).await?;
+            let settings = self.settings.clone();
+            Connection::open(stream, settings, Some(self.endpoint.clone())).await
+        };
+        match timeout(self.settings.connect_timeout, connecting).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(format!("cannot connect: {error}").into()),
+            Err(_) => {
+                Err(format!("no connection within {:?}", self.settings.connect_timeout).into())
+            }
+        }
+    }
+
+    /// Full jitter below a bound that doubles with each failure.
+    fn backoff(&self, failures: u32) -> Duration {
+        let bound = self.settings.reconnect_first * 2_u32.saturating_pow(failures.min(16));
+        let bound = bound.min(self.settings.reconnect_cap);
+        bound.mul_f64(rand::rng().random_range(0.1..=1.0))
+    }
+}
+
+fn no_connection(why: &str) -> Error {
+    Error::new(Kind::Unavailable, Fate::NoConnection, why.to_owned())
+}

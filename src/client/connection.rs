@@ -1,0 +1,231 @@
+//! One connection to one server, shared by any number of calls.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::Waker;
+
+use bytes::BytesMut;
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::driver;
+use super::in_flight::InFlight;
+use super::waiting::Waiting;
+use super::{ConnectionSettings, Exchange};
+use crate::call::Call;
+use crate::discovery::Endpoint;
+use crate::error::{Error, Fate, Kind};
+use crate::protocol::{FrameReader, Hello, Limits, Outbox, decode_hello, hello_len};
+use crate::transport::Stream;
+
+/// One connection to one server. Cheap to clone; any number of calls share it.
+///
+/// When the last clone is dropped, what is in flight fails by its class and the connection ends.
+#[derive(Clone)]
+pub struct Connection {
+    handle: Arc<Handle>,
+}
+
+/// What the clones share; its drop ends the driver. The driver itself holds only `shared`.
+struct Handle {
+    shared: Arc<Shared>,
+    driver: AbortHandle,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.driver.abort();
+        self.shared.close("the client closed the connection");
+    }
+}
+
+/// What calls and the driver share.
+pub(super) struct Shared {
+    pub(super) state: Mutex<State>,
+    /// Something waits in the outbox.
+    pub(super) to_write: Notify,
+    /// The first call since the keeper had nothing to look after.
+    pub(super) to_keep: Notify,
+    /// How far the socket has taken the outgoing stream.
+    pub(super) written: AtomicU64,
+    pub(super) settings: ConnectionSettings,
+    /// Whose live flags this connection sets; `None` for a connection without an endpoint.
+    pub(super) endpoint: Option<Endpoint>,
+    /// The smaller of both sides' limits.
+    pub(super) limits: Limits,
+}
+
+pub(super) struct State {
+    pub(super) calls: InFlight,
+    pub(super) waiting: Waiting,
+    pub(super) outbox: Outbox,
+    pub(super) phase: Phase,
+    /// When the last byte came.
+    pub(super) heard: Instant,
+    /// When a ping was sent that nothing has come after.
+    pub(super) pinged: Option<Instant>,
+    /// Set while the keeper sleeps for long, so that a first call wakes it.
+    pub(super) keeper_parked: bool,
+    /// Replies to nobody: late after a cancel, doubled, or lies.
+    pub(super) stray: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    Open,
+    /// The server takes no call above an id: new ones go elsewhere.
+    Draining,
+    Closed(Arc<str>),
+}
+
+impl Connection {
+    /// Shakes hands over an open stream and starts the connection's one task on the current
+    /// runtime. No call is sent before the server has answered.
+    ///
+    /// Takes as long as the peer likes: the caller bounds it. Dropping the future closes the
+    /// stream.
+    ///
+    /// # Errors
+    /// If the peer closes, or does not speak this protocol.
+    pub async fn open(
+        mut stream: Stream,
+        settings: ConnectionSettings,
+        endpoint: Option<Endpoint>,
+    ) -> io::Result<Self> {
+        let mut hello = Vec::new();
+        Hello::new(settings.limits).encode(&mut hello);
+        stream.write_all(&hello).await?;
+        let mut read = BytesMut::with_capacity(1024);
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let peer = loop {
+            if let Some(len) = hello_len(&read).map_err(invalid)?
+                && read.len() >= len
+            {
+                let hello = decode_hello(&read.split_to(len)).map_err(invalid)?;
+                hello.check_version().map_err(invalid)?;
+                break hello;
+            }
+            if stream.read_buf(&mut read).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        };
+        let ours = settings.limits;
+        let limits = Limits {
+            max_body: peer.limits.max_body,
+            window_calls: peer.limits.window_calls.min(ours.window_calls),
+            window_bytes: peer.limits.window_bytes.min(ours.window_bytes),
+        };
+        let reader = FrameReader::new(read, ours.max_payload());
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                calls: InFlight::default(),
+                waiting: Waiting::default(),
+                outbox: Outbox::default(),
+                phase: Phase::Open,
+                heard: Instant::now(),
+                pinged: None,
+                keeper_parked: false,
+                stray: 0,
+            }),
+            to_write: Notify::new(),
+            to_keep: Notify::new(),
+            written: AtomicU64::new(0),
+            settings,
+            endpoint,
+            limits,
+        });
+        let driver = tokio::spawn(driver::run(Arc::clone(&shared), stream, reader));
+        Ok(Self { handle: Arc::new(Handle { shared, driver: driver.abort_handle() }) })
+    }
+
+    /// Sends a call that must be answered before `deadline`.
+    ///
+    /// Nothing is sent before the first poll. Dropping the future sends a cancel, or takes the call
+    /// back if it was not written yet.
+    pub fn exchange<'a>(&'a self, call: &'a Call, deadline: Instant) -> Exchange<'a> {
+        Exchange::new(&self.handle.shared, call, deadline)
+    }
+
+    /// Whether new calls can be sent: neither closed nor draining.
+    pub fn is_open(&self) -> bool {
+        matches!(self.handle.shared.state.lock().phase, Phase::Open)
+    }
+
+    /// How many calls are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.handle.shared.state.lock().calls.len()
+    }
+
+    /// Replies that came for no call: late, doubled, or lies.
+    pub fn stray_replies(&self) -> u64 {
+        self.handle.shared.state.lock().stray
+    }
+
+    /// Closes the connection: what is in flight fails by its class.
+    pub fn close(&self) {
+        self.handle.driver.abort();
+        self.handle.shared.close("the client closed the connection");
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("in_flight", &self.in_flight()).finish()
+    }
+}
+
+impl Shared {
+    /// Ends the connection: every call in flight fails by how far the socket took its frame.
+    pub(super) fn close(&self, why: &str) {
+        let written = self.written.load(Relaxed);
+        let mut state = self.state.lock();
+        if matches!(state.phase, Phase::Closed(_)) {
+            return;
+        }
+        state.phase = Phase::Closed(why.into());
+        let mut wakers = state.calls.fail(|_, call| {
+            let fate = match call.place.end <= written {
+                true => Fate::ConnectionLost,
+                false => Fate::PartlyWritten,
+            };
+            Some((Kind::Unavailable, fate, format!("the connection ended: {why}")))
+        });
+        wakers.extend(state.waiting.all());
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+        if let Some(endpoint) = &self.endpoint {
+            // A drain or a suspicion ends with its connection: whoever answers there next is
+            // somebody new, and if nobody does, connecting fails and is put off.
+            endpoint.stats().set_draining(false);
+            endpoint.stats().set_ejected(false);
+        }
+    }
+}
+
+impl State {
+    /// Whether a call with a body of `bytes` fits into the window now. A body larger than the
+    /// window's bytes goes alone.
+    pub(super) fn has_room(&self, limits: &Limits, bytes: usize) -> bool {
+        let held = self.calls.bytes();
+        self.calls.len() < limits.window_calls as usize
+            && (held == 0 || held + bytes <= limits.window_bytes as usize)
+    }
+
+    /// The waker of the call that may take a place that has become free.
+    pub(super) fn next_in_line(&self) -> Option<Waker> {
+        self.waiting.first()
+    }
+
+    pub(super) fn closed(why: &str) -> Error {
+        Error::new(
+            Kind::Unavailable,
+            Fate::NoConnection,
+            format!("the connection is closed: {why}"),
+        )
+    }
+}

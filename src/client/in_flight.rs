@@ -1,0 +1,254 @@
+//! The table of a connection's calls in flight: no sockets, no clock.
+
+use std::task::Waker;
+
+use tokio::time::Instant;
+
+use crate::call::Reply;
+use crate::error::{Error, Fate, Kind};
+use crate::protocol::Place;
+
+/// An id's low bits are its slot.
+const SLOT_BITS: u32 = 20;
+const SLOT_MASK: u64 = (1 << SLOT_BITS) - 1;
+
+/// Calls that were put into the outbox and wait for their answers.
+#[derive(Debug, Default)]
+pub(super) struct InFlight {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// Rises with every call: ids rise in wire order, and none is used twice.
+    sequence: u64,
+    /// Calls that hold a place in the window.
+    live: usize,
+    /// Bytes of bodies that those calls hold in the window.
+    bytes: usize,
+    /// No deadline is earlier than this, so most sweeps need not look.
+    earliest: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// 0 while the slot is free.
+    id: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Free,
+    Waiting(Pending),
+    Done(Result<Reply, Error>),
+}
+
+/// A call that waits for its answer.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) waker: Waker,
+    pub(super) deadline: Instant,
+    pub(super) place: Place,
+    /// What it holds of the window.
+    pub(super) bytes: usize,
+    pub(super) idempotent: bool,
+}
+
+impl InFlight {
+    /// The id that the next [`insert`](Self::insert) gives.
+    pub(super) fn next_id(&self) -> u64 {
+        let slot = self.free.last().map_or(self.slots.len() as u64, |slot| u64::from(*slot));
+        (self.sequence + 1) << SLOT_BITS | slot
+    }
+
+    /// Takes a call in under [`next_id`](Self::next_id).
+    pub(super) fn insert(&mut self, pending: Pending) -> u64 {
+        let id = self.next_id();
+        self.sequence += 1;
+        self.live += 1;
+        self.bytes += pending.bytes;
+        let earliest = self.earliest.get_or_insert(pending.deadline);
+        *earliest = pending.deadline.min(*earliest);
+        let slot = Slot { id, state: State::Waiting(pending) };
+        match self.free.pop() {
+            Some(free) => self.slots[free as usize] = slot,
+            None => self.slots.push(slot),
+        }
+        id
+    }
+
+    /// How many calls hold a place in the window.
+    pub(super) fn len(&self) -> usize {
+        self.live
+    }
+
+    /// How many bytes of bodies they hold.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Ends a call; `None`: no call of this id waits, so the answer is late, doubled or a lie.
+    pub(super) fn answer(&mut self, id: u64, answer: Result<Reply, Error>) -> Option<Waker> {
+        let slot = self.slots.get_mut((id & SLOT_MASK) as usize)?;
+        if slot.id != id || !matches!(slot.state, State::Waiting(_)) {
+            return None;
+        }
+        let State::Waiting(pending) = std::mem::replace(&mut slot.state, State::Done(answer))
+        else {
+            return None;
+        };
+        self.live -= 1;
+        self.bytes -= pending.bytes;
+        Some(pending.waker)
+    }
+
+    /// The answer, if it is there, whereupon the call is forgotten; else `waker` is kept.
+    pub(super) fn poll(&mut self, id: u64, waker: &Waker) -> Option<Result<Reply, Error>> {
+        let at = (id & SLOT_MASK) as usize;
+        let slot = &mut self.slots[at];
+        debug_assert_eq!(slot.id, id, "a future asks only for its own call");
+        if let State::Waiting(pending) = &mut slot.state {
+            pending.waker.clone_from(waker);
+            return None;
+        }
+        match self.forget(at) {
+            State::Done(answer) => Some(answer),
+            State::Free | State::Waiting(_) => None,
+        }
+    }
+
+    /// Forgets a call whose caller left; what it was, if it still waited.
+    pub(super) fn remove(&mut self, id: u64) -> Option<Pending> {
+        let at = (id & SLOT_MASK) as usize;
+        match self.forget(at) {
+            State::Waiting(pending) => {
+                self.live -= 1;
+                self.bytes -= pending.bytes;
+                Some(pending)
+            }
+            State::Free | State::Done(_) => None,
+        }
+    }
+
+    /// The ids of the calls whose deadlines have come.
+    pub(super) fn overdue(&mut self, now: Instant, ids: &mut Vec<u64>) {
+        if self.earliest.is_none_or(|earliest| now < earliest) {
+            return;
+        }
+        self.earliest = None;
+        for slot in &self.slots {
+            let State::Waiting(pending) = &slot.state else { continue };
+            if pending.deadline <= now {
+                ids.push(slot.id);
+            } else {
+                let earliest = self.earliest.get_or_insert(pending.deadline);
+                *earliest = pending.deadline.min(*earliest);
+            }
+        }
+    }
+
+    /// The calls that wait, by id.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (u64, &Pending)> {
+        self.slots.iter().filter_map(|slot| match &slot.state {
+            State::Waiting(pending) => Some((slot.id, pending)),
+            State::Free | State::Done(_) => None,
+        })
+    }
+
+    /// A call that waits.
+    pub(super) fn pending(&self, id: u64) -> Option<&Pending> {
+        let slot = self.slots.get((id & SLOT_MASK) as usize)?;
+        match &slot.state {
+            State::Waiting(pending) if slot.id == id => Some(pending),
+            _ => None,
+        }
+    }
+
+    /// Fails every call that waits, as `of` says of each.
+    pub(super) fn fail(
+        &mut self,
+        mut of: impl FnMut(u64, &Pending) -> Option<(Kind, Fate, String)>,
+    ) -> Vec<Waker> {
+        let failed: Vec<_> = self
+            .waiting()
+            .filter_map(|(id, pending)| {
+                let (kind, fate, message) = of(id, pending)?;
+                Some((id, Error::new(kind, fate, message)))
+            })
+            .collect();
+        failed.into_iter().filter_map(|(id, error)| self.answer(id, Err(error))).collect()
+    }
+
+    fn forget(&mut self, at: usize) -> State {
+        let Some(slot) = self.slots.get_mut(at) else { return State::Free };
+        slot.id = 0;
+        let state = std::mem::replace(&mut slot.state, State::Free);
+        if !matches!(state, State::Free) {
+            self.free.push(at as u32);
+        }
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::call::CodecId;
+
+    fn pending(deadline: Instant) -> Pending {
+        Pending {
+            waker: Waker::noop().clone(),
+            deadline,
+            place: Place { start: 0, end: 10 },
+            bytes: 10,
+            idempotent: false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ids_rise_and_are_never_used_twice() {
+        let mut table = InFlight::default();
+        let now = Instant::now();
+        let mut last = 0;
+        for _ in 0..1000 {
+            let expected = table.next_id();
+            let id = table.insert(pending(now));
+            assert_eq!(id, expected);
+            assert!(id > last);
+            last = id;
+            assert!(table.remove(id).is_some());
+        }
+        assert_eq!((table.len(), table.bytes(), table.slots.len()), (0, 0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn late_and_doubled_answers_find_nobody() {
+        let mut table = InFlight::default();
+        let id = table.insert(pending(Instant::now()));
+        let reply = || Ok(Reply::new(CodecId::RAW, "x"));
+        assert!(table.answer(id + (1 << SLOT_BITS), reply()).is_none());
+        assert!(table.answer(id, reply()).is_some());
+        assert!(table.answer(id, reply()).is_none());
+        assert_eq!(table.poll(id, Waker::noop()).unwrap().unwrap().body, "x");
+        let next = table.insert(pending(Instant::now()));
+        assert!(table.answer(id, reply()).is_none(), "the slot is another call's now");
+        assert!(table.answer(next, reply()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_finds_what_is_overdue_and_only_that() {
+        let mut table = InFlight::default();
+        let now = Instant::now();
+        let early = table.insert(pending(now + Duration::from_millis(5)));
+        let late = table.insert(pending(now + Duration::from_millis(50)));
+        let mut ids = Vec::new();
+        table.overdue(now, &mut ids);
+        assert!(ids.is_empty());
+        table.overdue(now + Duration::from_millis(5), &mut ids);
+        assert_eq!(ids, [early]);
+        table.remove(early);
+        ids.clear();
+        table.overdue(now + Duration::from_millis(60), &mut ids);
+        assert_eq!(ids, [late]);
+    }
+}

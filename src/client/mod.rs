@@ -1,0 +1,59 @@
+//! One peer from the caller's side: a connection that is shared, and made again when it breaks.
+
+mod channel;
+mod connection;
+mod driver;
+mod exchange;
+mod in_flight;
+mod waiting;
+
+use std::time::Duration;
+
+pub use self::channel::Channel;
+pub use self::connection::Connection;
+pub use self::exchange::Exchange;
+use crate::protocol::Limits;
+
+/// How connections are made, watched and limited.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionSettings {
+    /// What this side takes, and keeps to; the server's limits hold as well. Default: 4 MiB a body,
+    /// 1,024 calls, 8 MiB.
+    pub limits: Limits,
+    /// How long connecting and the handshake may take together. Default: 5 s.
+    pub connect_timeout: Duration,
+    /// The first wait after a failed connect; it doubles at each. Default: 50 ms.
+    pub reconnect_first: Duration,
+    /// The longest wait after a failed connect. Default: 10 s.
+    pub reconnect_cap: Duration,
+    /// How long without a byte before a ping, while calls wait. Default: 1 s.
+    pub ping_busy: Duration,
+    /// How long without a byte before a ping, while none waits. Default: 10 s.
+    pub ping_idle: Duration,
+    /// How long the answer to a ping may take. Default: 2 s.
+    pub ping_timeout: Duration,
+    /// How many windows of calls may wait for a place in the window. Default: 4.
+    pub waiting_windows: u32,
+    /// How often deadlines are looked after. Default: 10 ms.
+    pub sweep: Duration,
+    /// How many connections one endpoint gets. Default: 1.
+    pub connections: usize,
+}
+
+impl Default for ConnectionSettings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            connect_timeout: Duration::from_secs(5),
+            reconnect_first: Duration::from_millis(50),
+            reconnect_cap: Duration::from_secs(10),
+            ping_busy: Duration::from_secs(1),
+            ping_idle: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(2),
+            waiting_windows: 4,
+            sweep: Duration::from_millis(10),
+            connections: 1,
+        }
+    }
+}

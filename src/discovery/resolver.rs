@@ -1,0 +1,230 @@
+//! How a client keeps up with the live instances of one service.
+
+mod builder;
+mod flight;
+mod merge;
+mod shared;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+pub use self::builder::ResolverBuilder;
+use self::shared::Shared;
+pub use self::snapshot::{Snapshot, SnapshotStatus};
+use super::{Discovery, DiscoveryError, Endpoint};
+use crate::instance::{Instance, ServiceName};
+use crate::selector::PickContext;
+
+/// Keeps the list of one service's instances: one task, shared by all clones, that watches or polls
+/// a [`Discovery`] and publishes [`Snapshot`]s.
+///
+/// # What it promises
+/// - The source is watched if it can be, and polled every 10 s if not; it is asked for its whole
+///   list every 60 s even under a watch. Intervals vary by 10 % either way, so that clients do not
+///   march in step.
+/// - The last good list is served while the source fails, with its age. Each request is bounded by
+///   10 s; after a failure the next one follows after 100 ms, doubling up to the poll interval.
+/// - An answer that is empty, or has lost more than half at once, is believed only with proof; see
+///   [`Resolved::is_proven`](super::Resolved::is_proven). Without it the vanished endpoints stay,
+///   [doubtful](Endpoint::is_doubtful), until an answer one lease (15 s) later still lacks them.
+/// - Endpoints keep their statistics for as long as one id stands at one address.
+/// - Of two instances with one address the one with the higher epoch is listed.
+///
+/// # Clone
+/// Cheap; clones share everything. Dropping the last one ends the task.
+///
+/// # Example
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use srpc::discovery::{Discovery, DiscoveryError, Resolved, Resolver};
+/// use srpc::selector::PickContext;
+/// use srpc::{Instance, ServiceName};
+///
+/// struct Mine;
+///
+/// #[async_trait::async_trait]
+/// impl Discovery for Mine {
+///     async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
+///         let addresses = ["tcp@10.0.0.1:7001", "tcp@10.0.0.2:7001"];
+///         let instances = addresses.map(|a| Instance::at(a.parse().unwrap()));
+///         Ok(Vec::from(instances).into())
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let resolver = Resolver::new("Foo".parse()?, Arc::new(Mine));
+/// resolver.ready(Duration::from_secs(2)).await?;
+/// let endpoint = resolver.pick(&PickContext::new(tokio::time::Instant::now(), 1)).unwrap();
+/// assert_eq!(endpoint.instance().address.port(), Some(7001));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Resolver {
+    handle: Arc<Handle>,
+}
+
+/// What the clones own together. The task holds `Shared` and never this, so that the last clone's
+/// drop is the task's end.
+struct Handle {
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+/// What a resolver has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ResolverStats {
+    /// Requests that the source answered.
+    pub resolved: u64,
+    /// Requests and watches that failed. A watch that is unsupported has not failed.
+    pub errors: u64,
+    /// Changes that a watch told or that were set by hand.
+    pub updates: u64,
+    /// Answers whose losses were not believed.
+    pub guarded: u64,
+}
+
+impl Resolver {
+    /// A resolver of `service` with the defaults.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(service: ServiceName, discovery: Arc<dyn Discovery>) -> Self {
+        Self::builder(service, discovery).build()
+    }
+
+    /// A resolver of `service` with settings of one's own.
+    pub fn builder(service: ServiceName, discovery: Arc<dyn Discovery>) -> ResolverBuilder {
+        ResolverBuilder::new(service, discovery)
+    }
+
+    /// The service whose instances it lists.
+    pub fn service(&self) -> &ServiceName {
+        &self.handle.shared.service
+    }
+
+    /// The zone that [`pick`](Self::pick) prefers where its context names none.
+    pub fn zone(&self) -> Option<&str> {
+        self.handle.shared.zone.as_deref()
+    }
+
+    /// The list as of now. Never waits.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.handle.shared.snapshot()
+    }
+
+    /// Chooses an endpoint from the list as of now; `None` if it has none to offer. Never waits.
+    pub fn pick(&self, cx: &PickContext<'_>) -> Option<Endpoint> {
+        let snapshot = self.handle.shared.current();
+        let index = match (cx.zone, self.zone()) {
+            (None, Some(zone)) => {
+                let ours = PickContext::new(cx.now, cx.random())
+                    .retry(cx.attempt, cx.tried)
+                    .hash_key(cx.hash_key)
+                    .zone(Some(zone));
+                snapshot.pick(&ours)
+            }
+            _ => snapshot.pick(cx),
+        };
+        snapshot.endpoints.at(index?).cloned()
+    }
+
+    /// Asks the source now, or joins the request that is under way, and waits for its answer.
+    ///
+    /// What a watch told or [`update`](Self::update) set since the question was asked is newer than
+    /// the answer, and stands.
+    ///
+    /// # Errors
+    /// Those of the source; the list stays as it is.
+    ///
+    /// # Cancellation
+    /// Dropping the future leaves the request under way.
+    pub async fn refresh(&self) -> Result<(), Arc<DiscoveryError>> {
+        if self.handle.task.is_finished() {
+            let ended = "the runtime that this resolver was made in has ended";
+            return Err(Arc::new(DiscoveryError::unavailable(ended)));
+        }
+        self.handle.shared.flights.join().await
+    }
+
+    /// Sets the list by hand. It counts as proven, is seen by the next [`snapshot`](Self::snapshot)
+    /// and holds until the source's next proven answer: a source that never names a revision never
+    /// replaces it. What a watch tells of single instances is applied to it.
+    pub fn update(&self, instances: Vec<Instance>) {
+        self.handle.shared.by_hand(instances, Instant::now());
+    }
+
+    /// Waits until at least one instance is known, for `timeout` at most: at a program's start it
+    /// finds the mistyped name or the wrong registry.
+    ///
+    /// # Errors
+    /// If the time passes first: names the service and says what is known of the source.
+    ///
+    /// # Cancellation
+    /// Dropping the future leaves nothing behind.
+    pub async fn ready(&self, timeout: Duration) -> Result<(), DiscoveryError> {
+        let known = self.until(|snapshot| !snapshot.endpoints.is_empty());
+        match tokio::time::timeout(timeout, known).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.snapshot().nobody(self.service(), timeout)),
+        }
+    }
+
+    /// Waits until the status is no longer pending: for the first list or the first error.
+    ///
+    /// # Cancellation
+    /// Dropping the future leaves nothing behind.
+    pub async fn first(&self) {
+        self.until(|snapshot| snapshot.status != SnapshotStatus::Pending)
+            .await;
+    }
+
+    /// Waits until a list is known, be it empty, stale or gone; longer than any deadline if the
+    /// source never answers.
+    ///
+    /// # Cancellation
+    /// Dropping the future leaves nothing behind.
+    pub async fn listed(&self) {
+        self.until(|snapshot| snapshot.status.is_listed()).await;
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> ResolverStats {
+        self.handle.shared.stats()
+    }
+
+    async fn until(&self, done: fn(&Snapshot) -> bool) {
+        // Subscribed before the first look, so that no change falls between the two.
+        let mut changes = self.handle.shared.changes();
+        while !done(&self.handle.shared.current()) {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver")
+            .field("service", self.service())
+            .field("snapshot", &self.snapshot())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

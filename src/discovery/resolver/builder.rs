@@ -1,0 +1,142 @@
+//! The settings of a resolver.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::shared::{Shared, Speaks};
+use super::worker::{Timing, Worker};
+use super::{Handle, Resolver};
+use crate::discovery::Discovery;
+use crate::instance::ServiceName;
+use crate::selector::{P2c, Selector};
+
+/// No interval is shorter: a mistaken zero must not become a hot loop.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// No interval is longer, so that sums with instants never overflow.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Makes a [`Resolver`].
+pub struct ResolverBuilder {
+    service: ServiceName,
+    discovery: Arc<dyn Discovery>,
+    selector: Box<dyn Selector>,
+    speaks: Speaks,
+    zone: Option<String>,
+    timing: Timing,
+    lease: Duration,
+    seed: Option<u64>,
+}
+
+impl ResolverBuilder {
+    pub(super) fn new(service: ServiceName, discovery: Arc<dyn Discovery>) -> Self {
+        Self {
+            service,
+            discovery,
+            selector: Box::new(P2c::new()),
+            speaks: Box::new(|_| true),
+            zone: None,
+            timing: Timing {
+                poll: Duration::from_secs(10),
+                resync: Duration::from_secs(60),
+                timeout: Duration::from_secs(10),
+            },
+            lease: Duration::from_secs(15),
+            seed: None,
+        }
+    }
+
+    /// Sets the policy. Default: [`P2c`].
+    #[must_use]
+    pub fn selector(mut self, selector: impl Selector) -> Self {
+        self.selector = Box::new(selector);
+        self
+    }
+
+    /// Sets how often a source that cannot be watched is asked, from 1 ms to a day; also the
+    /// longest pause after an error. Default: 10 s.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.timing.poll = interval.clamp(SHORTEST, LONGEST);
+        self
+    }
+
+    /// Sets how often a watched source is asked for its whole list, and one whose watch is
+    /// unsupported for a watch; from 1 ms to a day. Default: 60 s.
+    #[must_use]
+    pub fn resync_interval(mut self, interval: Duration) -> Self {
+        self.timing.resync = interval.clamp(SHORTEST, LONGEST);
+        self
+    }
+
+    /// Sets how long one request to the source may take. Default: 10 s.
+    #[must_use]
+    pub fn resolve_timeout(mut self, timeout: Duration) -> Self {
+        self.timing.timeout = timeout;
+        self
+    }
+
+    /// Sets how long an endpoint must be missing without proof until it is believed to be gone: the
+    /// time to live of its registration. Default: 15 s.
+    #[must_use]
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Sets the zone that this client runs in. Default: none.
+    #[must_use]
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// Sets the seed of the jitter in intervals and pauses. Default: random.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Sets which protocols (`tcp`, `unix`, ...) the client can dial; instances of others are
+    /// skipped and counted. Default: all.
+    #[must_use]
+    pub fn speaks(mut self, speaks: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        self.speaks = Box::new(speaks);
+        self
+    }
+
+    /// Makes the resolver and spawns its task, which asks the source at once.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn build(self) -> Resolver {
+        let shared = Shared::new(
+            self.service,
+            self.selector,
+            self.speaks,
+            self.zone,
+            self.lease,
+        );
+        let shared = Arc::new(shared);
+        let seed = self.seed.unwrap_or_else(rand::random);
+        let worker = Worker::new(Arc::clone(&shared), self.discovery, self.timing, seed);
+        let task = tokio::spawn(worker.run());
+        Resolver {
+            handle: Arc::new(Handle { shared, task }),
+        }
+    }
+}
+
+impl fmt::Debug for ResolverBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResolverBuilder")
+            .field("service", &self.service)
+            .field("zone", &self.zone)
+            .field("timing", &self.timing)
+            .field("lease", &self.lease)
+            .field("seed", &self.seed)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,69 @@
+//! How all who want an answer of the source share one request.
+
+use std::sync::Arc;
+
+use tokio::sync::{Notify, watch};
+
+use crate::discovery::DiscoveryError;
+
+/// The requests to the source, of which one at most is under way.
+pub(super) struct Flights {
+    /// A watch channel for its lock as well as for its news: between a look at `finished` and the
+    /// wish, a request could end unseen.
+    state: watch::Sender<State>,
+    /// Wakes the task.
+    wish: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    wanted: bool,
+    finished: u64,
+    /// The error that the last one ended with.
+    error: Option<Arc<DiscoveryError>>,
+}
+
+impl Flights {
+    pub(super) fn new() -> Self {
+        Self {
+            state: watch::Sender::new(State::default()),
+            wish: Notify::new(),
+        }
+    }
+
+    /// Wants a request, or joins the one under way, and waits for its end.
+    pub(super) async fn join(&self) -> Result<(), Arc<DiscoveryError>> {
+        let mut states = self.state.subscribe();
+        let mut before = 0;
+        self.state.send_if_modified(|state| {
+            state.wanted = true;
+            before = state.finished;
+            false
+        });
+        self.wish.notify_one();
+        let ended = states.wait_for(|state| state.finished > before).await;
+        // No state means that the sender is gone, which lives in `self`.
+        let error = ended.ok().and_then(|state| state.error.clone());
+        error.map_or(Ok(()), Err)
+    }
+
+    /// For the task: waits until a request is wanted. It may be done by then; see
+    /// [`is_wanted`](Self::is_wanted).
+    pub(super) async fn wished(&self) {
+        self.wish.notified().await;
+    }
+
+    /// For the task: whether a request is wanted that has not ended since.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.state.borrow().wanted
+    }
+
+    /// For the task: a request ended, and with it everybody's wish.
+    pub(super) fn landed(&self, error: Option<Arc<DiscoveryError>>) {
+        self.state.send_modify(|state| {
+            state.wanted = false;
+            state.finished += 1;
+            state.error = error;
+        });
+    }
+}

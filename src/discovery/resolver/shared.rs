@@ -1,0 +1,266 @@
+//! What the clones of a resolver share with its task: the only place that publishes a snapshot.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::flight::Flights;
+use super::merge::merge;
+use super::{ResolverStats, Snapshot, SnapshotStatus};
+use crate::discovery::guard::Guard;
+use crate::discovery::{DiscoveryError, EndpointSet, Resolved, Update};
+use crate::instance::{Instance, ServiceName};
+use crate::selector::{Picker, Selector};
+
+/// Whether a protocol can be dialled.
+pub(super) type Speaks = Box<dyn Fn(&str) -> bool + Send + Sync>;
+
+pub(super) struct Shared {
+    pub(super) service: ServiceName,
+    pub(super) zone: Option<String>,
+    selector: Box<dyn Selector>,
+    speaks: Speaks,
+    current: ArcSwap<Snapshot>,
+    /// Whoever publishes holds it, so that snapshots follow one another in the order of the news.
+    list: Mutex<List>,
+    /// Wakes those who wait for a snapshot.
+    changes: watch::Sender<()>,
+    pub(super) flights: Flights,
+    resolved: AtomicU64,
+    errors: AtomicU64,
+    updates: AtomicU64,
+    guarded: AtomicU64,
+}
+
+struct List {
+    guard: Guard,
+    /// Counts what came without being asked for: an answer to a question asked before is older.
+    version: u64,
+    /// The source said so, and has listed nobody since.
+    gone: bool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        service: ServiceName,
+        selector: Box<dyn Selector>,
+        speaks: Speaks,
+        zone: Option<String>,
+        lease: Duration,
+    ) -> Self {
+        let endpoints = Arc::new(EndpointSet::default());
+        let picker: Arc<dyn Picker> = Arc::from(selector.prepare(&endpoints));
+        let pending = Snapshot {
+            endpoints,
+            status: SnapshotStatus::Pending,
+            revision: None,
+            generation: 0,
+            updated_at: Instant::now(),
+            skipped: 0,
+            last_error: None,
+            picker,
+        };
+        let list = List {
+            guard: Guard::new(lease),
+            version: 0,
+            gone: false,
+        };
+        Self {
+            service,
+            zone,
+            selector,
+            speaks,
+            current: ArcSwap::from_pointee(pending),
+            list: Mutex::new(list),
+            changes: watch::Sender::new(()),
+            flights: Flights::new(),
+            resolved: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            updates: AtomicU64::new(0),
+            guarded: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// The current snapshot without a count of references, for the call path.
+    pub(super) fn current(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.current.load()
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn stats(&self) -> ResolverStats {
+        ResolverStats {
+            resolved: self.resolved.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+            updates: self.updates.load(Relaxed),
+            guarded: self.guarded.load(Relaxed),
+        }
+    }
+
+    /// What an answer must be asked under to be the newest news when it comes.
+    pub(super) fn version(&self) -> u64 {
+        self.list.lock().version
+    }
+
+    pub(super) fn is_doubting(&self) -> bool {
+        self.list.lock().guard.is_doubting()
+    }
+
+    /// Takes the answer to a question asked at `version`.
+    pub(super) fn answered(&self, answer: Resolved, version: u64, now: Instant) {
+        self.resolved.fetch_add(1, Relaxed);
+        let mut list = self.list.lock();
+        if list.version == version {
+            let revision = answer.revision.clone();
+            self.take_list(&mut list, answer, now);
+            self.publish(&list, revision, now);
+        }
+    }
+
+    /// Takes what a watch tells.
+    pub(super) fn told(&self, update: Update, now: Instant) {
+        self.updates.fetch_add(1, Relaxed);
+        let mut list = self.list.lock();
+        list.version += 1;
+        let revision = match update {
+            Update::Set(answer) => {
+                let revision = answer.revision.clone();
+                self.take_list(&mut list, answer, now);
+                revision
+            }
+            Update::Upsert(instances) => {
+                list.gone &= instances.is_empty();
+                list.guard.upsert(instances);
+                None
+            }
+            Update::Remove(ids) => {
+                list.guard.remove(&ids);
+                None
+            }
+            Update::Gone => {
+                list.guard.clear();
+                list.gone = true;
+                None
+            }
+        };
+        self.publish(&list, revision, now);
+    }
+
+    /// Takes a list set by hand.
+    pub(super) fn by_hand(&self, instances: Vec<Instance>, now: Instant) {
+        self.updates.fetch_add(1, Relaxed);
+        let mut list = self.list.lock();
+        list.version += 1;
+        list.gone = false;
+        list.guard.by_hand(instances);
+        self.publish(&list, None, now);
+    }
+
+    /// A request failed: the last list is kept, and stale.
+    pub(super) fn failed(&self, error: &Arc<DiscoveryError>, now: Instant) {
+        self.errors.fetch_add(1, Relaxed);
+        let _publishing = self.list.lock();
+        let old = self.snapshot();
+        let status = match old.status {
+            SnapshotStatus::Pending | SnapshotStatus::Failed => SnapshotStatus::Failed,
+            SnapshotStatus::Stale { since } => SnapshotStatus::Stale { since },
+            SnapshotStatus::Ready | SnapshotStatus::Gone => SnapshotStatus::Stale { since: now },
+        };
+        if old.status != status {
+            let message = if status.is_listed() {
+                "the list of instances is stale"
+            } else {
+                "there is no list of instances yet"
+            };
+            let age = old.age(now);
+            tracing::warn!(service = %self.service, error = %error, ?age, "{message}");
+        }
+        self.show(Snapshot {
+            status,
+            last_error: Some(Arc::clone(error)),
+            ..Snapshot::clone(&old)
+        });
+    }
+
+    /// A watch failed: counted and shown. The request that follows decides what the list is worth.
+    pub(super) fn watch_failed(&self, error: DiscoveryError) {
+        self.errors.fetch_add(1, Relaxed);
+        tracing::debug!(service = %self.service, %error, "a watch ended");
+        let _publishing = self.list.lock();
+        let old = self.snapshot();
+        self.show(Snapshot {
+            last_error: Some(Arc::new(error)),
+            ..Snapshot::clone(&old)
+        });
+    }
+
+    fn take_list(&self, list: &mut List, answer: Resolved, now: Instant) {
+        list.gone &= answer.instances.is_empty();
+        let doubting = list.guard.is_doubting();
+        if !list.guard.answer(answer, now) {
+            return;
+        }
+        self.guarded.fetch_add(1, Relaxed);
+        if list.guard.is_doubting() && !doubting {
+            tracing::warn!(
+                service = %self.service,
+                "an answer lost instances without proof: they are kept for now, picked last"
+            );
+        }
+    }
+
+    /// Shows the list as the guard believes it: good news. Set and picker are made anew only if
+    /// something of them changed.
+    fn publish(&self, list: &List, revision: Option<Arc<str>>, now: Instant) {
+        let old = self.snapshot();
+        let merged = merge(list.guard.known(), &old.endpoints, &*self.speaks, now);
+        let (endpoints, picker, generation) = if merged.changed {
+            let set = Arc::new(EndpointSet::new(merged.endpoints));
+            let picker: Arc<dyn Picker> = Arc::from(self.selector.prepare(&set));
+            (set, picker, old.generation + 1)
+        } else {
+            let (set, picker) = (Arc::clone(&old.endpoints), Arc::clone(&old.picker));
+            (set, picker, old.generation)
+        };
+        if matches!(
+            old.status,
+            SnapshotStatus::Stale { .. } | SnapshotStatus::Failed
+        ) {
+            let error = old.last_error.as_deref().map(tracing::field::display);
+            let age = old.age(now);
+            tracing::warn!(
+                service = %self.service, error, ?age, "the list of instances is fresh again"
+            );
+        }
+        self.show(Snapshot {
+            endpoints,
+            status: if list.gone {
+                SnapshotStatus::Gone
+            } else {
+                SnapshotStatus::Ready
+            },
+            revision,
+            generation,
+            updated_at: now,
+            skipped: merged.skipped,
+            last_error: None,
+            picker,
+        });
+    }
+
+    fn show(&self, snapshot: Snapshot) {
+        self.current.store(Arc::new(snapshot));
+        self.changes.send_replace(());
+    }
+}

@@ -1,0 +1,98 @@
+//! Cuts frames out of what was read so far, however the bytes were split on their way.
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use super::{HEADER_LEN, Header, Next, WireError, next_frame};
+
+/// What the buffer starts with and, when all of it was consumed, returns to.
+const SMALL: usize = 4 * 1024;
+/// What it grows to when reads fill it: at 4 KiB, messages of 1 KiB cost three times the CPU.
+const LARGE: usize = 128 * 1024;
+
+/// The bytes that were read and not yet cut into frames.
+#[derive(Debug)]
+pub struct FrameReader {
+    buffer: BytesMut,
+    /// Bytes yet to come of a frame that is passed over.
+    skip: usize,
+    max_payload: u32,
+    /// How much room the next read gets.
+    room: usize,
+}
+
+/// A frame with a payload of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnedFrame {
+    /// A frame, and what follows its header.
+    Whole(Header, Bytes),
+    /// A call or a reply longer than the limit: its payload is passed over.
+    Oversized(Header),
+}
+
+impl FrameReader {
+    /// A reader that starts with `read`, which came behind the handshake; `max_payload` limits
+    /// calls and replies.
+    pub fn new(read: BytesMut, max_payload: u32) -> Self {
+        Self { buffer: read, skip: 0, max_payload, room: SMALL }
+    }
+
+    /// Where the next read goes; it has room.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        if self.buffer.capacity() - self.buffer.len() < self.room / 4 {
+            self.buffer.reserve(self.room);
+        }
+        &mut self.buffer
+    }
+
+    /// Tells how many bytes the last read brought; reads that fill their room get more of it.
+    pub fn was_read(&mut self, bytes: usize) {
+        if self.buffer.len() == self.buffer.capacity() {
+            self.room = (self.room * 4).min(LARGE);
+        } else if bytes < SMALL / 2 && self.buffer.is_empty() {
+            self.room = SMALL;
+        }
+    }
+
+    /// Whether the start of a frame has come and its end has not.
+    pub fn is_within_frame(&self) -> bool {
+        !self.buffer.is_empty() || self.skip > 0
+    }
+
+    /// The next frame; `None`: more bytes are needed.
+    ///
+    /// # Errors
+    /// If the bytes break a rule; the connection cannot go on then.
+    pub fn next(&mut self) -> Result<Option<OwnedFrame>, WireError> {
+        loop {
+            if self.skip > 0 {
+                let passed = self.skip.min(self.buffer.len());
+                self.buffer.advance(passed);
+                self.skip -= passed;
+                if self.skip > 0 {
+                    return Ok(None);
+                }
+            }
+            match next_frame(&self.buffer, self.max_payload)? {
+                Next::More(whole) => {
+                    // A known length is reserved at once; it is within the limits.
+                    if whole > self.buffer.capacity() {
+                        self.buffer.reserve(whole - self.buffer.len());
+                    }
+                    return Ok(None);
+                }
+                Next::Frame(frame, whole) => {
+                    let header = frame.header;
+                    let mut frame = self.buffer.split_to(whole).freeze();
+                    frame.advance(HEADER_LEN);
+                    return Ok(Some(OwnedFrame::Whole(header, frame)));
+                }
+                Next::Skip(header, whole) => {
+                    self.skip = whole;
+                    if let Some(header) = header {
+                        return Ok(Some(OwnedFrame::Oversized(header)));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The task that keeps a process's registrations alive, whatever happens to the registry.
+
+mod book;
+mod builder;
+mod entry;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::{Id, JoinHandle, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+use self::book::{Answer, Ask, Book, Good, Job};
+pub use self::builder::RegistrarBuilder;
+use self::entry::Sent;
+use super::{Registry, RegistryError};
+use crate::instance::{Health, Instance, ServiceName};
+
+/// How long `close` may take, whatever the registry does.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Keeps a process's registrations alive over any [`Registry`]. Cheap to clone.
+///
+/// One task renews all of them together, at a third of the shortest lease granted, with 10 % of
+/// jitter. It never gives up: what the registry has lost is registered again at once, what fails
+/// is tried again with a backoff from 100 ms up to one renewal interval.
+///
+/// A registration whose id another process has registered with a higher epoch is superseded: it
+/// ends, with a warning. Only if it is the first one of this process, whose clock may have gone
+/// back, does it take the other's epoch plus one, once.
+///
+/// The task starts with the first registration. Dropping the last clone ends it without
+/// deregistering anything: the leases run out. [`close`](Self::close) deregisters.
+#[derive(Clone)]
+pub struct Registrar {
+    owner: Arc<Owner>,
+}
+
+impl Registrar {
+    /// A registrar with the defaults.
+    pub fn new(registry: Arc<dyn Registry>) -> Self {
+        Self::builder(registry).build()
+    }
+
+    /// A registrar with settings of one's own.
+    pub fn builder(registry: Arc<dyn Registry>) -> RegistrarBuilder {
+        RegistrarBuilder::new(registry)
+    }
+
+    /// Adds an instance to what is kept alive, and waits for the first try. Must be called within
+    /// a tokio runtime.
+    ///
+    /// Epoch 0 is replaced by the Unix time in milliseconds. An id that this registrar holds
+    /// already is given its new state, with a higher epoch. Once [`set_health`](Self::set_health)
+    /// was called, its word replaces the instance's.
+    ///
+    /// # Errors
+    /// `Unavailable`: the registry did not answer; it is tried on all the same. Any other kind, and
+    /// `Invalid` after [`close`](Self::close): the registry refuses, and it is not kept.
+    ///
+    /// # Cancellation
+    /// Dropping the future leaves the registration in place.
+    pub async fn register(
+        &self,
+        service: ServiceName,
+        mut instance: Instance,
+    ) -> Result<(), RegistryError> {
+        if instance.epoch == 0 {
+            instance.epoch = unix_millis();
+        }
+        let shared = &self.owner.shared;
+        let answer = shared.book.lock().add(service, instance, Instant::now())?;
+        self.owner.keep_running();
+        shared.wake.notify_one();
+        answer.await.unwrap_or_else(|_| Err(book::closed()))
+    }
+
+    /// Says how all instances of this process are, now and when registered later. Raises the epochs
+    /// of those of which it is news by one, and registers them with their new state at once.
+    pub fn set_health(&self, health: Health) {
+        let shared = &self.owner.shared;
+        shared.book.lock().set_health(health, Instant::now());
+        shared.wake.notify_one();
+    }
+
+    /// Tells the registry that all instances drain, and waits for one try of each, no longer than
+    /// one request may take.
+    ///
+    /// Dropping the future leaves them draining.
+    pub async fn drain(&self) {
+        let shared = &self.owner.shared;
+        let mut progress = shared.progress.subscribe();
+        self.set_health(Health::Draining);
+        let tried = async {
+            while !shared.book.lock().all_tried() {
+                if progress.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if timeout(shared.request_timeout, tried).await.is_err() {
+            tracing::warn!("the registry was not told in time that this process drains");
+        }
+    }
+
+    /// Deregisters everything and ends the task, within 5 s whatever the registry does. Nothing can
+    /// be registered afterwards; a second call does nothing.
+    ///
+    /// Dropping the future leaves it closed, and leaves it open what was deregistered.
+    pub async fn close(&self) {
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        let shared = &self.owner.shared;
+        shared.book.lock().close();
+        shared.wake.notify_one();
+        let task = self.owner.task.lock().take();
+        if let Some(mut task) = task {
+            // A request under way could undo the deregistration by coming after it. What does not
+            // end in half of the time is cut.
+            let _ = timeout(CLOSE_TIMEOUT / 2, &mut task.0).await;
+        }
+        let held = shared.book.lock().take_held();
+        shared.progress.send_replace(());
+        if held.is_empty() {
+            return;
+        }
+        match timeout_at(deadline, shared.registry.deregister(&held)).await {
+            Ok(Ok(())) => tracing::info!(instances = held.len(), "deregistered"),
+            Ok(Err(error)) => tracing::warn!(%error, "not deregistered: the leases will run out"),
+            Err(_) => tracing::warn!("not deregistered in time: the leases will run out"),
+        }
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> RegistrarStats {
+        self.owner.shared.book.lock().stats()
+    }
+}
+
+impl fmt::Debug for Registrar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registrar").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+/// What a [`Registrar`] has done so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RegistrarStats {
+    /// How many registrations the registry holds, by its last answer for each.
+    pub registered: usize,
+    /// How often a lease was renewed.
+    pub renewed: u64,
+    /// How often the registry no longer knew a lease.
+    pub lost: u64,
+    /// How often a registration or renewal failed.
+    pub errors: u64,
+    /// The last of these failures, in words.
+    pub last_error: Option<String>,
+    /// How many registrations ended because another process has registered the same id.
+    pub superseded: u64,
+}
+
+/// What the clones of a registrar share, and its task does not: its drop ends the task.
+struct Owner {
+    shared: Arc<Shared>,
+    /// `None` before the first registration, and once it is closed.
+    task: Mutex<Option<Task>>,
+}
+
+/// What the task shares with its registrar.
+struct Shared {
+    registry: Arc<dyn Registry>,
+    request_timeout: Duration,
+    book: Mutex<Book>,
+    /// Tells the task that the book has changed.
+    wake: Notify,
+    /// Tells those who wait that the task has brought an answer into the book.
+    progress: watch::Sender<()>,
+}
+
+/// A task that ends when it is dropped.
+struct Task(JoinHandle<()>);
+
+impl Owner {
+    fn keep_running(&self) {
+        let mut task = self.task.lock();
+        // It has also ended if the runtime is gone on which it was started.
+        if task.as_ref().is_none_or(|task| task.0.is_finished()) {
+            *task = Some(Task(tokio::spawn(keep(Arc::clone(&self.shared)))));
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Asks the registry for whatever the book says is due, until the book is closed.
+async fn keep(shared: Arc<Shared>) {
+    let mut requests = JoinSet::new();
+    // By task, so that a request whose code panicked is answered too.
+    let mut pending: HashMap<Id, Vec<Sent>> = HashMap::new();
+    shared.book.lock().forget_requests();
+    loop {
+        let jobs = shared.book.lock().due(Instant::now());
+        for Job { sent, ask } in jobs {
+            let request = put(ask, Arc::clone(&shared.registry), shared.request_timeout);
+            pending.insert(requests.spawn(request).id(), sent);
+        }
+        let (next, closed) = shared.book.lock().next_due();
+        if closed && requests.is_empty() {
+            return;
+        }
+        tokio::select! {
+            Some(done) = requests.join_next_with_id() => {
+                let (id, answers) = done.unwrap_or_else(|error| (error.id(), Vec::new()));
+                let sent = pending.remove(&id).unwrap_or_default();
+                shared.book.lock().answered(&sent, answers, Instant::now());
+                shared.progress.send_replace(());
+            }
+            () = until(next) => {}
+            () = shared.wake.notified() => {}
+        }
+    }
+}
+
+/// One request, which ends in time: an answer for each registration that was asked about.
+async fn put(ask: Ask, registry: Arc<dyn Registry>, limit: Duration) -> Vec<Answer> {
+    let late = || RegistryError::unavailable(format!("no answer within {limit:?}"));
+    match ask {
+        Ask::Register(registration) => {
+            let lease = timeout(limit, registry.register(&registration)).await;
+            vec![lease.unwrap_or_else(|_| Err(late())).map(Good::Lease)]
+        }
+        Ask::Renew(held) => match timeout(limit, registry.renew(&held)).await {
+            Ok(renewals) => renewals.into_iter().map(|one| one.map(Good::Renewal)).collect(),
+            Err(_) => held.iter().map(|_| Err(late())).collect(),
+        },
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

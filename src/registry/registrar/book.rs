@@ -1,0 +1,351 @@
+//! What a process wants registered, and what to ask of the registry next: no I/O, no clock.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use rand::rngs::StdRng;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::RegistrarStats;
+use super::entry::{Entry, Phase, Sent};
+use crate::instance::{Health, Instance, ServiceName};
+use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+
+/// The first backoff; each further failure doubles it, up to the renewal interval.
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The registrations of a process.
+pub(super) struct Book {
+    ttl: Duration,
+    rng: StdRng,
+    entries: Vec<Entry>,
+    next_key: u64,
+    /// What was said of the whole process. `None`: each instance's own word holds.
+    health: Option<Health>,
+    /// When the next batch of renewals starts. `None`: nothing is held.
+    renew_at: Option<Instant>,
+    /// One batch at a time.
+    renewing: bool,
+    /// Whether the registry answered when it was last asked.
+    reachable: bool,
+    closed: bool,
+    /// All but `registered`, which is counted when asked for.
+    stats: RegistrarStats,
+}
+
+/// A request to be made.
+pub(super) struct Job {
+    /// What it is about, in the order of its answers.
+    pub(super) sent: Vec<Sent>,
+    pub(super) ask: Ask,
+}
+
+pub(super) enum Ask {
+    Register(Registration),
+    Renew(Vec<Held>),
+}
+
+/// What came of one registration.
+pub(super) type Answer = Result<Good, RegistryError>;
+
+pub(super) enum Good {
+    Lease(Lease),
+    Renewal(Renewal),
+}
+
+impl Book {
+    pub(super) fn new(ttl: Duration, rng: StdRng) -> Self {
+        Self {
+            ttl,
+            rng,
+            entries: Vec::new(),
+            next_key: 0,
+            health: None,
+            renew_at: None,
+            renewing: false,
+            reachable: true,
+            closed: false,
+            stats: RegistrarStats::default(),
+        }
+    }
+
+    /// Adds an instance, or a new state of one. The receiver is told how the first try went.
+    pub(super) fn add(
+        &mut self,
+        service: ServiceName,
+        mut instance: Instance,
+        now: Instant,
+    ) -> Result<oneshot::Receiver<Result<(), RegistryError>>, RegistryError> {
+        if self.closed {
+            return Err(closed());
+        }
+        instance.health = self.health.unwrap_or(instance.health);
+        let (asker, answer) = oneshot::channel();
+        let known = self.entries.iter_mut().find(|entry| {
+            entry.registration.service == service && entry.registration.instance.id == instance.id
+        });
+        if let Some(entry) = known {
+            instance.epoch = instance.epoch.max(entry.epoch().saturating_add(1));
+            entry.registration.instance = instance;
+            entry.phase = Phase::Pending { due: now };
+            entry.tell(Err(RegistryError::unavailable("a newer state was registered meanwhile")));
+            entry.asker = Some(asker);
+        } else {
+            self.entries.push(Entry {
+                key: self.next_key,
+                registration: Registration::new(service, instance).ttl(self.ttl),
+                phase: Phase::Pending { due: now },
+                lease: None,
+                busy: false,
+                failures: 0,
+                tried: None,
+                was_held: false,
+                raised: false,
+                asker: Some(asker),
+            });
+            self.next_key += 1;
+        }
+        Ok(answer)
+    }
+
+    pub(super) fn set_health(&mut self, health: Health, now: Instant) {
+        self.health = Some(health);
+        for entry in &mut self.entries {
+            let instance = &mut entry.registration.instance;
+            if instance.health != health {
+                instance.health = health;
+                instance.epoch = instance.epoch.saturating_add(1);
+                entry.phase = Phase::Pending { due: now };
+            }
+        }
+    }
+
+    /// What is to be asked now. Each job is to be [`answered`](Self::answered).
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        if self.closed {
+            return jobs;
+        }
+        for entry in &mut self.entries {
+            let due = matches!(entry.phase, Phase::Pending { due } if due <= now);
+            if due && !entry.busy {
+                entry.busy = true;
+                jobs.push(Job {
+                    sent: vec![entry.sent(false)],
+                    ask: Ask::Register(entry.registration.clone()),
+                });
+            }
+        }
+        if !self.renewing && self.renew_at.is_some_and(|at| at <= now) {
+            jobs.extend(self.renewals(now));
+        }
+        jobs
+    }
+
+    /// When to ask for what is due again, unless an answer comes first; and whether it is closed.
+    pub(super) fn next_due(&self) -> (Option<Instant>, bool) {
+        if self.closed {
+            return (None, true);
+        }
+        let registrations = self.entries.iter().filter_map(|entry| match entry.phase {
+            Phase::Pending { due } if !entry.busy => Some(due),
+            _ => None,
+        });
+        let renewals = self.renew_at.filter(|_| !self.renewing);
+        (registrations.chain(renewals).min(), false)
+    }
+
+    /// Takes in what came of a job. An answer that is missing is a failure.
+    pub(super) fn answered(&mut self, sent: &[Sent], answers: Vec<Answer>, now: Instant) {
+        let mut answers = answers.into_iter();
+        let mut unreachable = None;
+        let mut reached = false;
+        for sent in sent {
+            if sent.renewal {
+                self.renewing = false;
+            }
+            let answer = answers.next().unwrap_or_else(|| {
+                Err(RegistryError::unavailable("the registry gave no answer for it"))
+            });
+            match &answer {
+                Err(error) if error.kind() == RegistryErrorKind::Unavailable => {
+                    unreachable = Some(error.to_string());
+                }
+                _ => reached = true,
+            }
+            self.settle(*sent, answer, now);
+        }
+        match unreachable {
+            _ if reached && !self.reachable => {
+                self.reachable = true;
+                tracing::info!("registry reachable again");
+            }
+            Some(error) if !reached && self.reachable => {
+                self.reachable = false;
+                tracing::warn!(error = error.as_str(), "registry unreachable: trying on");
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether of every registration the present state has been tried.
+    pub(super) fn all_tried(&self) -> bool {
+        self.entries.iter().all(|entry| entry.tried >= Some(entry.epoch()))
+    }
+
+    /// Forgets the requests of a task that ended with its runtime.
+    pub(super) fn forget_requests(&mut self) {
+        self.renewing = false;
+        self.entries.iter_mut().for_each(|entry| entry.busy = false);
+    }
+
+    /// From now on nothing is due, and nothing is added.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// Empties the book: what is to be deregistered.
+    pub(super) fn take_held(&mut self) -> Vec<Held> {
+        let held = |entry: Entry| {
+            entry.lease.map(|lease| Held { registration: entry.registration, lease })
+        };
+        self.entries.drain(..).filter_map(held).collect()
+    }
+
+    pub(super) fn stats(&self) -> RegistrarStats {
+        let held = self.entries.iter().filter(|entry| entry.lease.is_some() && entry.failures == 0);
+        RegistrarStats { registered: held.count(), ..self.stats.clone() }
+    }
+
+    fn renewals(&mut self, now: Instant) -> Option<Job> {
+        let (mut sent, mut held) = (Vec::new(), Vec::new());
+        let mut shortest: Option<Duration> = None;
+        for entry in self.entries.iter_mut().filter(|entry| entry.phase == Phase::Held) {
+            if let Some(lease) = entry.lease.clone() {
+                entry.busy = true;
+                sent.push(entry.sent(true));
+                held.push(Held { registration: entry.registration.clone(), lease });
+                let interval = entry.interval();
+                shortest = Some(shortest.map_or(interval, |shortest| shortest.min(interval)));
+            }
+        }
+        self.renew_at = shortest.map(|interval| now + self.jittered(interval));
+        self.renewing = !sent.is_empty();
+        self.renewing.then_some(Job { sent, ask: Ask::Renew(held) })
+    }
+
+    fn settle(&mut self, sent: Sent, answer: Answer, now: Instant) {
+        let Some(at) = self.entries.iter().position(|entry| entry.key == sent.key) else {
+            return;
+        };
+        let entry = &mut self.entries[at];
+        entry.busy = false;
+        entry.tried = entry.tried.max(Some(sent.epoch));
+        // If not, its newer state is due already, and whoever waits, waits for that.
+        let current = entry.epoch() == sent.epoch;
+        match answer {
+            Ok(Good::Lease(lease)) => {
+                entry.lease = Some(lease);
+                entry.was_held = true;
+                entry.failures = 0;
+                if current {
+                    entry.phase = Phase::Held;
+                    entry.tell(Ok(()));
+                    tracing::info!(
+                        service = entry.service(),
+                        id = entry.id(),
+                        address = entry.address(),
+                        epoch = sent.epoch,
+                        health = entry.registration.instance.health.as_str(),
+                        "registered"
+                    );
+                }
+                let interval = entry.interval();
+                let at = now + self.jittered(interval);
+                self.renew_at = Some(self.renew_at.map_or(at, |planned| planned.min(at)));
+            }
+            Ok(Good::Renewal(Renewal::Renewed)) => {
+                entry.failures = 0;
+                self.stats.renewed += 1;
+            }
+            Ok(Good::Renewal(Renewal::Lost)) => {
+                tracing::warn!(
+                    service = entry.service(),
+                    id = entry.id(),
+                    address = entry.address(),
+                    "lease lost: registering again"
+                );
+                entry.lease = None;
+                entry.phase = Phase::Pending { due: now };
+                self.stats.lost += 1;
+            }
+            Err(error) => {
+                self.stats.errors += 1;
+                self.stats.last_error = Some(error.to_string());
+                self.failed(at, current, error, now);
+            }
+        }
+    }
+
+    fn failed(&mut self, at: usize, current: bool, error: RegistryError, now: Instant) {
+        let entry = &mut self.entries[at];
+        match error.kind() {
+            // Of an older state than the present one, which is due already.
+            RegistryErrorKind::StaleEpoch { held } if !current && held < entry.epoch() => {
+                entry.phase = Phase::Pending { due: now };
+            }
+            RegistryErrorKind::StaleEpoch { held } if !entry.was_held && !entry.raised => {
+                entry.raised = true;
+                let higher = entry.epoch().max(held.saturating_add(1));
+                entry.registration.instance.epoch = higher;
+                entry.phase = Phase::Pending { due: now };
+            }
+            RegistryErrorKind::StaleEpoch { held } => {
+                tracing::warn!(
+                    service = entry.service(),
+                    id = entry.id(),
+                    address = entry.address(),
+                    epoch = entry.epoch(),
+                    held,
+                    "superseded: another process has registered this id"
+                );
+                self.stats.superseded += 1;
+                self.entries.remove(at).tell(Err(error));
+            }
+            RegistryErrorKind::Invalid | RegistryErrorKind::NotAllowed
+                if current && entry.asker.is_some() =>
+            {
+                tracing::warn!(
+                    service = entry.service(),
+                    id = entry.id(),
+                    address = entry.address(),
+                    %error,
+                    "registration refused"
+                );
+                self.entries.remove(at).tell(Err(error));
+            }
+            _ => {
+                entry.failures = entry.failures.saturating_add(1);
+                if current {
+                    let doublings = 1_u32 << (entry.failures - 1).min(16);
+                    let most = FIRST_BACKOFF.saturating_mul(doublings).min(entry.interval());
+                    entry.tell(Err(error));
+                    let backoff = self.rng.random_range(Duration::ZERO..=most);
+                    entry.phase = Phase::Pending { due: now + backoff };
+                }
+            }
+        }
+    }
+
+    /// The interval, up to a tenth shorter or longer, so that processes which started together do
+    /// not renew together.
+    fn jittered(&mut self, interval: Duration) -> Duration {
+        interval.mul_f64(self.rng.random_range(0.9..=1.1))
+    }
+}
+
+/// What is answered to whoever registers, or waits for a registration, when the registrar closes.
+pub(super) fn closed() -> RegistryError {
+    RegistryError::new(RegistryErrorKind::Invalid, "the registrar is closed")
+}

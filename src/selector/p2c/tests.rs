@@ -1,0 +1,187 @@
+use std::time::Duration;
+
+use super::*;
+use crate::discovery::{InFlight, Outcome};
+use crate::selector::guarded::fixture::{assert_near, counts, cx, set};
+use crate::selector::guarded_pick;
+
+/// An answer after so many milliseconds, with the load that the server reported.
+fn answer(set: &EndpointSet, index: usize, millis: u64, load: u32) {
+    let now = cx(0).now;
+    let attempt = set.at(index).unwrap().start(now);
+    attempt.end(Outcome::Succeeded { load }, now + Duration::from_millis(millis));
+}
+
+fn fail(set: &EndpointSet, index: usize, times: usize) {
+    let now = cx(0).now;
+    for _ in 0..times {
+        set.at(index).unwrap().start(now).end(Outcome::Failed, now);
+    }
+}
+
+fn hold(set: &EndpointSet, index: usize, calls: usize) -> Vec<InFlight> {
+    (0..calls).map(|_| set.at(index).unwrap().start(cx(0).now)).collect()
+}
+
+/// Picks and keeps the calls in flight; how many each endpoint has then.
+fn hold_picked(set: &EndpointSet, calls: usize) -> (Vec<InFlight>, Vec<usize>) {
+    let cx = cx(5);
+    let held =
+        (0..calls).map(|_| set.at(P2c.pick(set, &cx).unwrap()).unwrap().start(cx.now)).collect();
+    let in_flight = set.iter().map(|endpoint| endpoint.stats().in_flight() as usize).collect();
+    (held, in_flight)
+}
+
+#[test]
+fn calls_in_flight_are_almost_level() {
+    let set = set(&[1; 10]);
+    (0..10).for_each(|index| answer(&set, index, 10, 0));
+    let (_held, in_flight) = hold_picked(&set, 1_000);
+    for calls in in_flight {
+        assert_near(calls, 100, 8);
+    }
+}
+
+#[test]
+fn calls_in_flight_follow_the_weights() {
+    for answered in [false, true] {
+        let set = set(&[1, 3, 6]);
+        if answered {
+            (0..3).for_each(|index| answer(&set, index, 10, 0));
+        }
+        let (_held, in_flight) = hold_picked(&set, 1_000);
+        for (calls, expected) in in_flight.into_iter().zip([100, 300, 600]) {
+            assert_near(calls, expected, 10);
+        }
+    }
+}
+
+#[test]
+fn weight_0_gets_nothing_under_the_guard() {
+    let set = set(&[0, 1, 1]);
+    let cx = cx(1);
+    assert!((0..10_000).all(|_| guarded_pick(&P2c, &set, &cx) != Some(0)));
+}
+
+#[test]
+fn the_quicker_one_is_taken() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 100, 0);
+    answer(&set, 1, 10, 0);
+    let counts = counts(&P2c, &set, 10_000);
+    // A tenth as quick: 1/160 of the calls, to hear of it again.
+    assert!((20..150).contains(&counts[0]), "{counts:?}");
+    // Nine calls in flight make up for it.
+    let _held = hold(&set, 1, 9);
+    let (_more, in_flight) = hold_picked(&set, 110);
+    assert_near(in_flight[1], 109, 8);
+}
+
+#[test]
+fn failing_fast_is_not_rewarded() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 1, 0);
+    answer(&set, 1, 10, 0);
+    fail(&set, 0, 20);
+    // Quicker by ten, idle, and the other one busy: it fails all the same.
+    let _busy = hold(&set, 1, 9);
+    let counts = counts(&P2c, &set, 10_000);
+    assert!(counts[0] < 600, "{counts:?}");
+}
+
+#[test]
+fn success_brings_a_failed_endpoint_back() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 10, 0);
+    answer(&set, 1, 10, 0);
+    fail(&set, 0, 20);
+    assert!(counts(&P2c, &set, 1_000)[0] < 50);
+    let later = cx(0).now + Duration::from_secs(60);
+    let attempt = set.at(0).unwrap().start(later);
+    attempt.end(Outcome::Succeeded { load: 0 }, later + Duration::from_millis(10));
+    // Almost equals again: which one is taken hangs on a hundredth of the success rate.
+    assert!(set.at(0).unwrap().stats().success_rate() > 0.99);
+    let _held = hold(&set, 1, 1);
+    assert!(counts(&P2c, &set, 1_000)[0] > 900);
+}
+
+#[test]
+fn the_load_that_a_server_reports_counts() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 10, 50);
+    answer(&set, 1, 10, 5);
+    // This client's own calls say the opposite, but it is one of many clients.
+    let _own = hold(&set, 1, 3);
+    let counts = counts(&P2c, &set, 10_000);
+    assert!(counts[0] < 200, "{counts:?}");
+}
+
+#[test]
+fn a_burst_counts_though_no_report_tells_of_it_yet() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 10, 10);
+    answer(&set, 1, 10, 14);
+    let (_held, in_flight) = hold_picked(&set, 100);
+    assert_near(in_flight[0], 52, 6);
+}
+
+#[test]
+fn a_new_endpoint_is_tried_and_not_flooded() {
+    let set = set(&[1, 1, 1]);
+    answer(&set, 0, 10, 40);
+    answer(&set, 1, 10, 40);
+    let (held, in_flight) = hold_picked(&set, 60);
+    assert!((1..=6).contains(&in_flight[2]), "{in_flight:?}");
+    drop(held);
+    // One answer, and it has its share: what makes it level with the others.
+    answer(&set, 2, 10, 0);
+    let (_held, in_flight) = hold_picked(&set, 30);
+    assert!(in_flight[2] > 15, "{in_flight:?}");
+}
+
+#[test]
+fn a_new_endpoint_that_only_fails_is_left() {
+    let set = set(&[1, 1]);
+    answer(&set, 1, 10, 0);
+    fail(&set, 0, 10);
+    let counts = counts(&P2c, &set, 10_000);
+    assert!(counts[0] < 500, "{counts:?}");
+}
+
+#[test]
+fn the_dearest_is_heard_again() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 3_600_000, 0);
+    answer(&set, 1, 1, 0);
+    let counts = counts(&P2c, &set, 102_400);
+    assert_near(counts[0], 100, 30);
+}
+
+#[test]
+fn answers_in_no_time_leave_the_load_to_decide() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 0, 0);
+    answer(&set, 1, 0, 0);
+    let _held = hold(&set, 0, 9);
+    let counts = counts(&P2c, &set, 10_000);
+    assert!(counts[0] < 150, "{counts:?}");
+}
+
+#[test]
+fn of_two_the_open_one_is_taken() {
+    let set = set(&[1, 1]);
+    answer(&set, 0, 1, 0);
+    answer(&set, 1, 100, 90);
+    set.at(0).unwrap().stats().set_ejected(true);
+    assert_eq!(counts(&P2c, &set, 100), [0, 100]);
+    set.at(0).unwrap().stats().set_ejected(false);
+    let tried = [set.at(0).unwrap().clone()];
+    let retry = cx(1).retry(2, &tried);
+    assert!((0..100).all(|_| P2c.pick(&set, &retry) == Some(1)));
+}
+
+#[test]
+fn one_or_none() {
+    assert_eq!(P2c.pick(&set(&[1]), &cx(1)), Some(0));
+    assert_eq!(P2c.pick(&EndpointSet::default(), &cx(1)), None);
+}

@@ -1,0 +1,94 @@
+//! What a handler may know of the call beside its arguments.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::call::{CodecId, Metadata};
+use crate::transport::Peer;
+
+/// What a handler may know of the call beside its arguments. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Context {
+    pub(super) method: Arc<str>,
+    pub(super) deadline: Instant,
+    pub(super) metadata: Metadata,
+    pub(super) peer: Arc<Peer>,
+    pub(super) idempotent: bool,
+}
+
+impl Context {
+    /// The method's full name, such as `Foo.Sum`.
+    pub fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// When the caller stops waiting: the handler is dropped then.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// What travels beside the arguments.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Who calls.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// Whether the caller says that a second execution does no harm.
+    pub fn is_idempotent(&self) -> bool {
+        self.idempotent
+    }
+}
+
+/// A call as a handler, and a tower layer around it, sees it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Request {
+    /// What there is beside the arguments.
+    pub context: Context,
+    /// How the arguments are encoded.
+    pub codec: CodecId,
+    /// The encoded arguments.
+    pub body: Bytes,
+}
+
+/// What a handler, and a tower layer around it, answers with.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Response {
+    /// The encoded result, in the request's codec.
+    pub body: Bytes,
+    /// What travels beside the result.
+    pub metadata: Metadata,
+}
+
+impl Response {
+    /// A response with this body, already encoded in the request's codec.
+    pub fn new(body: impl Into<Bytes>) -> Self {
+        Self { body: body.into(), metadata: Metadata::default() }
+    }
+}
+
+/// The state that a service's methods share, as a handler's first parameter.
+#[derive(Debug)]
+pub struct State<S: ?Sized>(pub Arc<S>);
+
+impl<S: ?Sized> Clone for State<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: ?Sized> Deref for State<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.0
+    }
+}

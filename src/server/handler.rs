@@ -1,0 +1,207 @@
+//! How an async function becomes a method.
+
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+
+use tower::{Service as TowerService, ServiceExt};
+
+use super::context::{Context, Request, Response, State};
+use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody};
+use crate::error::{BoxError, Execution, Fate, Kind, Status};
+
+/// What a handler's future comes to.
+pub type Outcome = Result<Response, Failure>;
+
+/// A handler at work.
+pub type HandlerFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// Why a request was not answered with a result; passes through tower layers as their error.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{kind}: {message}")]
+pub struct Failure {
+    pub(super) kind: Kind,
+    pub(super) execution: Execution,
+    pub(super) message: String,
+}
+
+impl Failure {
+    /// The request was not started: overloaded, not allowed. `Unavailable` and `ResourceExhausted`
+    /// let the client try another instance.
+    pub fn rejected(kind: Kind, message: impl Into<String>) -> Self {
+        Self::new(kind, Fate::Refused, message)
+    }
+
+    /// The service answers with an error.
+    pub fn failed(status: Status) -> Self {
+        Self::new(status.kind(), Fate::Failed, status.message())
+    }
+
+    pub(super) fn new(kind: Kind, fate: Fate, message: impl Into<String>) -> Self {
+        Self { kind, execution: fate.execution(), message: message.into() }
+    }
+
+    /// What a layer around a handler failed with: the one place where erased errors come back.
+    fn from_boxed(error: BoxError) -> Self {
+        match error.downcast::<Failure>() {
+            Ok(failure) => *failure,
+            Err(error) if error.to_string() == "request timed out" => {
+                Self::new(Kind::DeadlineExceeded, Fate::HandlerDropped, error.to_string())
+            }
+            Err(error) => Self::new(Kind::Unknown, Fate::Unknown, error.to_string()),
+        }
+    }
+}
+
+/// A method's code, erased: takes a request, answers in its codec.
+pub trait Handler: Send + Sync + 'static {
+    /// Starts the handler; it runs as its future is polled.
+    fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture;
+}
+
+/// An async function that can be a method of a service with state `S`: it takes its arguments,
+/// before them a [`Context`] if it wants one, and before that a [`State`] if the service has one;
+/// it answers `Result<R, E>`, where whatever can be displayed is an `E`.
+///
+/// `Form` tells the forms apart and is inferred.
+pub trait Method<S, Form>: Send + Sync + 'static {
+    /// Erases the function.
+    fn into_handler(self, state: Arc<S>) -> Arc<dyn Handler>;
+}
+
+macro_rules! method_form {
+    ($form:ty, ($($param:ty),*), |$state:ident, $context:ident| $($arg:expr),*) => {
+        impl<S, F, A, Fut, R, E> Method<S, $form> for F
+        where
+            S: Send + Sync + 'static,
+            F: Fn($($param,)* A) -> Fut + Clone + Send + Sync + 'static,
+            A: FromBody + Send + 'static,
+            Fut: Future<Output = Result<R, E>> + Send + 'static,
+            R: IntoBody + Send + 'static,
+            E: Into<Status> + 'static,
+        {
+            fn into_handler(self, state: Arc<S>) -> Arc<dyn Handler> {
+                Arc::new(move |request: Request, codec: Option<Codec>| -> HandlerFuture {
+                    let function = self.clone();
+                    let $state = Arc::clone(&state);
+                    Box::pin(async move {
+                        let args = decode::<A>(&codec, &request)?;
+                        let $context = request.context;
+                        let _ = (&$state, &$context);
+                        let result = function($($arg,)* args).await;
+                        encode(codec, result)
+                    })
+                })
+            }
+        }
+    };
+}
+
+method_form!(fn(A), (), |_state, _context|);
+method_form!(fn(Context, A), (Context), |_state, context| context);
+method_form!(fn(State<S>, A), (State<S>), |state, _context| State(state));
+method_form!(fn(State<S>, Context, A), (State<S>, Context), |state, context| State(state), context);
+
+impl<F> Handler for F
+where
+    F: Fn(Request, Option<Codec>) -> HandlerFuture + Send + Sync + 'static,
+{
+    fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture {
+        self(request, codec)
+    }
+}
+
+fn decode<A: FromBody>(codec: &Option<Codec>, request: &Request) -> Result<A, Failure> {
+    A::from_body(codec.as_ref(), &request.body).map_err(|error: CodecError| {
+        Failure::rejected(Kind::InvalidArgument, format!("the arguments: {error}"))
+    })
+}
+
+fn encode<R: IntoBody, E: Into<Status>>(codec: Option<Codec>, result: Result<R, E>) -> Outcome {
+    let result = result.map_err(|error| Failure::failed(error.into()))?;
+    let body = result.into_body(codec.as_ref()).map_err(|error| {
+        Failure::new(Kind::Internal, Fate::Failed, format!("the result: {error}"))
+    })?;
+    Ok(Response::new(body))
+}
+
+/// A method as a tower service, for layers to wrap.
+#[derive(Clone)]
+pub struct MethodService {
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) codecs: Arc<Vec<Codec>>,
+}
+
+impl TowerService<Request> for MethodService {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let codec = codec_of(request.codec, &self.codecs);
+        let answer = self.handler.handle(request, codec);
+        Box::pin(async move { Ok(answer.await?) })
+    }
+}
+
+impl fmt::Debug for MethodService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MethodService")
+    }
+}
+
+/// The codec of an id: built in, or one of the user's own.
+pub(super) fn codec_of(id: CodecId, own: &[Codec]) -> Option<Codec> {
+    Codec::built_in(id).or_else(|| own.iter().find(|codec| codec.id() == id).cloned())
+}
+
+/// A stack of layers around a method. A stack that is not ready is awaited within the call.
+pub(super) struct Layered<T>(pub(super) T);
+
+impl<T> Handler for Layered<T>
+where
+    T: TowerService<Request, Response = Response> + Clone + Send + Sync + 'static,
+    T::Error: Into<BoxError> + Send,
+    T::Future: Send,
+{
+    fn handle(&self, request: Request, _: Option<Codec>) -> HandlerFuture {
+        let stack = self.0.clone();
+        Box::pin(async move {
+            stack.oneshot(request).await.map_err(|error| Failure::from_boxed(error.into()))
+        })
+    }
+}
+
+/// A handler whose panic is a value: it fails its own call and nothing else.
+pub(super) struct Guarded(pub(super) HandlerFuture);
+
+impl Future for Guarded {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Outcome> {
+        // A handler that panicked is never polled again, so nothing half-done is seen.
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+            Ok(poll) => poll,
+            Err(panic) => Poll::Ready(Err(Failure::new(
+                Kind::Internal,
+                Fate::Panicked,
+                format!("the handler panicked: {}", text_of(&*panic)),
+            ))),
+        }
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
+}

@@ -1,0 +1,409 @@
+//! One peer from the callee's side: accepts connections, runs handlers, drains.
+
+mod connection;
+mod context;
+mod handler;
+mod running;
+mod service;
+mod settings;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+pub use self::context::{Context, Request, Response, State};
+pub use self::handler::{Failure, Handler, HandlerFuture, Method, MethodService, Outcome};
+pub use self::service::{InvalidService, Service};
+pub use self::settings::ServerSettings;
+use crate::call::Codec;
+use crate::instance::{Address, Instance, InstanceId, ServiceName};
+use crate::registry::Registrar;
+use crate::transport::{Listener, Stream};
+
+/// How long a connection that was cut gets to write what it has.
+const CUT: Duration = Duration::from_secs(1);
+
+/// Offers services on a listener.
+///
+/// ```no_run
+/// # use srpc::{Listener, Server, Service};
+/// # async fn example() -> std::io::Result<()> {
+/// let foo = Service::new("Foo").method("Echo", async |text: String| Ok::<_, String>(text));
+/// let listener = Listener::bind("tcp@127.0.0.1:0").await?;
+/// Server::new().service(foo).serve(listener, std::future::pending()).await
+/// # }
+/// ```
+#[must_use]
+pub struct Server {
+    services: Vec<service::Parts>,
+    /// The first thing that was wrong; `serve` tells it.
+    invalid: Option<InvalidService>,
+    settings: ServerSettings,
+    registrar: Option<Registrar>,
+    advertise: Option<Address>,
+    describe: Box<dyn Fn(Instance) -> Instance + Send + Sync>,
+}
+
+impl Server {
+    /// A server that offers nothing yet.
+    pub fn new() -> Self {
+        Self {
+            services: Vec::new(),
+            invalid: None,
+            settings: ServerSettings::default(),
+            registrar: None,
+            advertise: None,
+            describe: Box::new(|instance| instance),
+        }
+    }
+
+    /// Offers a service. One of the same name gets the methods of both.
+    pub fn service<S: Send + Sync + 'static>(mut self, service: Service<S>) -> Self {
+        match service.into_parts() {
+            Ok(parts) => self.services.push(parts),
+            Err(error) => self.invalid = self.invalid.or(Some(error)),
+        }
+        self
+    }
+
+    /// Registers every service once the server listens, and takes the registrations through the
+    /// drain. Default: none.
+    pub fn registrar(mut self, registrar: Registrar) -> Self {
+        self.registrar = Some(registrar);
+        self
+    }
+
+    /// Names the address that others can reach. Default: the listener's.
+    pub fn advertise(mut self, address: Address) -> Self {
+        self.advertise = Some(address);
+        self
+    }
+
+    /// Completes the instance that is registered: weight, zone, version, metadata. Default: as is.
+    pub fn instance(
+        mut self,
+        describe: impl Fn(Instance) -> Instance + Send + Sync + 'static,
+    ) -> Self {
+        self.describe = Box::new(describe);
+        self
+    }
+
+    /// Replaces all settings. Default: [`ServerSettings::default`].
+    pub fn settings(mut self, settings: ServerSettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Sets the most connections. Default: 10,000.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.settings.max_connections = connections;
+        self
+    }
+
+    /// Sets the most connections from one host. Default: 256.
+    pub fn max_connections_per_host(mut self, connections: usize) -> Self {
+        self.settings.max_connections_per_host = connections;
+        self
+    }
+
+    /// Sets the most calls in flight on a connection. Default: 1,024; never below 64.
+    pub fn window_calls(mut self, calls: u32) -> Self {
+        self.settings.limits.window_calls = calls;
+        self
+    }
+
+    /// Sets the most bytes in flight on a connection. Default: 8 MiB; never below 4 MiB.
+    pub fn window_bytes(mut self, bytes: u32) -> Self {
+        self.settings.limits.window_bytes = bytes;
+        self
+    }
+
+    /// Sets the largest body. Default: 4 MiB; never below 64 KiB.
+    pub fn max_body(mut self, bytes: u32) -> Self {
+        self.settings.limits.max_body = bytes;
+        self
+    }
+
+    /// Sets how long a connection may be without calls. Default: 5 min.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.idle_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a draining server that is registered goes on accepting. Default: 2 s.
+    pub fn drain_delay(mut self, delay: Duration) -> Self {
+        self.settings.drain_delay = delay;
+        self
+    }
+
+    /// Sets how long calls in flight get to end when the server drains. Default: 10 s.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.settings.grace = grace;
+        self
+    }
+
+    /// Serves until `shutdown` is ready, then drains: marks the registrations as draining, goes on
+    /// accepting for the drain delay, tells every connection, lets calls in flight end within the
+    /// grace, cuts the rest, and deregisters.
+    ///
+    /// Dropping the future stops at once: connections are closed and handlers dropped.
+    ///
+    /// # Errors
+    /// `InvalidInput` if a service's or method's name breaks the rule. Failures to accept do not
+    /// end it: they are logged and waited out.
+    pub async fn serve(
+        mut self,
+        mut listener: Listener,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
+        if let Some(error) = self.invalid.take() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+        }
+        self.settings.limits = self.settings.limits.at_least_least();
+        let address = self.advertise.take().unwrap_or_else(|| listener.address().clone());
+        let registrar = self.registrar.take();
+        let instances = self.instances(&address);
+        let shared = Arc::new(self.into_shared());
+        let (phase, phases) = watch::channel(Phase::Serving);
+        let mut house = House { shared: Arc::clone(&shared), phases, connections: JoinSet::new() };
+
+        let registering = async {
+            if let Some(registrar) = &registrar {
+                register(registrar, instances).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        {
+            let mut until = pin!(shutdown);
+            let mut registering = pin!(registering);
+            tokio::select! {
+                () = house.accept_from(&mut listener) => {}
+                () = &mut until => {}
+                () = &mut registering => {}
+            }
+        }
+        if let Some(registrar) = &registrar {
+            let delay = shared.settings.drain_delay;
+            let draining = async {
+                tokio::join!(registrar.drain(), sleep(delay));
+            };
+            tokio::select! {
+                () = house.accept_from(&mut listener) => {}
+                () = draining => {}
+            }
+        }
+        // Connections are told before the listener goes: whoever connects from here on is refused
+        // by the system, which proves that nothing was sent.
+        phase.send_replace(Phase::Draining);
+        drop(listener);
+        if timeout(shared.settings.grace, house.empty()).await.is_err() {
+            phase.send_replace(Phase::Cut);
+            // What is not written by then is lost; its calls were cut all the same.
+            let _ = timeout(CUT, house.empty()).await;
+        }
+        drop(house);
+        if let Some(registrar) = &registrar {
+            registrar.close().await;
+        }
+        Ok(())
+    }
+
+    fn instances(&self, address: &Address) -> Vec<(ServiceName, Instance)> {
+        let id = InstanceId::from(format!("{:016x}", rand::random::<u64>()));
+        let describe = |_: &service::Parts| (self.describe)(Instance::new(id.clone(), address.clone()));
+        self.services.iter().map(|parts| (parts.name.clone(), describe(parts))).collect()
+    }
+
+    fn into_shared(self) -> Shared {
+        let mut methods = HashMap::new();
+        for parts in self.services {
+            for (name, handler) in parts.methods {
+                let name: Arc<str> = format!("{}.{name}", parts.name).into();
+                let codecs = Arc::clone(&parts.codecs);
+                let entry =
+                    Entry { name: Arc::clone(&name), handler, codecs, away: AtomicU32::new(0) };
+                methods.insert(name, Arc::new(entry));
+            }
+        }
+        Shared {
+            methods,
+            settings: self.settings,
+            in_flight: AtomicUsize::new(0),
+            bytes_in_flight: AtomicUsize::new(0),
+            hosts: Mutex::new(HashMap::new()),
+        }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let services: Vec<_> = self.services.iter().map(|parts| &parts.name).collect();
+        f.debug_struct("Server").field("services", &services).finish()
+    }
+}
+
+async fn register(registrar: &Registrar, instances: Vec<(ServiceName, Instance)>) {
+    for (service, instance) in instances {
+        if let Err(error) = registrar.register(service.clone(), instance).await {
+            tracing::warn!(%service, %error, "not registered at the first try");
+        }
+    }
+}
+
+/// How far a server has come; connections follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// Nothing new is started.
+    Draining,
+    /// The grace has passed.
+    Cut,
+}
+
+/// What all connections of a server share.
+struct Shared {
+    methods: HashMap<Arc<str>, Arc<Entry>>,
+    settings: ServerSettings,
+    /// Calls in flight over all connections: the load that every reply tells.
+    in_flight: AtomicUsize,
+    bytes_in_flight: AtomicUsize,
+    /// Connections by the host they come from.
+    hosts: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+/// A method with its full name.
+struct Entry {
+    name: Arc<str>,
+    handler: Arc<dyn Handler>,
+    codecs: Arc<Vec<Codec>>,
+    /// How many of its next calls get a task of their own at once.
+    away: AtomicU32,
+}
+
+impl Entry {
+    /// Whether the next call may be polled in place, by the connection's own task.
+    fn runs_in_place(&self) -> bool {
+        let away = self.away.load(Relaxed);
+        if away > 0 {
+            // Two calls at once may count as one: the number is no promise.
+            self.away.store(away - 1, Relaxed);
+        }
+        away == 0
+    }
+
+    /// It computed for long and held up its connection: the next calls are kept away from it. Not
+    /// for good, since a machine that was busy looks just the same.
+    fn was_slow(&self) {
+        self.away.store(1000, Relaxed);
+    }
+}
+
+/// The connections of a server that is up.
+struct House {
+    shared: Arc<Shared>,
+    phases: watch::Receiver<Phase>,
+    /// Owns every connection's task; dropped, it ends them.
+    connections: JoinSet<()>,
+}
+
+impl House {
+    /// Accepts for as long as it is polled.
+    async fn accept_from(&mut self, listener: &mut Listener) {
+        let mut pause = Duration::ZERO;
+        loop {
+            while self.connections.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok(stream) => {
+                    pause = Duration::ZERO;
+                    self.admit(stream);
+                }
+                Err(error) => {
+                    // Too many open files passes when connections end: wait, and accept again.
+                    pause = (pause * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
+                    tracing::warn!(%error, ?pause, "cannot accept");
+                    sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: Stream) {
+        let host = Arc::clone(&stream.peer().host);
+        let Some(guest) = Guest::admit(&self.shared, host, self.connections.len()) else {
+            tracing::warn!(host = &*stream.peer().host, "too many connections: one is refused");
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        let phases = self.phases.clone();
+        self.connections.spawn(async move {
+            connection::run(shared, stream, phases).await;
+            drop(guest);
+        });
+    }
+
+    /// Waits until every connection has ended.
+    async fn empty(&mut self) {
+        while self.connections.join_next().await.is_some() {}
+    }
+}
+
+/// A connection's place under its host's cap.
+struct Guest {
+    shared: Arc<Shared>,
+    host: Arc<str>,
+}
+
+impl Guest {
+    fn admit(shared: &Arc<Shared>, host: Arc<str>, connections: usize) -> Option<Self> {
+        if connections >= shared.settings.max_connections {
+            return None;
+        }
+        let mut hosts = shared.hosts.lock();
+        let count = hosts.entry(Arc::clone(&host)).or_default();
+        // Unix sockets have no host: whoever may open their file is trusted with all of them.
+        if !host.is_empty() && *count >= shared.settings.max_connections_per_host {
+            return None;
+        }
+        *count += 1;
+        drop(hosts);
+        Some(Self { shared: Arc::clone(shared), host })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut hosts = self.shared.hosts.lock();
+        if let Some(count) = hosts.get_mut(&self.host) {
+            *count -= 1;
+            if *count == 0 {
+                hosts.remove(&self.host);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn load(&self) -> u32 {
+        self.in_flight.load(Relaxed) as u32
+    }
+}
+
+/// The instant a number of milliseconds ahead; far ahead if the clock cannot tell.
+fn deadline_in(now: Instant, ms: u32) -> Instant {
+    now + Duration::from_millis(ms.into())
+}

@@ -1,0 +1,46 @@
+//! What a server allows and how long it waits.
+
+use std::time::Duration;
+
+use crate::protocol::Limits;
+
+/// What a server allows and how long it waits.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerSettings {
+    /// What one connection may send. Default: 4 MiB a body, 1,024 calls, 8 MiB in flight.
+    pub limits: Limits,
+    /// The most connections. Default: 10,000.
+    pub max_connections: usize,
+    /// The most connections from one host, loopback too. Default: 256.
+    pub max_connections_per_host: usize,
+    /// The most bytes of bodies in flight over all connections. Default: 256 MiB.
+    pub max_bytes_in_flight: usize,
+    /// How long the handshake may take. Default: 5 s.
+    pub handshake_timeout: Duration,
+    /// How long a frame may take from its first byte to its last. Default: 30 s.
+    pub frame_timeout: Duration,
+    /// How long a connection may be without calls. Default: 5 min.
+    pub idle_timeout: Duration,
+    /// How long a draining server goes on accepting, so that its clients learn of it, where it is
+    /// registered; without a registrar it does not wait. Default: 2 s.
+    pub drain_delay: Duration,
+    /// How long calls in flight get to end when a server drains. Default: 10 s.
+    pub grace: Duration,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            max_connections: 10_000,
+            max_connections_per_host: 256,
+            max_bytes_in_flight: 256 * 1024 * 1024,
+            handshake_timeout: Duration::from_secs(5),
+            frame_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(300),
+            drain_delay: Duration::from_secs(2),
+            grace: Duration::from_secs(10),
+        }
+    }
+}

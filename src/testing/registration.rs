@@ -1,0 +1,59 @@
+//! Cases: what registering and deregistering show to those who look.
+
+use std::slice;
+
+use super::scene::{Scene, instance};
+use super::{Capability, Harness, Outcome};
+
+/// Once `register` returns, a `resolve` sees the instance within the granularity.
+pub async fn register_and_see(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("register_and_see", harness);
+    let ttl = scene.ttl();
+    scene.register(&instance(0), ttl).await?;
+    scene.sees("what is registered is seen", &[instance(0)]).await;
+    scene.register(&instance(1), ttl).await?;
+    scene.sees("a second instance joins the first", &[instance(0), instance(1)]).await;
+    scene.clear().await;
+    Ok(())
+}
+
+/// Registering the same epoch again is a renewal: one instance, whose lease starts anew.
+pub async fn register_is_idempotent(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("register_is_idempotent", harness);
+    let held = scene.register(&instance(0), scene.ttl()).await?;
+    let part = held.lease.ttl.unwrap_or(scene.ttl()) * 2 / 3;
+    for _ in 0..3 {
+        scene.advance(part).await;
+        scene.register(&instance(0), scene.ttl()).await?;
+        scene.sees("registered again it is still one instance, alive", &[instance(0)]).await;
+    }
+    scene.clear().await;
+    Ok(())
+}
+
+/// What is deregistered is gone within the granularity, and its peers stay.
+pub async fn deregister(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("deregister", harness);
+    scene.needs(Capability::Deregister)?;
+    for n in 0..3 {
+        scene.register(&instance(n), scene.ttl()).await?;
+    }
+    scene.remove(&instance(1)).await?;
+    scene.sees("what is deregistered goes, alone", &[instance(0), instance(2)]).await;
+    scene.clear().await;
+    Ok(())
+}
+
+/// Deregistering what is not there succeeds, and touches nothing else.
+pub async fn deregister_unknown_succeeds(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("deregister_unknown_succeeds", harness);
+    scene.needs(Capability::Deregister)?;
+    scene.register(&instance(1), scene.ttl()).await?;
+    let held = scene.register(&instance(0), scene.ttl()).await?;
+    for _ in 0..2 {
+        scene.deregister(slice::from_ref(&held)).await?;
+    }
+    scene.sees("what others registered stays", &[instance(1)]).await;
+    scene.clear().await;
+    Ok(())
+}

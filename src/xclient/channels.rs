@@ -1,0 +1,63 @@
+//! A client's ways to its endpoints, kept for as long as the endpoints are listed.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::RwLock;
+
+use crate::client::{Channel, ConnectionSettings};
+use crate::discovery::{Endpoint, Resolver};
+use crate::transport::Transport;
+
+/// A client's channels, one an endpoint.
+pub(super) struct Channels {
+    transport: Arc<dyn Transport>,
+    settings: ConnectionSettings,
+    /// By the endpoint's key, which its channel keeps from being used again.
+    open: RwLock<HashMap<usize, Arc<Channel>>>,
+    /// The list that `open` was last compared with.
+    generation: AtomicU64,
+}
+
+impl Channels {
+    pub(super) fn new(transport: Arc<dyn Transport>, settings: ConnectionSettings) -> Self {
+        Self {
+            transport,
+            settings,
+            open: RwLock::default(),
+            generation: AtomicU64::new(u64::MAX),
+        }
+    }
+
+    /// The way to an endpoint, not dialled before it is used.
+    pub(super) fn to(&self, endpoint: &Endpoint) -> Arc<Channel> {
+        if let Some(channel) = self.open.read().get(&endpoint.key()) {
+            return Arc::clone(channel);
+        }
+        let mut open = self.open.write();
+        let channel = open.entry(endpoint.key()).or_insert_with(|| {
+            Arc::new(Channel::new(
+                endpoint.clone(),
+                Arc::clone(&self.transport),
+                self.settings.clone(),
+            ))
+        });
+        Arc::clone(channel)
+    }
+
+    /// Lets go of endpoints that are no longer listed; their connections end with their last call.
+    pub(super) fn follow(&self, resolver: &Resolver) {
+        let snapshot = resolver.snapshot();
+        if self.generation.swap(snapshot.generation, Relaxed) == snapshot.generation {
+            return;
+        }
+        let listed: HashSet<_> = snapshot.endpoints.iter().map(Endpoint::key).collect();
+        self.open.write().retain(|key, _| listed.contains(key));
+    }
+
+    pub(super) fn close(&self) {
+        let open = std::mem::take(&mut *self.open.write());
+        open.into_values().for_each(|channel| channel.close());
+    }
+}

@@ -1,0 +1,180 @@
+//! One call from the user's side: through the user's layers, retry and selection to one instance.
+
+mod attempt;
+mod broadcast;
+mod builder;
+mod channels;
+mod core;
+mod retry;
+mod stack;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout_at};
+
+pub use self::attempt::{Attempt, AttemptService};
+pub use self::builder::XClientBuilder;
+pub use self::core::CoreService;
+pub use self::retry::Retry;
+use self::core::Core;
+use self::stack::Stack;
+use crate::call::{Call, Codec, Reply};
+use crate::discovery::{Discovery, Resolver};
+use crate::error::{Error, Fate, Kind};
+
+/// A client of one service. Cheap to clone; the clones share connections and what is known of the
+/// instances.
+///
+/// A call takes this way, and each part is there only if it was asked for:
+///
+/// ```text
+/// deadline > user's layers > retry > select > user's attempt layers > attempt timeout > exchange
+/// ```
+///
+/// Dropping a call's future cancels it at the server. Dropping the last clone fails what is in
+/// flight by its class and ends every task behind it.
+#[derive(Clone)]
+pub struct XClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    core: Arc<Core>,
+    codec: Codec,
+    /// The user's layers around `core`, if there are any.
+    stack: Option<Stack<Call>>,
+}
+
+impl XClient {
+    /// A client of `service` with all defaults.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the service's name breaks the rule.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as everything that starts a task.
+    pub fn new(service: impl AsRef<str>, discovery: impl Discovery) -> Result<Self, Error> {
+        Self::builder(service, discovery).build()
+    }
+
+    /// A client of `service`, with settings.
+    pub fn builder(service: impl AsRef<str>, discovery: impl Discovery) -> XClientBuilder {
+        XClientBuilder::new(service.as_ref(), Arc::new(discovery))
+    }
+
+    /// A client that shares a resolver, and with it the list and what is known of the endpoints.
+    pub fn with_resolver(resolver: Resolver) -> XClientBuilder {
+        XClientBuilder::with_resolver(resolver)
+    }
+
+    /// Calls `method` (such as `Foo.Sum`) on one instance.
+    ///
+    /// # Errors
+    /// Each says its kind, where it happened, and whether the call was executed.
+    pub async fn call<A, R>(
+        &self,
+        method: impl Into<Cow<'static, str>>,
+        args: &A,
+    ) -> Result<R, Error>
+    where
+        A: Serialize + ?Sized,
+        R: DeserializeOwned,
+    {
+        let call = Call::new(method).args_in(&self.inner.codec, args)?;
+        self.send(call).await?.decode_with(&self.inner.codec)
+    }
+
+    /// Sends a call to one instance.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub async fn send(&self, mut call: Call) -> Result<Reply, Error> {
+        let inner = &*self.inner;
+        let deadline = inner.core.settle(&mut call);
+        match &inner.stack {
+            None => inner.core.run(&call, deadline).await,
+            // The only timer: a user's layer may wait where no connection looks after it.
+            Some(stack) => match timeout_at(deadline, stack.call(call)).await {
+                Ok(Ok(_)) if Instant::now() >= deadline => Err(overdue()),
+                Ok(answer) => answer,
+                Err(_) => Err(overdue()),
+            },
+        }
+    }
+
+    /// Calls `method` on one instance and returns when its handler has started: the result, and
+    /// whether there is one, is nobody's business.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call), up to the handler's start.
+    pub async fn notify<A>(
+        &self,
+        method: impl Into<Cow<'static, str>>,
+        args: &A,
+    ) -> Result<(), Error>
+    where
+        A: Serialize + ?Sized,
+    {
+        let call = Call::new(method).args_in(&self.inner.codec, args)?.notify(true);
+        self.send(call).await.map(|_| ())
+    }
+
+    /// The list behind this client.
+    pub fn resolver(&self) -> &Resolver {
+        &self.inner.core.resolver
+    }
+
+    /// Closes the client and its clones: what is in flight fails by its class, and later calls fail
+    /// without having been sent.
+    pub async fn close(&self) {
+        self.inner.core.close();
+        // Those that were in flight get to see it before this returns.
+        tokio::task::yield_now().await;
+    }
+}
+
+fn overdue() -> Error {
+    Error::new(Kind::DeadlineExceeded, Fate::Overdue, "deadline exceeded")
+}
+
+impl tower::Service<Call> for XClient {
+    type Response = Reply;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>;
+
+    /// Always ready: what is not ready within is awaited by the call, within its deadline.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        tower::Service::call(&mut &*self, call)
+    }
+}
+
+impl tower::Service<Call> for &XClient {
+    type Response = Reply;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let client = (*self).clone();
+        Box::pin(async move { client.send(call).await })
+    }
+}
+
+impl fmt::Debug for XClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("XClient").field("service", self.resolver().service()).finish()
+    }
+}

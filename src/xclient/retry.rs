@@ -1,0 +1,116 @@
+//! When a call is tried again, how soon, and how often in all.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::time::{Sleep, sleep};
+use tower::retry::Policy;
+use tower::retry::budget::{Budget, TpsBudget};
+
+use crate::call::{Call, Reply};
+use crate::error::{Error, Execution};
+
+/// When a call is tried again: only if its failure and its caller's word allow it, at most three
+/// attempts on the wire, within a budget that all calls of a client fill.
+///
+/// It is the policy of the client's own retry, and a policy for tower's `RetryLayer`. Clones share
+/// the budget.
+#[derive(Clone)]
+pub struct Retry {
+    attempts: u32,
+    first: Duration,
+    cap: Duration,
+    /// An attempt after one that was sent takes from it; every call puts a fifth in.
+    budget: Arc<TpsBudget>,
+    /// Attempts made so far, where tower's layer counts.
+    made: u32,
+}
+
+impl Retry {
+    /// At most `attempts` on the wire; 1 never tries again what was sent.
+    pub fn new(attempts: u32) -> Self {
+        Self {
+            attempts: attempts.max(1),
+            first: Duration::from_millis(50),
+            cap: Duration::from_secs(1),
+            // A fifth of the calls, and ten a second, counted over ten seconds (Envoy: 20 %).
+            budget: Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 0.2)),
+            made: 0,
+        }
+    }
+
+    /// Sets the first pause, which doubles with each attempt, and the longest. Default: 50 ms, 1 s.
+    #[must_use]
+    pub fn pauses(mut self, first: Duration, cap: Duration) -> Self {
+        (self.first, self.cap) = (first, cap);
+        self
+    }
+
+    /// Sets the budget: a share of the calls, and a number a second, counted over ten seconds.
+    /// Default: 0.2 and 10.
+    #[must_use]
+    pub fn budget(mut self, share: f32, per_second: u32) -> Self {
+        self.budget = Arc::new(TpsBudget::new(Duration::from_secs(10), per_second, share));
+        self
+    }
+
+    pub(super) fn count_call(&self) {
+        self.budget.deposit();
+    }
+
+    /// Whether another attempt may follow the `number`th, of which `sent` reached the wire. One
+    /// that did draws on the budget; one that did not may only be followed on another endpoint, or
+    /// within the number of attempts.
+    pub(super) fn allows(&self, number: u32, sent: u32, left: bool, repeated: bool) -> bool {
+        if left {
+            sent < self.attempts && self.budget.withdraw()
+        } else {
+            !repeated || number < self.attempts
+        }
+    }
+
+    /// How long to wait after the `number`th attempt, with full jitter.
+    pub(super) fn pause(&self, number: u32) -> Duration {
+        let bound = self.first.saturating_mul(2_u32.saturating_pow(number.saturating_sub(1)));
+        bound.min(self.cap).mul_f64(rand::rng().random_range(0.0..=1.0))
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self::new(3)
+    }
+}
+
+impl Policy<Call, Reply, Error> for Retry {
+    type Future = Sleep;
+
+    fn retry(
+        &mut self,
+        call: &mut Call,
+        result: &mut Result<Reply, Error>,
+    ) -> Option<Self::Future> {
+        let error = result.as_ref().err()?;
+        self.made += 1;
+        let left = error.execution() != Execution::NotSent;
+        let again = error.may_be_sent_again(call.idempotent)
+            && self.made < self.attempts
+            && (!left || self.budget.withdraw());
+        again.then(|| sleep(self.pause(self.made)))
+    }
+
+    fn clone_request(&mut self, call: &Call) -> Option<Call> {
+        if self.made == 0 {
+            self.count_call();
+        }
+        Some(call.clone())
+    }
+}
+
+impl fmt::Debug for Retry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry").field("attempts", &self.attempts).finish()
+    }
+}

@@ -1,0 +1,143 @@
+//! The HTTP registry, over its own server and over one that knows the old contract alone.
+
+#[path = "seed.rs"]
+mod seed;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use srpc::Listener;
+use srpc::backend::http::{HttpRegistry, RegistryServer};
+use srpc::discovery::Discovery;
+use srpc::instance::Address;
+use srpc::registry::Registry;
+use srpc::testing::{Capability, Harness, discovery_suite, registry_suite};
+use srpc::transport::{Memory, Transport};
+use tokio::task::JoinHandle;
+
+use crate::left_out;
+
+#[tokio::test(start_paused = true)]
+async fn over_its_own_server() {
+    let harness = OverHttp::start(Kind::Own).await;
+    assert_eq!(left_out(&registry_suite(&harness).await), [""; 0]);
+    assert_eq!(left_out(&discovery_suite(&harness).await), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn over_a_server_of_the_old_contract() {
+    let harness = OverHttp::start(Kind::Seed).await;
+    assert_eq!(
+        registry_suite(&harness).await.ran,
+        [
+            "register_and_see",
+            "register_is_idempotent",
+            "renew_keeps_alive",
+            "expiry",
+            "many_instances",
+            "registrar_survives_restart",
+        ]
+    );
+    assert_eq!(
+        discovery_suite(&harness).await.ran,
+        ["many_instances", "source_down", "restarted_empty"]
+    );
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Own,
+    Seed,
+}
+
+/// A server on a network in memory, and its client.
+struct OverHttp {
+    kind: Kind,
+    network: Memory,
+    address: Address,
+    client: HttpRegistry,
+    /// `None` while it is killed.
+    serving: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl OverHttp {
+    async fn start(kind: Kind) -> Self {
+        let network = Memory::new();
+        let client = HttpRegistry::builder("http://127.0.0.1:9999/srpc/registry")
+            .transport(Arc::new(network.clone()))
+            .build()
+            .unwrap();
+        let address = "tcp@127.0.0.1:9999".parse().unwrap();
+        let serving = tokio::sync::Mutex::new(None);
+        let harness = Self { kind, network, address, client, serving };
+        harness.restart_empty().await;
+        harness
+    }
+
+    async fn serve(kind: Kind, listener: Listener) {
+        match kind {
+            Kind::Own => {
+                RegistryServer::new().serve(listener, std::future::pending()).await.unwrap();
+            }
+            Kind::Seed => seed::serve(listener).await,
+        }
+    }
+}
+
+#[async_trait]
+impl Harness for OverHttp {
+    fn registry(&self) -> Option<Arc<dyn Registry>> {
+        Some(Arc::new(self.client.clone()))
+    }
+
+    fn discovery(&self) -> Arc<dyn Discovery> {
+        Arc::new(self.client.clone())
+    }
+
+    fn granularity(&self) -> Duration {
+        Duration::from_millis(500)
+    }
+
+    fn ttl(&self) -> Duration {
+        match self.kind {
+            Kind::Own => Duration::from_secs(6),
+            Kind::Seed => seed::TTL,
+        }
+    }
+
+    fn lacks(&self, capability: Capability) -> Option<&'static str> {
+        if self.kind == Kind::Own {
+            return None;
+        }
+        Some(match capability {
+            Capability::Names => "its one list serves every name",
+            Capability::Deregister => "it takes nothing back",
+            Capability::LostLeases => "whatever is sent registers or renews",
+            _ => "it keeps addresses and nothing else",
+        })
+    }
+
+    async fn kill(&self) -> Option<()> {
+        let serving = self.serving.lock().await.take()?;
+        serving.abort();
+        // The address is free again once the listener is dropped.
+        let _ = serving.await;
+        Some(())
+    }
+
+    async fn restart_empty(&self) -> Option<()> {
+        let listener = self.network.bind(&self.address).await.unwrap();
+        let serving = tokio::spawn(Self::serve(self.kind, listener));
+        *self.serving.lock().await = Some(serving);
+        Some(())
+    }
+}
+
+impl Drop for OverHttp {
+    fn drop(&mut self) {
+        if let Some(serving) = self.serving.get_mut() {
+            serving.abort();
+        }
+    }
+}
