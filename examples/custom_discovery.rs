@@ -89,9 +89,10 @@ impl Harness for JsonFile {
     }
 
     async fn put(&self, service: &ServiceName, instance: Instance) -> Option<()> {
-        self.remove(service, &instance).await?;
         let mut services = read(&self.0)?;
-        services.entry(service.as_str().to_owned()).or_default().push(instance.address);
+        let addresses = services.entry(service.as_str().to_owned()).or_default();
+        addresses.retain(|address| *address != instance.address);
+        addresses.push(instance.address);
         write(&self.0, &services).ok()
     }
 

@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
-use std::sync::Arc;
 
 use srpc::backend::static_list::StaticList;
-use srpc::discovery::{Endpoint, EndpointSet, Resolver};
+use srpc::discovery::{Endpoint, EndpointSet};
 use srpc::selector::{self, PickContext};
 use srpc::{Instance, Listener, Server, Service, XClient};
 use tokio::task::JoinHandle;
@@ -45,12 +44,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (here_2, at_here_2) = start("here-2", "here").await?;
     let (_there, at_there) = start("there-1", "there").await?;
 
-    let list = Arc::new(StaticList::new([at_here_1, at_here_2, at_there]));
-    let resolver = Resolver::builder("Foo".parse()?, list)
+    let list = StaticList::new([at_here_1, at_here_2, at_there]);
+    let client = XClient::builder("Foo", list)
         .selector(selector::from_fn(nearby))
         .zone("here")
-        .build();
-    let client = XClient::with_resolver(resolver).idempotent(true).build()?;
+        .idempotent(true)
+        .build()?;
 
     let answers = ask(&client, 100).await?;
     println!("all run:          {answers:?}");

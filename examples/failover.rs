@@ -1,5 +1,5 @@
-//! One of two servers dies while calls are in flight on it. Calls that may be executed twice without
-//! harm are sent again to the other: none fails.
+//! One of two servers dies while calls are in flight on it. Calls of which a second execution does
+//! no harm are sent again, to the other: none fails.
 //!
 //! ```text
 //! cargo run --release --example failover

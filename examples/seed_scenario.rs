@@ -9,10 +9,12 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use srpc::backend::http::{HttpRegistry, RegistryServer, heartbeat};
+use srpc::discovery::{Discovery, DiscoveryError, Resolved};
 use srpc::selector::Random;
-use srpc::{Call, Listener, Server, Service, XClient};
+use srpc::{Call, Listener, Server, Service, ServiceName, XClient};
 use tokio::time::{Instant, sleep};
 
 #[derive(Serialize, Deserialize)]
@@ -31,6 +33,18 @@ async fn slow_sum(args: Args) -> Result<u64, Infallible> {
     sum(args).await
 }
 
+/// Every address that the registry holds: a plain heartbeat names no service.
+struct EveryAddress(HttpRegistry);
+
+#[async_trait]
+impl Discovery for EveryAddress {
+    async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        let entries = self.0.list(None).await?.entries;
+        let instances: Vec<_> = entries.into_iter().map(|entry| entry.instance).collect();
+        Ok(instances.into())
+    }
+}
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let listener = Listener::bind("tcp@127.0.0.1:0").await?;
@@ -40,8 +54,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         start_server(registry.clone()).await?;
     }
 
-    let client =
-        XClient::builder("Foo", HttpRegistry::new(&registry)?).selector(Random::new()).build()?;
+    let discovery = EveryAddress(HttpRegistry::new(&registry)?);
+    let client = XClient::builder("Foo", discovery).selector(Random::new()).build()?;
     both_known(&client).await?;
 
     let mut lines = Vec::new();

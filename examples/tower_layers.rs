@@ -25,7 +25,7 @@ use std::time::Duration;
 use srpc::backend::static_list::StaticList;
 use srpc::selector::RoundRobin;
 use srpc::xclient::Attempt;
-use srpc::{Address, Instance, Kind, Listener, Server, Service, XClient};
+use srpc::{Address, Call, Instance, Kind, Listener, Server, Service, XClient};
 use tokio::time::sleep;
 use tower::buffer::BufferLayer;
 use tower::layer::layer_fn;
@@ -47,7 +47,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let client = XClient::builder("Foo", StaticList::new([living, dead].map(Instance::at)))
         .selector(RoundRobin::new())
         .layer(TimeoutLayer::new(Duration::from_millis(500)))
-        .layer(BufferLayer::new(64))
+        .layer(BufferLayer::<Call>::new(64))
         .layer(ConcurrencyLimitLayer::new(LIMIT))
         .attempt_layer(layer_fn(move |inner| CountAttempts { inner, count: Arc::clone(&counted) }))
         .build()?;

@@ -74,7 +74,8 @@ async fn handlers_take_arguments_context_and_state() {
             Ok::<_, Status>((context.method().to_owned(), *state + n, context.is_idempotent()))
         })
         .method("Echo", async |bytes: Raw| Ok::<_, Status>(bytes));
-    let Scene { client, .. } = Scene::of(Server::new().service(foo)).await;
+    let scene = Scene::of(Server::new().service(foo)).await;
+    let client = scene.client.clone();
     assert_eq!(client.call::<_, i64>("Foo.Sum", &(1, 2)).await.unwrap(), 3);
     assert_eq!(client.call::<_, i64>("Foo.Add", &2).await.unwrap(), 42);
     let call = Call::new("Foo.Who").args(&()).unwrap().metadata("who", "me").unwrap();
@@ -96,7 +97,8 @@ async fn each_failure_has_its_kind_and_class() {
         .method("Text", async |(): ()| Err::<(), _>("plain text"))
         .method("Panic", async |(): ()| -> Result<(), String> { panic!("on purpose") })
         .method("Sum", async |(a, b): (i64, i64)| Ok::<_, Status>(a + b));
-    let Scene { client, .. } = Scene::of(Server::new().service(foo)).await;
+    let scene = Scene::of(Server::new().service(foo)).await;
+    let client = scene.client.clone();
     let fail = async |method: &'static str| -> Error {
         client.call::<_, ()>(method, &()).await.unwrap_err()
     };
@@ -126,7 +128,8 @@ async fn each_failure_has_its_kind_and_class() {
 #[tokio::test(start_paused = true)]
 async fn dropping_a_call_drops_its_handler() {
     let counts = Arc::new(Counts::default());
-    let Scene { client, .. } = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let scene = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let client = scene.client.clone();
     let mut calls = Vec::new();
     for _ in 0..100 {
         let client = client.clone();
@@ -148,7 +151,8 @@ async fn dropping_a_call_drops_its_handler() {
 #[tokio::test(start_paused = true)]
 async fn the_deadline_holds_on_both_sides() {
     let counts = Arc::new(Counts::default());
-    let Scene { client, .. } = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let scene = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let client = scene.client.clone();
     let started = Instant::now();
     let call = Call::new("Foo.Sleep").args(&60.0).unwrap().timeout(Duration::from_secs(2));
     let error = client.send(call).await.unwrap_err();
@@ -213,7 +217,8 @@ async fn the_grace_cuts_what_does_not_end() {
 async fn calls_beyond_the_window_wait_in_line() {
     let counts = Arc::new(Counts::default());
     let server = Server::new().service(sleeper(&counts)).window_calls(64);
-    let Scene { client, .. } = Scene::of(server).await;
+    let scene = Scene::of(server).await;
+    let client = scene.client.clone();
     let started = Instant::now();
     let mut calls = Vec::new();
     for _ in 0..(64 * 5) {
@@ -251,7 +256,8 @@ async fn a_body_too_large_fails_its_call_alone() {
     let foo = Service::new("Foo")
         .method("Echo", async |bytes: Raw| Ok::<_, Status>(bytes))
         .method("Large", async |(): ()| Ok::<_, Status>("x".repeat(5 << 20)));
-    let Scene { client, .. } = Scene::of(Server::new().service(foo)).await;
+    let scene = Scene::of(Server::new().service(foo)).await;
+    let client = scene.client.clone();
     let large = Call::new("Foo.Echo").body(CodecId::RAW, vec![0; (4 << 20) + 1]);
     let error = client.send(large).await.unwrap_err();
     assert_eq!(error.kind(), Kind::ResourceExhausted);
@@ -265,7 +271,8 @@ async fn a_body_too_large_fails_its_call_alone() {
 #[tokio::test(start_paused = true)]
 async fn notify_returns_when_the_handler_has_started() {
     let counts = Arc::new(Counts::default());
-    let Scene { client, .. } = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let scene = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let client = scene.client.clone();
     let started = Instant::now();
     client.notify("Foo.Sleep", &5.0).await.unwrap();
     assert!(started.elapsed() < Duration::from_secs(1));
@@ -281,7 +288,8 @@ async fn notify_returns_when_the_handler_has_started() {
 #[tokio::test(start_paused = true)]
 async fn closing_ends_what_is_in_flight() {
     let counts = Arc::new(Counts::default());
-    let Scene { client, .. } = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let scene = Scene::of(Server::new().service(sleeper(&counts))).await;
+    let client = scene.client.clone();
     let other = client.clone();
     let call = tokio::spawn(async move { other.call::<_, f64>("Foo.Sleep", &5.0).await });
     while counts.started.load(SeqCst) < 1 {

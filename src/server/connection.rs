@@ -494,13 +494,6 @@ impl State {
         Ok(())
     }
 
-    fn drain(&mut self) {
-        let last = self.last_id;
-        if self.drained_at.is_none() {
-            self.drained_at = Some(last);
-            self.outbox.append(|out| encode_frame(out, FrameType::Drain, 0, last, |_| ()));
-        }
-    }
 }
 
 /// A running call's place in the table, given back when its handler has ended or was dropped.
@@ -622,8 +615,7 @@ async fn keep(connection: &Connection, phases: &mut watch::Receiver<Phase>) -> E
             connection.give_up(&mut state, overdue, "the handler was dropped at its deadline");
             let idle_at = state.busy + settings.idle_timeout;
             if phase != Phase::Serving || (state.running.is_empty() && now >= idle_at) {
-                state.drain();
-                connection.to_write.notify_one();
+                connection.drain(&mut state);
             }
             if phase == Phase::Cut {
                 let all = state.running.drop_all();
@@ -659,6 +651,16 @@ async fn keep(connection: &Connection, phases: &mut watch::Receiver<Phase>) -> E
 }
 
 impl Connection {
+    /// Tells the client, once, that nothing after what it has sent so far will be started.
+    fn drain(&self, state: &mut State) {
+        if state.drained_at.is_none() {
+            let last = state.last_id;
+            state.drained_at = Some(last);
+            state.outbox.append(|out| encode_frame(out, FrameType::Drain, 0, last, |_| ()));
+            self.to_write.notify_one();
+        }
+    }
+
     /// Tells the callers of handlers that were dropped.
     fn give_up(&self, state: &mut State, ids: Vec<u64>, why: &str) {
         let load = self.server.load();

@@ -20,8 +20,8 @@ pub trait Harness: Send + Sync {
     /// The discovery under test. Called more than once: all answers look at the same source.
     fn discovery(&self) -> Arc<dyn Discovery>;
 
-    /// How late a lease may end, and how late a change may be seen. At least what one request takes
-    /// on the clock in use; zero is right for a paused clock and a source that answers at once.
+    /// How late a lease may end, and how late a change may be seen. More than what one request takes
+    /// on the clock in use, and never zero.
     fn granularity(&self) -> Duration;
 
     /// The registry under test, which writes to the source that `discovery` reads. Default: none,

@@ -37,9 +37,13 @@ pub(super) struct Core {
 impl Core {
     /// Fills in what the call leaves to the client; tells its deadline.
     pub(super) fn settle(&self, call: &mut Call) -> Instant {
-        let within = call.timeout.take().unwrap_or(self.timeout);
-        let latest = Instant::now() + within;
-        let deadline = call.deadline.map_or(latest, |deadline| deadline.min(latest));
+        let within = |timeout| Instant::now() + timeout;
+        let deadline = match (call.deadline, call.timeout.take()) {
+            (None, None) => within(self.timeout),
+            (None, Some(timeout)) => within(timeout),
+            (Some(deadline), None) => deadline,
+            (Some(deadline), Some(timeout)) => deadline.min(within(timeout)),
+        };
         call.deadline = Some(deadline);
         call.attempt_timeout = call.attempt_timeout.or(self.attempt_timeout);
         call.idempotent |= self.idempotent;

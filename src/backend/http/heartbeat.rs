@@ -63,7 +63,6 @@ async fn beat(registry: &HttpRegistry, address: &str, interval: Duration) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::time::Duration;
 
     use tokio::time::Instant;
 

@@ -92,18 +92,8 @@ impl Book {
             entry.tell(Err(RegistryError::unavailable("a newer state was registered meanwhile")));
             entry.asker = Some(asker);
         } else {
-            self.entries.push(Entry {
-                key: self.next_key,
-                registration: Registration::new(service, instance).ttl(self.ttl),
-                phase: Phase::Pending { due: now },
-                lease: None,
-                busy: false,
-                failures: 0,
-                tried: None,
-                was_held: false,
-                raised: false,
-                asker: Some(asker),
-            });
+            let registration = Registration::new(service, instance).ttl(self.ttl);
+            self.entries.push(Entry::new(self.next_key, registration, asker, now));
             self.next_key += 1;
         }
         Ok(answer)

@@ -1,6 +1,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::*;
 use crate::backend::memory::MemoryRegistry;

@@ -143,7 +143,7 @@ fn each_group_is_taken_before_the_next() {
             set.at(*index).unwrap().stats().set_draining(true);
         }
     }
-    assert_eq!(chosen(&set, &tried), []);
+    assert_eq!(chosen(&set, &tried), [] as [usize; 0]);
 }
 
 #[test]

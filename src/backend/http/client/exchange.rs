@@ -111,9 +111,7 @@ impl Connections {
         limit: Duration,
     ) -> Result<Answer, Failure> {
         let late = |_| Failure::unavailable(format!("no answer within {limit:?}"));
-        tokio::time::timeout(limit, self.exchange(transport, location, ask))
-            .await
-            .map_err(late)?
+        tokio::time::timeout(limit, self.exchange(transport, location, ask)).await.map_err(late)?
     }
 
     async fn exchange(

@@ -1,11 +1,16 @@
 //! Why a registry gave no answer that can be used.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use super::api::{self, Problem};
+use super::exchange::Answer;
 use crate::discovery::{DiscoveryError, DiscoveryErrorKind};
 use crate::error::BoxError;
 use crate::registry::{RegistryError, RegistryErrorKind};
+
+/// How many characters of a foreign text are shown.
+const MAX_TEXT: usize = 256;
 
 /// One private error, with one conversion to each door's.
 #[derive(Debug)]
@@ -21,6 +26,19 @@ pub(super) enum Failure {
 impl Failure {
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self::Unavailable { message: message.into(), source: None }
+    }
+
+    /// A refusal in words of whoever answered, which is no problem+json.
+    pub(super) fn refused(answer: &Answer) -> Self {
+        let text = String::from_utf8_lossy(&answer.body);
+        Self::Problem(Box::new(Problem {
+            kind: Cow::Borrowed(""),
+            title: Cow::Borrowed("refused"),
+            status: answer.status.as_u16(),
+            detail: text.trim().chars().take(MAX_TEXT).collect(),
+            held_epoch: None,
+            results: None,
+        }))
     }
 
     pub(super) fn because(message: impl fmt::Display, source: impl Into<BoxError>) -> Self {

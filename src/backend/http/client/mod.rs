@@ -27,9 +27,7 @@ use super::api;
 use crate::backend::memory::{Entry, Listing};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::ServiceName;
-use crate::registry::{
-    DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, Renewal,
-};
+use crate::registry::{DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, Renewal};
 use crate::transport::{Net, Transport};
 
 /// How many leases are renewed in one request.
@@ -200,9 +198,8 @@ impl Inner {
     fn resolved(&self, found: Found) -> Resolved {
         let switched = self.switched.lock().is_some_and(|at| at.elapsed() < DEFAULT_TTL);
         let instances = found.entries.into_iter().map(|entry| entry.instance).collect();
-        let resolved = Resolved::new(instances)
-            .warming(found.warming || switched)
-            .complete(found.complete);
+        let resolved =
+            Resolved::new(instances).warming(found.warming || switched).complete(found.complete);
         match found.revision {
             Some(revision) => resolved.revision(revision),
             None => resolved,

@@ -1,16 +1,15 @@
 //! The seed's contract, as a client of it.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::HeaderValue;
 
-use super::api::{self, Problem};
+use super::Found;
+use super::api;
 use super::exchange::{Answer, Ask};
 use super::failure::Failure;
 use super::site::Site;
-use super::Found;
 use crate::backend::memory::Entry;
 use crate::instance::{Address, Instance, ServiceName};
 
@@ -64,12 +63,7 @@ pub(super) async fn list(site: &Site) -> Result<Found, Failure> {
         instance: Instance::at(address),
         expires_in: None,
     });
-    Ok(Found {
-        revision: None,
-        warming: false,
-        complete: skipped == 0,
-        entries: entries.collect(),
-    })
+    Ok(Found { revision: None, warming: false, complete: skipped == 0, entries: entries.collect() })
 }
 
 fn succeeded(answer: &Answer) -> Result<(), Failure> {
@@ -82,15 +76,7 @@ fn succeeded(answer: &Answer) -> Result<(), Failure> {
         return Ok(());
     }
     if status.is_client_error() {
-        let detail = String::from_utf8_lossy(&answer.body).trim().chars().take(256).collect();
-        return Err(Failure::Problem(Box::new(Problem {
-            kind: Cow::Borrowed(""),
-            title: Cow::Borrowed("refused"),
-            status: status.as_u16(),
-            detail,
-            held_epoch: None,
-            results: None,
-        })));
+        return Err(Failure::refused(answer));
     }
     Err(Failure::unavailable(format!("status {status}")))
 }

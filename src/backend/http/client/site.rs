@@ -116,8 +116,9 @@ impl Site {
         let answer = self.ask(ask, longer).await?;
         let read = read(&answer);
         match &read {
-            Ok(Some(_)) | Err(Failure::Problem(_)) => self.found_v1(),
+            Ok(Some(_)) => self.found_v1(),
             Ok(None) => self.lacks_v1(answer.status),
+            Err(_) if is_problem(&answer) => self.found_v1(),
             Err(_) => {}
         }
         read
@@ -145,6 +146,10 @@ impl Site {
     }
 }
 
+fn is_problem(answer: &Answer) -> bool {
+    answer.content_type().eq_ignore_ascii_case(api::PROBLEM_JSON)
+}
+
 /// What `/v1` answered. `None`: something else answered in its place.
 fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
     let status = answer.status;
@@ -157,7 +162,7 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
             Err(_) => Ok(None),
         };
     }
-    if answer.content_type().eq_ignore_ascii_case(api::PROBLEM_JSON) {
+    if is_problem(answer) {
         let mut problem: Box<api::Problem> = serde_json::from_slice(&answer.body)
             .map_err(|error| Failure::Nonsense(format!("status {status}, and {error}")))?;
         problem.status = status.as_u16();
@@ -165,9 +170,8 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
     }
     match status {
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(None),
-        status if status.is_server_error() => {
-            Err(Failure::unavailable(format!("status {status}")))
-        }
+        status if status.is_server_error() => Err(Failure::unavailable(format!("status {status}"))),
+        status if status.is_client_error() => Err(Failure::refused(answer)),
         status => Err(Failure::Nonsense(format!("status {status}"))),
     }
 }

@@ -55,7 +55,8 @@ fn has_scheme(text: &str) -> bool {
 
 fn location(url: &str) -> Result<Location, InvalidUrl> {
     let invalid = |reason: &str| InvalidUrl { url: shown(url), reason: reason.to_owned() };
-    let uri: Uri = url.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
+    let uri: Uri =
+        url.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
     match uri.scheme_str() {
         Some("http") => {}
         Some("https") => return Err(invalid("TLS is not built in: use http://")),

@@ -7,16 +7,14 @@ use std::time::Duration;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use super::Found;
 use super::api::{self, Outcome};
 use super::exchange::Ask;
 use super::failure::Failure;
 use super::site::Site;
-use super::Found;
 use crate::backend::memory::Entry;
 use crate::instance::ServiceName;
-use crate::registry::{
-    Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
-};
+use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
 pub(super) async fn register(
     site: &Site,
@@ -31,9 +29,8 @@ pub(super) async fn register(
         },
     )?;
     let granted = site.ask_v1::<api::Granted>(&ask, Duration::ZERO).await?;
-    Ok(granted.map(|granted| {
-        Lease::new(granted.lease_id, granted.ttl_ms.map(Duration::from_millis))
-    }))
+    Ok(granted
+        .map(|granted| Lease::new(granted.lease_id, granted.ttl_ms.map(Duration::from_millis))))
 }
 
 pub(super) async fn renew(

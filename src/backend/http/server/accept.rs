@@ -103,13 +103,8 @@ impl Stopping {
     }
 }
 
-async fn connection<H, F>(
-    stream: Stream,
-    slot: Slot,
-    limits: Limits,
-    handle: H,
-    stopping: Stopping,
-) where
+async fn connection<H, F>(stream: Stream, slot: Slot, limits: Limits, handle: H, stopping: Stopping)
+where
     H: Fn(Request<Incoming>, Stopping) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
 {

@@ -89,9 +89,9 @@ mod tests {
         for good in ["a", "7f3a-1", "host:7001", "tcp@a:1", "a.b", &"x".repeat(128)] {
             assert!(is_id(&InstanceId::from(good)), "{good:?}");
         }
-        for bad in
-            ["", " ", "a b", "a/b", "a\\b", "..", ".", "a..b", "<b>", "%2e", "\0", "ä", "a\"", "a\n"]
-        {
+        for bad in [
+            "", " ", "a b", "a/b", "a\\b", "..", ".", "a..b", "<b>", "%2e", "\0", "ä", "a\"", "a\n",
+        ] {
             assert!(!is_id(&InstanceId::from(bad)), "{bad:?}");
         }
         assert!(!is_id(&InstanceId::from("x".repeat(129))));

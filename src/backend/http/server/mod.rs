@@ -109,8 +109,8 @@ impl RegistryServer {
 
     /// Answers one request: mounts the registry in a server of one's own.
     ///
-    /// The request's path must be the one of its origin (`/srpc/registry`, `/v1/...`): a router must
-    /// not strip it. Timeouts of headers and connections are the outer server's; the limits of
+    /// The request's path must be the one of its origin (`/srpc/registry`, `/v1/...`): a router
+    /// must not strip it. Timeouts of headers and connections are the outer server's; the limits of
     /// bodies hold. A long poll is answered when its time is over; dropping the future ends it.
     pub async fn handle<B: Body>(&self, request: Request<B>) -> Response<Full<Bytes>> {
         self.answer(request, std::future::pending()).await
@@ -163,7 +163,9 @@ impl Default for RegistryServer {
 
 impl fmt::Debug for RegistryServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryServer").field("limits", &self.shared.limits).finish_non_exhaustive()
+        f.debug_struct("RegistryServer")
+            .field("limits", &self.shared.limits)
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The JSON API under `/v1`.
 
-use http::request::Parts;
 use http::Response;
+use http::request::Parts;
 use http_body_util::Full;
 use hyper::body::{Body, Bytes};
 use serde_json::json;
@@ -169,10 +169,5 @@ async fn instances(
             expires_in_ms: entry.expires_in.map(|left| left.as_millis() as u64),
         })
         .collect();
-    ok(&api::Instances {
-        service,
-        revision: listing.revision,
-        warming: listing.warming,
-        instances,
-    })
+    ok(&api::Instances { service, revision: listing.revision, warming: listing.warming, instances })
 }

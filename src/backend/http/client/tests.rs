@@ -1,0 +1,460 @@
+//! The client, against our server, the seed's, and worse ones.
+
+use std::collections::BTreeSet;
+use std::future::pending;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use super::*;
+use crate::backend::http::RegistryServer;
+use crate::discovery::{DiscoveryErrorKind, Update};
+use crate::instance::{Address, Health, Instance};
+use crate::registry::RegistryErrorKind;
+use crate::transport::Memory;
+
+const URL: &str = "http://one:9999/srpc/registry";
+const BOTH: &str = "http://one:9999/srpc/registry,http://two:9999/srpc/registry";
+
+fn client(net: &Memory, urls: &str) -> HttpRegistry {
+    HttpRegistry::builder(urls).transport(Arc::new(net.clone())).build().unwrap()
+}
+
+async fn start(net: &Memory, host: &str, server: RegistryServer) -> JoinHandle<()> {
+    let address: Address = format!("tcp@{host}:9999").parse().unwrap();
+    let listener = net.bind(&address).await.unwrap();
+    tokio::spawn(async move { server.serve(listener, pending()).await.unwrap() })
+}
+
+/// Ends a server so that its address is free again.
+async fn end(serving: JoinHandle<()>) {
+    serving.abort();
+    assert!(serving.await.unwrap_err().is_cancelled());
+}
+
+/// Answers every request with what `answer` makes of its head, and closes.
+async fn scripted(
+    net: &Memory,
+    host: &str,
+    answer: impl Fn(&str) -> String + Send + 'static,
+) -> JoinHandle<()> {
+    let address: Address = format!("tcp@{host}:9999").parse().unwrap();
+    let mut listener = net.bind(&address).await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            let mut stream = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                if stream.read_buf(&mut head).await.unwrap() == 0 {
+                    break;
+                }
+            }
+            let answer = answer(&String::from_utf8_lossy(&head));
+            if answer == HANG {
+                tokio::spawn(async move {
+                    let _stream = stream;
+                    pending::<()>().await;
+                });
+            } else {
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        }
+    })
+}
+
+const HANG: &str = "hang";
+
+fn http(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n{body}")
+}
+
+/// The seed's registry, written by hand: no expiry, no `/v1`.
+async fn seed(net: &Memory, host: &str) -> (Arc<Mutex<BTreeSet<String>>>, JoinHandle<()>) {
+    let servers: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let state = Arc::clone(&servers);
+    let serving = scripted(net, host, move |head| {
+        let mut servers = servers.lock();
+        let sent = head.lines().find_map(|line| line.strip_prefix("srpc-servers: "));
+        match (head, sent) {
+            (head, Some(address)) if head.starts_with("POST /srpc/registry ") => {
+                servers.insert(address.to_owned());
+                http("200 OK", "", "")
+            }
+            (head, None) if head.starts_with("GET /srpc/registry ") => {
+                let list = servers.iter().cloned().collect::<Vec<_>>().join(",");
+                http("200 OK", &format!("Srpc-Servers: {list}\r\n"), "")
+            }
+            _ => http("404 Not Found", "content-type: text/plain\r\n", "404 page not found\n"),
+        }
+    })
+    .await;
+    (state, serving)
+}
+
+fn foo() -> ServiceName {
+    "Foo".parse().unwrap()
+}
+
+fn registration(id: &str, address: &str, epoch: u64) -> Registration {
+    let instance =
+        Instance::new(id, address.parse().unwrap()).epoch(epoch).zone("z").meta("k", "v");
+    Registration::new(foo(), instance)
+}
+
+fn held(registration: &Registration, lease: &Lease) -> Held {
+    Held { registration: registration.clone(), lease: lease.clone() }
+}
+
+fn addresses(resolved: &Resolved) -> Vec<&str> {
+    resolved.instances.iter().map(|instance| instance.address.as_str()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_is_found_renewed_and_taken_back() {
+    let net = Memory::new();
+    let _serving = start(&net, "one", RegistryServer::new()).await;
+    let registry = client(&net, URL);
+    let one = registration("one", "tcp@a:1", 7);
+    let lease = registry.register(&one).await.unwrap();
+    assert_eq!(lease.ttl, Some(DEFAULT_TTL));
+
+    let found = registry.resolve(&foo()).await.unwrap();
+    assert_eq!(found.instances, [one.instance.clone()]);
+    assert!(found.complete && found.warming && found.revision.is_some());
+
+    let held_one = held(&one, &lease);
+    for _ in 0..4 {
+        sleep(Duration::from_secs(10)).await;
+        let renewed = registry.renew(std::slice::from_ref(&held_one)).await;
+        assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    }
+    assert!(registry.resolve(&foo()).await.unwrap().is_proven(), "no longer warming");
+
+    let older = registration("one", "tcp@a:1", 6);
+    let error = registry.register(&older).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::StaleEpoch { held: 7 });
+    let stale = registry.renew(&[held(&older, &lease)]).await;
+    let stale = stale[0].as_ref().unwrap_err();
+    assert_eq!(stale.kind(), RegistryErrorKind::StaleEpoch { held: 7 });
+    let invalid = registration("two", "tcp@0.0.0.0:1", 1);
+    let error = registry.register(&invalid).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Invalid);
+    assert!(error.message().contains("--advertise"), "{error}");
+
+    let listed = registry.list(None).await.unwrap();
+    assert_eq!(listed.entries[0].service, Some(foo()));
+    assert!(listed.entries[0].expires_in.is_some());
+
+    registry.deregister(std::slice::from_ref(&held_one)).await.unwrap();
+    assert_eq!(registry.resolve(&foo()).await.unwrap().instances, []);
+    let lost = registry.renew(&[held_one]).await;
+    assert!(matches!(lost[..], [Ok(Renewal::Lost)]), "{lost:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_renewed_expires() {
+    let net = Memory::new();
+    let _serving = start(&net, "one", RegistryServer::new()).await;
+    let registry = client(&net, URL);
+    registry.register(&registration("one", "tcp@a:1", 1)).await.unwrap();
+    sleep(Duration::from_secs(14)).await;
+    assert_eq!(registry.resolve(&foo()).await.unwrap().instances.len(), 1);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(registry.resolve(&foo()).await.unwrap().instances, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_leases_are_renewed_in_several_requests() {
+    let net = Memory::new();
+    let server = RegistryServer::new();
+    let state = server.registry().clone();
+    let _serving = start(&net, "one", server).await;
+    let registry = client(&net, URL);
+    let mut all = Vec::new();
+    for number in 0..1201 {
+        let one = registration(&format!("i{number}"), &format!("tcp@a:{}", number + 1), 1);
+        let lease = match number {
+            777 => Lease::new("another", None),
+            _ => state.register(&one).await.unwrap(),
+        };
+        all.push(held(&one, &lease));
+    }
+    assert_eq!(batches(&all).iter().map(|batch| batch.len()).max(), Some(BATCH));
+    let renewed = registry.renew(&all).await;
+    assert_eq!(renewed.len(), 1201);
+    for (number, renewed) in renewed.iter().enumerate() {
+        let expected = if number == 777 { Renewal::Lost } else { Renewal::Renewed };
+        assert_eq!(*renewed.as_ref().unwrap(), expected, "{number}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_weighs_much_is_split_by_its_weight() {
+    let mut heavy = registration("one", "tcp@a:1", 1);
+    heavy.instance = heavy.instance.meta("x", "\"".repeat(8000));
+    let heavy = vec![held(&heavy, &Lease::new("l", None)); 50];
+    let batches = batches(&heavy);
+    assert_eq!(batches.iter().map(|batch| batch.len()).sum::<usize>(), 50);
+    assert!(batches.len() > 1 && batches.iter().all(|batch| batch.len() < 20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_tells_each_change_when_it_happens() {
+    let net = Memory::new();
+    let server = RegistryServer::new();
+    let state = server.registry().clone();
+    let serving = start(&net, "one", server).await;
+    let registry = client(&net, URL);
+    let mut updates = registry.watch(&foo()).unwrap();
+    let Some(Ok(Update::Set(first))) = updates.next().await else { panic!("no list") };
+    assert_eq!((first.instances.len(), first.warming), (0, true));
+
+    // Nothing but the end of the warm-up is told meanwhile.
+    let Some(Ok(Update::Set(warm))) = updates.next().await else { panic!("no list") };
+    assert!(warm.is_proven() && warm.revision == first.revision);
+    let quiet = tokio::time::timeout(Duration::from_secs(100), updates.next()).await;
+    assert!(quiet.is_err(), "{quiet:?}");
+
+    let one = registration("one", "tcp@a:1", 1);
+    let lease = state.register(&one).await.unwrap();
+    let registered = Instant::now();
+    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
+    assert_eq!(addresses(&found), ["tcp@a:1"]);
+    assert!(registered.elapsed() < Duration::from_millis(100), "{:?}", registered.elapsed());
+
+    state.set_health(&foo(), &one.instance.id, Health::Draining);
+    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
+    assert_eq!(found.instances[0].health, Health::Draining);
+    state.deregister(&[held(&one, &lease)]).await.unwrap();
+    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
+    assert_eq!((found.instances.len(), found.is_proven()), (0, true));
+
+    end(serving).await;
+    let Some(Err(error)) = updates.next().await else { panic!("no error") };
+    assert_eq!(error.kind(), DiscoveryErrorKind::Unavailable);
+    assert!(updates.next().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_v1_the_seeds_contract_serves() {
+    let net = Memory::new();
+    let (state, serving) = seed(&net, "one").await;
+    let registry = client(&net, URL);
+    assert_eq!(registry.resolve(&foo()).await.unwrap().instances, []);
+    let one = registration("one", "tcp@a:1", 1);
+    let lease = registry.register(&one).await.unwrap();
+    assert_eq!(lease, Lease::new("", None));
+    state.lock().insert(" tcp@b:2 ,, tcp@a:1".to_owned());
+
+    for service in ["Foo", "Bar"] {
+        let found = registry.resolve(&service.parse().unwrap()).await.unwrap();
+        assert_eq!(addresses(&found), ["tcp@a:1", "tcp@b:2"]);
+        assert!(found.complete && !found.is_proven());
+    }
+    let Some(Err(error)) = registry.watch(&foo()).unwrap().next().await else { panic!() };
+    assert_eq!(error.kind(), DiscoveryErrorKind::Unsupported);
+
+    state.lock().clear();
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    assert_eq!(state.lock().len(), 1);
+    registry.deregister(&[held(&one, &lease)]).await.unwrap();
+
+    state.lock().insert("nonsense".to_owned());
+    let found = registry.resolve(&foo()).await.unwrap();
+    assert_eq!((addresses(&found), found.complete), (vec!["tcp@a:1"], false));
+
+    // The registry is replaced by one that speaks `/v1`.
+    end(serving).await;
+    let _serving = start(&net, "one", RegistryServer::new()).await;
+    let lease = registry.register(&one).await.unwrap();
+    assert!(!lease.id.is_empty());
+    assert!(registry.resolve(&foo()).await.unwrap().revision.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_finds_out_that_v1_has_come() {
+    let net = Memory::new();
+    let (_, serving) = seed(&net, "one").await;
+    let registry = client(&net, URL);
+    let one = registration("one", "tcp@a:1", 1);
+    let lease = registry.register(&one).await.unwrap();
+    end(serving).await;
+    let _serving = start(&net, "one", RegistryServer::new()).await;
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    sleep(Duration::from_secs(61)).await;
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Lost)]), "{renewed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_answer_that_is_none_becomes_a_list() {
+    let page = http("200 OK", "content-type: text/html\r\n", "<html>Welcome</html>");
+    let json = "content-type: application/json\r\n";
+    let problem = "content-type: application/problem+json\r\n";
+    let answers = [
+        http("500 Internal Server Error", "", ""),
+        http("502 Bad Gateway", "content-type: text/html\r\n", "<html>"),
+        http("503 Service Unavailable", problem, "{\"type\":\"urn:srpc:unavailable\"}"),
+        http("404 Not Found", "", "nothing here at all"),
+        http("404 Not Found", problem, "{\"type\":\"urn:srpc:not-found\"}"),
+        http("404 Not Found", problem, "<html>"),
+        http("401 Unauthorized", "", ""),
+        http("301 Moved Permanently", "location: http://two:9999/\r\n", ""),
+        page,
+        http("200 OK", "", ""),
+        http("200 OK", json, "[]"),
+        http("200 OK", json, "null"),
+        http("200 OK", json, "{}"),
+        http("200 OK", json, "{\"instances\":[]}"),
+        http("200 OK", json, "{\"revision\":\"a-1\"}"),
+        http("200 OK", json, "{\"revision\":\"a-1\",\"instances\":{}}"),
+        http("200 OK", json, "{\"revision\":\"a-1\",\"instances\":[{}]}"),
+        http("200 OK", json, "{\"revision\":\"a-1\",\"instances\":["),
+        http("200 OK", json, &format!("{}{}", "[".repeat(10_000), "]".repeat(10_000))),
+        http("200 OK", "srpc-servers: nonsense\r\n", ""),
+        http("204 No Content", "", ""),
+        "HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n{".to_owned(),
+        "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".to_owned(),
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".to_owned(),
+        "HTTP/1.1 200 OK\r\n".to_owned(),
+        "SSH-2.0-OpenSSH_9.6\r\n\r\n".to_owned(),
+        "\0\0\0".to_owned(),
+        String::new(),
+        HANG.to_owned(),
+    ];
+    for answer in answers {
+        let net = Memory::new();
+        let shown = answer.chars().take(120).collect::<String>();
+        let serving = scripted(&net, "one", move |_| answer.clone()).await;
+        let registry = client(&net, URL);
+        let start = Instant::now();
+        let error = registry.resolve(&foo()).await.expect_err(&shown);
+        assert!(start.elapsed() <= Duration::from_secs(10), "{shown:?}: {error}");
+        registry.list(None).await.expect_err(&shown);
+        let mut updates = client(&net, URL).watch(&foo()).unwrap();
+        while let Some(update) = updates.next().await {
+            update.expect_err(&shown);
+        }
+        let one = registration("one", "tcp@a:1", 1);
+        let renewed = registry.renew(&[held(&one, &Lease::new("l", None))]).await;
+        assert_eq!(renewed.len(), 1, "{shown:?}");
+        end(serving).await;
+    }
+    let nobody = client(&Memory::new(), URL);
+    let error = nobody.resolve(&foo()).await.unwrap_err();
+    assert_eq!(error.kind(), DiscoveryErrorKind::Unavailable);
+    assert!(error.to_string().contains("http://one:9999"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_newer_registry_adds_is_passed_over() {
+    let net = Memory::new();
+    let body = r#"{"revision":"a-1","more":{},"instances":[
+        {"id":"1","address":"tcp@a:1","service":"Foo","epoch":18446744073709551615,"mood":"good"},
+        {"id":"2","address":"tcp@b:1","health":"dancing"}]}"#;
+    let answer = http("200 OK", "content-type: application/json\r\n", body);
+    let _serving = scripted(&net, "one", move |_| answer.clone()).await;
+    let found = client(&net, URL).resolve(&foo()).await.unwrap();
+    assert_eq!((addresses(&found), found.complete), (vec!["tcp@a:1"], false));
+    assert_eq!(found.instances[0].epoch, u64::MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_registry_stands_in_and_is_kept() {
+    let net = Memory::new();
+    let servers = [RegistryServer::new(), RegistryServer::new()];
+    let states = servers.each_ref().map(|server| server.registry().clone());
+    let [first, second] = servers;
+    let first = start(&net, "one", first).await;
+    let _second = start(&net, "two", second).await;
+    // Past the warm-up of both.
+    sleep(Duration::from_secs(60)).await;
+    let registry = client(&net, BOTH);
+    let one = registration("one", "tcp@a:1", 2);
+    let lease = registry.register(&one).await.unwrap();
+    assert_eq!(states.each_ref().map(|state| state.services().len()), [1, 0]);
+    assert!(registry.resolve(&foo()).await.unwrap().is_proven());
+
+    // An answer that another would give too is final.
+    let stale = registry.register(&registration("one", "tcp@a:1", 1)).await.unwrap_err();
+    assert_eq!(stale.kind(), RegistryErrorKind::StaleEpoch { held: 2 });
+
+    end(first).await;
+    let found = registry.resolve(&foo()).await.unwrap();
+    assert_eq!(found.instances, []);
+    assert!(!found.is_proven(), "its emptiness proves nothing yet");
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Lost)]), "{renewed:?}");
+    registry.register(&one).await.unwrap();
+    assert_eq!(states[1].services().len(), 1);
+    sleep(Duration::from_secs(14)).await;
+    registry.register(&one).await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    assert!(registry.resolve(&foo()).await.unwrap().is_proven());
+
+    // The first one is back, empty, and not asked while the second works.
+    let _first = start(&net, "one", RegistryServer::new()).await;
+    assert_eq!(registry.resolve(&foo()).await.unwrap().instances.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_goes_over_to_another_registry() {
+    let net = Memory::new();
+    let first = start(&net, "one", RegistryServer::new()).await;
+    let second = RegistryServer::new();
+    second.registry().register(&registration("one", "tcp@a:1", 2)).await.unwrap();
+    let _second = start(&net, "two", second).await;
+    let registry = client(&net, BOTH);
+    let mut updates = registry.watch(&foo()).unwrap();
+    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
+    assert_eq!(found.instances, []);
+    end(first).await;
+    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
+    assert_eq!(addresses(&found), ["tcp@a:1"]);
+    assert!(found.warming);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_used_again_and_replaced_when_broken() {
+    let net = Memory::new();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let serving = start(&net, "one", RegistryServer::new()).await;
+    let counting = Counting { net: net.clone(), opened: Arc::clone(&opened) };
+    let registry = HttpRegistry::builder(URL).transport(Arc::new(counting)).build().unwrap();
+    for _ in 0..3 {
+        registry.resolve(&foo()).await.unwrap();
+    }
+    assert_eq!(opened.load(Relaxed), 1);
+    end(serving).await;
+    let _serving = start(&net, "one", RegistryServer::new()).await;
+    registry.resolve(&foo()).await.unwrap();
+    assert_eq!(opened.load(Relaxed), 2);
+    sleep(Duration::from_secs(6)).await;
+    registry.resolve(&foo()).await.unwrap();
+    assert_eq!(opened.load(Relaxed), 3, "it waited too long");
+}
+
+struct Counting {
+    net: Memory,
+    opened: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Transport for Counting {
+    fn speaks(&self, protocol: &str) -> bool {
+        self.net.speaks(protocol)
+    }
+
+    async fn connect(&self, address: &Address) -> std::io::Result<crate::transport::Stream> {
+        self.opened.fetch_add(1, Relaxed);
+        self.net.connect(address).await
+    }
+
+    async fn bind(&self, address: &Address) -> std::io::Result<crate::transport::Listener> {
+        self.net.bind(address).await
+    }
+}

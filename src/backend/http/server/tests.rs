@@ -1,0 +1,381 @@
+//! The server, asked request by request and over a network in memory.
+
+use std::future::pending;
+
+use async_trait::async_trait;
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::transport::{Accept, Memory, Peer, Stream, Transport};
+
+const AT: &str = "tcp@registry:9999";
+const SEED: &str = "/srpc/registry";
+
+async fn ask(
+    server: &RegistryServer,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> (u16, HeaderMap, String) {
+    let mut request = Request::builder().method(method).uri(target);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+    let (parts, body) = server.handle(request).await.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    (parts.status.as_u16(), parts.headers, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn post(server: &RegistryServer, path: &str, body: Value) -> (u16, Value) {
+    let json = [("content-type", "application/json; charset=utf-8")];
+    let (status, headers, body) = ask(server, "POST", path, &json, &body.to_string()).await;
+    let expected = if status == 200 { api::JSON } else { api::PROBLEM_JSON };
+    assert_eq!(headers[CONTENT_TYPE], expected, "{path}");
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+async fn get(server: &RegistryServer, target: &str) -> (u16, Value) {
+    let (status, _, body) = ask(server, "GET", target, &[], "").await;
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+/// The seed's list, by its header; its body must say the same.
+async fn seed_list(server: &RegistryServer, query: &str) -> String {
+    let (status, headers, body) = ask(server, "GET", &format!("{SEED}{query}"), &[], "").await;
+    assert_eq!(status, 200);
+    let header = headers["srpc-servers"].to_str().unwrap().to_owned();
+    assert_eq!(body.lines().collect::<Vec<_>>().join(","), header);
+    header
+}
+
+fn instance(id: &str, address: &str, epoch: u64) -> Value {
+    json!({ "id": id, "address": address, "epoch": epoch })
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_row_of_the_seeds_contract() {
+    let server = RegistryServer::new();
+    assert_eq!(seed_list(&server, "").await, "", "the header is there, though the list is empty");
+    let good = ("srpc-servers", "tcp@b:2");
+    for (method, headers, status) in [
+        ("POST", vec![good], 200),
+        ("POST", vec![good], 200),
+        ("POST", vec![("Srpc-Servers", "tcp@a:1")], 200),
+        ("POST", vec![("srpc-servers", "tcp@[::]:7")], 200),
+        ("POST", vec![("srpc-servers", "tcp@0.0.0.0:7")], 200),
+        ("POST", vec![("srpc-servers", "tcp@c:3"), ("srpc-service", "Foo")], 200),
+        ("POST", vec![], 500),
+        ("POST", vec![("srpc-servers", "")], 500),
+        ("POST", vec![("srpc-servers", "nonsense")], 400),
+        ("POST", vec![("srpc-servers", "tcp@x:0")], 400),
+        ("POST", vec![("srpc-servers", "tcp@x:65536")], 400),
+        ("POST", vec![("srpc-servers", "tcp@x:1,tcp@y:2")], 400),
+        ("POST", vec![good, ("srpc-servers", "tcp@x:1")], 400),
+        ("POST", vec![("srpc-servers", "tcp@x:1"), ("srpc-service", "a/b")], 400),
+        ("POST", vec![("srpc-servers", "tcp@x:1"), ("srpc-service", "")], 400),
+        ("PUT", vec![good], 405),
+        ("DELETE", vec![], 405),
+        ("HEAD", vec![], 405),
+        ("OPTIONS", vec![], 405),
+    ] {
+        let (told, answered, body) = ask(&server, method, SEED, &headers, "").await;
+        assert_eq!(told, status, "{method} {headers:?}: {body}");
+        let allow = answered.get("allow").map(|value| value.to_str().unwrap());
+        assert_eq!(allow, (status == 405).then_some("GET, POST"), "{method}");
+        assert!(!answered.contains_key("srpc-servers"));
+    }
+    let all = "tcp@0.0.0.0:7,tcp@[::]:7,tcp@a:1,tcp@b:2,tcp@c:3";
+    assert_eq!(seed_list(&server, "").await, all);
+    assert_eq!(seed_list(&server, "?x=1").await, all, "a query that says nothing");
+    assert_eq!(seed_list(&server, "?service=Foo").await, "tcp@c:3");
+    assert_eq!(seed_list(&server, "?service=Bar").await, "");
+    for bad in ["?service=a/b", "?service=", "?service=%zz", "?service=A&service=B"] {
+        let (status, _, _) = ask(&server, "GET", &format!("{SEED}{bad}"), &[], "").await;
+        assert_eq!(status, 400, "{bad}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_seed_client_sees_of_other_registrations() {
+    let server = RegistryServer::builder().ttl(Some(Duration::from_secs(60))).build();
+    for (service, id, address, health) in [
+        ("Foo", "1", "tcp@a:1", "up"),
+        ("Bar", "1", "tcp@a:1", "up"),
+        ("Foo", "2", "tcp@b:1", "draining"),
+        ("Foo", "3", "tcp@c:1", "unready"),
+    ] {
+        let instance = json!({ "id": id, "address": address, "health": health });
+        let body = json!({ "service": service, "ttl_ms": 10_000, "instance": instance });
+        assert_eq!(post(&server, api::REGISTER, body).await.0, 200);
+    }
+    assert_eq!(seed_list(&server, "").await, "tcp@a:1", "once, and only who is up");
+
+    sleep(Duration::from_secs(8)).await;
+    ask(&server, "POST", SEED, &[("srpc-servers", "tcp@a:1")], "").await;
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(seed_list(&server, "").await, "tcp@a:1", "renewed");
+    assert_eq!(server.registry().list(None).entries.len(), 2, "nothing was added");
+    sleep(Duration::from_secs(8)).await;
+    assert_eq!(seed_list(&server, "").await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_life_of_a_lease_over_v1() {
+    let server = RegistryServer::builder().ttl(Some(Duration::from_secs(60))).build();
+    let full = json!({
+        "id": "one", "address": "tcp@a:1", "epoch": 5, "weight": 3, "zone": "z", "version": "v",
+        "metadata": { "k": "v" }, "health": "up", "a field": ["of a newer client"],
+    });
+    let body = json!({ "service": "Foo", "ttl_ms": 600_000, "instance": full, "more": 1 });
+    let (status, granted) = post(&server, api::REGISTER, body).await;
+    assert_eq!((status, &granted["ttl_ms"]), (200, &json!(60_000)), "no more than the server's");
+    let lease = granted["lease_id"].as_str().unwrap();
+
+    let (_, list) = get(&server, "/v1/instances?service=Foo").await;
+    assert_eq!(list["revision"], granted["revision"]);
+    assert_eq!((&list["service"], &list["warming"]), (&json!("Foo"), &json!(true)));
+    let listed = &list["instances"][0];
+    for field in ["id", "address", "epoch", "weight", "zone", "version", "metadata", "health"] {
+        assert_eq!(listed[field], full[field], "{field}");
+    }
+    assert_eq!(listed["service"], "Foo");
+    assert_eq!(listed["expires_in_ms"], 60_000);
+    assert_eq!(get(&server, api::SERVICES).await.1, json!({ "services": ["Foo"] }));
+
+    let held = |lease: &str, epoch: u64| {
+        json!({
+            "lease_id": lease, "service": "Foo", "ttl_ms": 60_000,
+            "instance": instance("one", "tcp@a:1", epoch),
+        })
+    };
+    let (status, renewed) = post(&server, api::RENEW, json!({ "held": [held(lease, 5)] })).await;
+    assert_eq!((status, renewed), (200, json!({ "results": [{ "status": "renewed" }] })));
+
+    let both = json!({ "held": [held("other", 5), held(lease, 6)] });
+    let (status, renewed) = post(&server, api::RENEW, both).await;
+    let lost = json!({ "status": "lost", "type": "urn:srpc:unknown-lease" });
+    assert_eq!((status, &renewed["results"]), (200, &json!([lost, { "status": "renewed" }])));
+
+    let (status, problem) = post(&server, api::RENEW, json!({ "held": [held("other", 6)] })).await;
+    assert_eq!((status, &problem["type"]), (404, &json!("urn:srpc:unknown-lease")));
+    assert_eq!(problem["results"], json!([lost]));
+
+    let (status, problem) = post(&server, api::RENEW, json!({ "held": [held(lease, 4)] })).await;
+    assert_eq!((status, &problem["held_epoch"]), (409, &json!(6)));
+    assert_eq!(problem["results"][0]["held_epoch"], 6);
+    let stale = json!({ "service": "Foo", "instance": instance("one", "tcp@a:1", 4) });
+    let (status, problem) = post(&server, api::REGISTER, stale).await;
+    assert_eq!((status, &problem["type"]), (409, &json!("urn:srpc:stale-epoch")));
+    assert_eq!(post(&server, api::RENEW, json!({ "held": [] })).await.0, 200);
+
+    let drain = json!({ "service": "Foo", "id": "one" });
+    assert_eq!(post(&server, api::DRAIN, drain).await.0, 200);
+    let (_, list) = get(&server, api::INSTANCES).await;
+    assert_eq!(list["instances"][0]["health"], "draining");
+    assert_eq!(list.get("service"), None);
+    let (status, problem) =
+        post(&server, api::DRAIN, json!({ "service": "Foo", "id": "two" })).await;
+    assert_eq!((status, &problem["type"]), (404, &json!("urn:srpc:unknown-instance")));
+
+    let leaving = |lease: &str, epoch: Option<u64>| {
+        let mut leaving = json!({ "lease_id": lease, "service": "Foo", "id": "one" });
+        if let Some(epoch) = epoch {
+            leaving["epoch"] = json!(epoch);
+        }
+        json!({ "held": [leaving] })
+    };
+    for (body, left) in [
+        (leaving("other", None), 1),
+        (leaving(lease, Some(5)), 1),
+        (leaving(lease, None), 0),
+        (leaving(lease, None), 0),
+    ] {
+        assert_eq!(post(&server, api::DEREGISTER, body.clone()).await, (200, json!({})));
+        assert_eq!(server.registry().list(None).entries.len(), left, "{body}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_poll_is_held_until_something_changes() {
+    let server = RegistryServer::new();
+    let (_, empty) = get(&server, "/v1/instances?service=Foo").await;
+    let revision = empty["revision"].as_str().unwrap().to_owned();
+
+    let start = Instant::now();
+    let same = format!("/v1/instances?service=Foo&revision={revision}&wait=20s");
+    let (status, held) = get(&server, &same).await;
+    assert_eq!((status, &held["revision"]), (200, &json!(revision)));
+    assert_eq!(start.elapsed().as_secs(), 20);
+    for at_once in [
+        "/v1/instances?service=Foo&revision=unknown-1&wait=20s".to_owned(),
+        "/v1/instances?service=Foo&wait=20s".to_owned(),
+        format!("/v1/instances?service=Foo&revision={revision}"),
+    ] {
+        let start = Instant::now();
+        assert_eq!(get(&server, &at_once).await.0, 200);
+        assert_eq!(start.elapsed(), Duration::ZERO, "{at_once}");
+    }
+
+    let waiting = tokio::spawn({
+        let server = server.clone();
+        async move { (get(&server, &same).await, Instant::now()) }
+    });
+    sleep(Duration::from_secs(3)).await;
+    let body = json!({ "service": "Foo", "instance": instance("one", "tcp@a:1", 1) });
+    post(&server, api::REGISTER, body).await;
+    let registered = Instant::now();
+    let ((_, changed), answered) = waiting.await.unwrap();
+    assert_eq!(changed["instances"][0]["id"], "one");
+    assert_eq!(answered, registered);
+}
+
+fn limits() -> Limits {
+    RegistryServer::builder().limits
+}
+
+async fn start(net: &Memory, server: RegistryServer) -> (oneshot::Sender<()>, JoinHandle<()>) {
+    let listener = net.bind(&AT.parse().unwrap()).await.unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(async move {
+        let shutdown = async move {
+            let _ = stopped.await;
+        };
+        server.serve(listener, shutdown).await.unwrap();
+    });
+    (stop, serving)
+}
+
+/// Sends these bytes, and reads until the server closes.
+async fn raw(net: &Memory, request: &str) -> String {
+    let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
+    // A server that closes at once has not read it.
+    let _ = stream.write_all(request.as_bytes()).await;
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+const GET_LIST: &str = "GET /srpc/registry HTTP/1.1\r\nconnection: close\r\n\r\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_answers_long_polls_at_once_and_ends() {
+    let net = Memory::new();
+    let server = RegistryServer::new();
+    let revision = server.registry().list(Some(&"Foo".parse().unwrap())).revision;
+    let (stop, serving) = start(&net, server).await;
+    let idle = net.connect(&AT.parse().unwrap()).await.unwrap();
+    let polling = tokio::spawn({
+        let net = net.clone();
+        let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
+        async move { raw(&net, &format!("GET {target} HTTP/1.1\r\n\r\n")).await }
+    });
+    sleep(Duration::from_secs(2)).await;
+    let start = Instant::now();
+    stop.send(()).unwrap();
+    let answer = polling.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    serving.await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    drop(idle);
+    assert!(net.connect(&AT.parse().unwrap()).await.is_err(), "the address is free");
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_is_cut() {
+    let net = Memory::new();
+    let server = RegistryServer::new();
+    let (_stop, _serving) = start(&net, server).await;
+    let head = "POST /v1/register HTTP/1.1\r\ncontent-type: application/json\r\n";
+    for (request, seconds, status) in [
+        ("", 10, ""),
+        ("GET /srpc/reg", 10, ""),
+        (&*format!("{head}content-length: 100\r\n\r\n{{"), 30, "HTTP/1.1 408"),
+        (&*format!("{head}transfer-encoding: chunked\r\n\r\n5\r\n{{"), 30, "HTTP/1.1 408"),
+    ] {
+        let start = Instant::now();
+        let answer = raw(&net, request).await;
+        assert!(answer.starts_with(status), "{request:?}: {answer}");
+        assert_eq!(answer.is_empty(), status.is_empty(), "{request:?}: {answer}");
+        assert_eq!(start.elapsed().as_secs(), seconds, "{request:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_beyond_the_cap_are_closed_and_their_places_given_back() {
+    let net = Memory::new();
+    let server = RegistryServer::builder().max_connections_per_host(2).build();
+    let (_stop, _serving) = start(&net, server).await;
+    let first = net.connect(&AT.parse().unwrap()).await.unwrap();
+    let _second = net.connect(&AT.parse().unwrap()).await.unwrap();
+    assert_eq!(raw(&net, GET_LIST).await, "");
+    drop(first);
+    sleep(Duration::from_millis(1)).await;
+    assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_nothing_of_an_answer_is_cut() {
+    let net = Memory::new();
+    let listener = net.bind(&AT.parse().unwrap()).await.unwrap();
+    let limits = Limits { max_connections: 1, ..limits() };
+    let handle = |_: Request<Incoming>, _| async {
+        respond(StatusCode::OK, "text/plain", vec![b'x'; 1024 * 1024])
+    };
+    let _serving =
+        tokio::spawn(async move { accept::run(listener, pending(), &limits, handle).await });
+    let mut stalled = net.connect(&AT.parse().unwrap()).await.unwrap();
+    stalled.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    sleep(Duration::from_secs(29)).await;
+    assert_eq!(raw(&net, GET_LIST).await, "", "its place is still taken");
+    sleep(Duration::from_secs(2)).await;
+    assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_closes_its_connection_and_no_other() {
+    let net = Memory::new();
+    let listener = net.bind(&AT.parse().unwrap()).await.unwrap();
+    let handle = |request: Request<Incoming>, _| async move {
+        assert_ne!(request.uri().path(), "/panic");
+        assert_eq!(request.extensions().get::<Peer>().unwrap(), &Peer::new("memory"));
+        respond(StatusCode::OK, "text/plain", "fine")
+    };
+    let _serving =
+        tokio::spawn(async move { accept::run(listener, pending(), &limits(), handle).await });
+    assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
+    assert!(raw(&net, GET_LIST).await.ends_with("fine"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_accepts_end_nothing() {
+    struct Flaky {
+        inner: Listener,
+        failures: u32,
+    }
+
+    #[async_trait]
+    impl Accept for Flaky {
+        async fn accept(&mut self) -> io::Result<Stream> {
+            if self.failures > 0 {
+                self.failures -= 1;
+                return Err(io::Error::other("too many open files"));
+            }
+            self.inner.accept().await
+        }
+    }
+
+    let net = Memory::new();
+    let inner = net.bind(&AT.parse().unwrap()).await.unwrap();
+    let listener = Listener::new(Flaky { inner, failures: 9 }, AT.parse().unwrap());
+    let serving = tokio::spawn(RegistryServer::new().serve(listener, pending()));
+    assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"));
+    assert!(!serving.is_finished());
+}

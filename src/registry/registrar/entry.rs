@@ -1,0 +1,107 @@
+//! One registration, and how it stands with the registry.
+
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::registry::{Lease, Registration, RegistryError};
+
+/// Renewals are never closer than this, whatever lease is granted.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A registration that is kept alive. One that was superseded or refused is no entry any more.
+pub(super) struct Entry {
+    /// Names it in requests; the entry may be gone when the answer comes.
+    pub(super) key: u64,
+    pub(super) registration: Registration,
+    pub(super) phase: Phase,
+    /// The last one granted, kept through failures: what is to be deregistered in the end.
+    pub(super) lease: Option<Lease>,
+    /// Whether a request about it is under way.
+    pub(super) busy: bool,
+    /// How many tries failed since the last good one.
+    pub(super) failures: u32,
+    /// The newest epoch of which a try has ended, well or not.
+    pub(super) tried: Option<u64>,
+    /// Whether this process ever held it: from then on a higher epoch is another process's.
+    pub(super) was_held: bool,
+    /// Whether it took another's epoch plus one, which it may once.
+    pub(super) raised: bool,
+    /// Who waits for the first try.
+    pub(super) asker: Option<oneshot::Sender<Result<(), RegistryError>>>,
+}
+
+/// How a registration stands with the registry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The registry does not know its present state; to be registered at this time.
+    Pending { due: Instant },
+    /// The registry holds it; to be renewed with the next batch.
+    Held,
+}
+
+/// A registration as it was sent in one request.
+#[derive(Clone, Copy)]
+pub(super) struct Sent {
+    pub(super) key: u64,
+    pub(super) epoch: u64,
+    pub(super) renewal: bool,
+}
+
+impl Entry {
+    /// A registration of which the registry has not heard.
+    pub(super) fn new(
+        key: u64,
+        registration: Registration,
+        asker: oneshot::Sender<Result<(), RegistryError>>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            key,
+            registration,
+            phase: Phase::Pending { due: now },
+            lease: None,
+            busy: false,
+            failures: 0,
+            tried: None,
+            was_held: false,
+            raised: false,
+            asker: Some(asker),
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.registration.instance.epoch
+    }
+
+    pub(super) fn sent(&self, renewal: bool) -> Sent {
+        Sent { key: self.key, epoch: self.epoch(), renewal }
+    }
+
+    /// How often it is to be renewed: a third of the lease granted, or of the one asked for where
+    /// the registry does not say.
+    pub(super) fn interval(&self) -> Duration {
+        let granted = self.lease.as_ref().and_then(|lease| lease.ttl);
+        (granted.unwrap_or(self.registration.ttl) / 3).max(MIN_INTERVAL)
+    }
+
+    /// Tells whoever waits, if still someone does.
+    pub(super) fn tell(&mut self, result: Result<(), RegistryError>) {
+        if let Some(asker) = self.asker.take() {
+            let _ = asker.send(result);
+        }
+    }
+
+    pub(super) fn service(&self) -> &str {
+        self.registration.service.as_str()
+    }
+
+    pub(super) fn id(&self) -> &str {
+        self.registration.instance.id.as_str()
+    }
+
+    pub(super) fn address(&self) -> &str {
+        self.registration.instance.address.as_str()
+    }
+}
