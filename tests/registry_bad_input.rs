@@ -3,6 +3,7 @@
 
 #![cfg(feature = "http")]
 #![allow(clippy::disallowed_methods, reason = "only a raw socket sends what is not HTTP")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::time::Duration;
 
@@ -353,7 +354,7 @@ fn registrations(lease: &str) -> Vec<Case> {
 
     let older = json!({ "id": "good", "epoch": 4, "address": "tcp@10.0.0.9:1" });
     let mut stale = good();
-    stale["instance"] = older.clone();
+    stale["instance"] = older;
     let conflict = Expect::Problem(409, "stale-epoch");
     cases.push(case("an older epoch", register(&stale), conflict.clone()));
     let mut with_lease = stale.clone();
@@ -660,7 +661,10 @@ async fn more_connections_than_a_host_may_have_are_closed() {
     drop(open);
     let list = plain("GET", "/srpc/registry", "");
     // The places are given back as soon as the server has seen the closes.
-    while status(&served.send(&list).await) != Some(200) {
-        tokio::task::yield_now().await;
-    }
+    let again = async {
+        while status(&served.send(&list).await) != Some(200) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), again).await.unwrap();
 }

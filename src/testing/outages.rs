@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::scene::{RECOVERY, Scene, instance};
-use super::{Capability, Harness, Outcome};
+use super::{Harness, Outcome};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, Resolver, SnapshotStatus};
 use crate::instance::{Instance, ServiceName};
 use crate::registry::Registrar;

@@ -12,7 +12,8 @@ use serde_json::error::Category;
 use super::problem::Refusal;
 use super::{Limits, api};
 
-/// The body as JSON of this shape. JSON nested deeper than 128 is an error.
+/// The body as JSON of this shape. What is nested deeper than 128 is an error, except in a field
+/// that is not known, which is skipped without recursion.
 pub(super) async fn read<T: DeserializeOwned, B: Body>(
     parts: &Parts,
     body: B,

@@ -38,13 +38,14 @@ fn register(registry: &MemoryRegistry, headers: &HeaderMap) -> Response<Full<Byt
     if addresses.next().is_some() {
         return text(StatusCode::BAD_REQUEST, "register one address at a time");
     }
-    match parsed(address).and_then(|address| Ok((address, service(headers)?))) {
-        Ok((address, service)) if registry.register_address(service.as_ref(), &address) => {
-            text(StatusCode::OK, "")
-        }
-        Ok(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the registry is full"),
-        Err(reason) => text(StatusCode::BAD_REQUEST, &reason),
+    let (address, service) = match (parsed(address), service(headers)) {
+        (Ok(address), Ok(service)) => (address, service),
+        (Err(reason), _) | (_, Err(reason)) => return text(StatusCode::BAD_REQUEST, &reason),
+    };
+    if !registry.register_address(service.as_ref(), &address) {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "the registry is full");
     }
+    text(StatusCode::OK, "")
 }
 
 fn parsed(address: &[u8]) -> Result<Address, String> {

@@ -115,7 +115,7 @@ async fn deregister(
     registry: &MemoryRegistry,
     asked: api::Deregister,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let left: Address = LEFT.parse().map_err(Refusal::internal)?;
+    let left = LEFT.parse::<Address>().map_err(Refusal::internal)?;
     let held: Vec<Held> = asked
         .held
         .into_iter()
