@@ -1,5 +1,7 @@
 //! One call, end to end, over the in-memory transport: forms of handlers, failures, cancel, drain.
 
+#![allow(clippy::unwrap_used, reason = "the whole file is tests")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
@@ -133,9 +135,7 @@ async fn dropping_a_call_drops_its_handler() {
     let mut calls = Vec::new();
     for _ in 0..100 {
         let client = client.clone();
-        calls.push(tokio::spawn(async move {
-            client.call::<_, f64>("Foo.Sleep", &9.0).await
-        }));
+        calls.push(tokio::spawn(async move { client.call::<_, f64>("Foo.Sleep", &9.0).await }));
     }
     while counts.started.load(SeqCst) < 100 {
         sleep(Duration::from_millis(1)).await;
@@ -223,9 +223,7 @@ async fn calls_beyond_the_window_wait_in_line() {
     let mut calls = Vec::new();
     for _ in 0..(64 * 5) {
         let client = client.clone();
-        calls.push(tokio::spawn(async move {
-            client.call::<_, f64>("Foo.Sleep", &1.0).await
-        }));
+        calls.push(tokio::spawn(async move { client.call::<_, f64>("Foo.Sleep", &1.0).await }));
     }
     for call in calls {
         call.await.unwrap().unwrap();

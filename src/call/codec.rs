@@ -123,8 +123,9 @@ impl Codec {
         match self {
             Self::MessagePack => rmp_serde::encode::write_named(out, value)
                 .map_err(|error| CodecError::new(self.id(), error)),
-            Self::Json => serde_json::to_writer(out, value)
-                .map_err(|error| CodecError::new(self.id(), error)),
+            Self::Json => {
+                serde_json::to_writer(out, value).map_err(|error| CodecError::new(self.id(), error))
+            }
             Self::Custom(codec) => codec.encode(&value, out),
         }
     }

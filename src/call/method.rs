@@ -13,7 +13,9 @@ pub struct MethodName<'a> {
 
 /// A text is not the full name of a method.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is no method: it is SERVICE.METHOD, both of [A-Za-z0-9_-], the service with dots")]
+#[error(
+    "{name:?} is no method: it is SERVICE.METHOD, both of [A-Za-z0-9_-], the service with dots"
+)]
 pub struct InvalidMethod {
     name: String,
 }

@@ -75,7 +75,7 @@ fn take_in(
         endpoint.stats().set_ejected(false);
     }
     let mut write = false;
-    while let Some(frame) = reader.next()? {
+    while let Some(frame) = reader.next_frame()? {
         match frame {
             OwnedFrame::Whole(header, payload) => {
                 write |= take_frame(shared, &mut state, header, payload, now, wakers)?;
@@ -167,9 +167,8 @@ fn drain(shared: &Shared, state: &mut State, last: u64, wakers: &mut Vec<Waker>)
         tracing::debug!(endpoint = %endpoint.instance().address, "the server drains");
     }
     wakers.extend(state.calls.fail(|id, _| {
-        (id > last).then(|| {
-            (Kind::Unavailable, Fate::AboveDrain, "the server was draining".to_owned())
-        })
+        (id > last)
+            .then(|| (Kind::Unavailable, Fate::AboveDrain, "the server was draining".to_owned()))
     }));
     wakers.extend(state.waiting.all());
     shared.to_keep.notify_one();

@@ -56,9 +56,8 @@ impl<'a> Exchange<'a> {
             );
             return self.leave(state, ticket, error);
         }
-        let my_turn = ticket.map_or(state.waiting.is_empty(), |ticket| {
-            state.waiting.is_first(ticket)
-        });
+        let my_turn =
+            ticket.map_or(state.waiting.is_empty(), |ticket| state.waiting.is_first(ticket));
         if !my_turn || !state.has_room(&self.shared.limits, bytes) {
             match ticket {
                 Some(ticket) => state.waiting.wait_on(ticket, waker),
@@ -110,11 +109,7 @@ impl<'a> Exchange<'a> {
             ));
         }
         if let Err(error) = MethodName::parse(&self.call.method) {
-            return Some(Error::new(
-                Kind::InvalidArgument,
-                Fate::NotEncodable,
-                error.to_string(),
-            ));
+            return Some(Error::new(Kind::InvalidArgument, Fate::NotEncodable, error.to_string()));
         }
         let most = (limits.window_calls * self.shared.settings.waiting_windows) as usize;
         (ticket.is_none() && !state.waiting.is_empty() && state.waiting.len() >= most).then(|| {

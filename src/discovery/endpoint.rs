@@ -62,10 +62,7 @@ impl Endpoint {
     /// Whether a picker's choice of it stands: ready, neither doubted nor ejected, and not waiting
     /// to reconnect.
     pub fn is_usable(&self, now: Instant) -> bool {
-        self.is_ready()
-            && !self.doubtful
-            && !self.stats.is_ejected()
-            && !self.stats.in_backoff(now)
+        self.is_ready() && !self.doubtful && !self.stats.is_ejected() && !self.stats.in_backoff(now)
     }
 
     /// Whether both are the same process at the same address, whatever snapshots they come from.

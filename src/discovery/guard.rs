@@ -50,11 +50,7 @@ struct Missing {
 impl Guard {
     /// An empty list; `lease` is how long an instance must be missing without proof.
     pub(super) fn new(lease: Duration) -> Self {
-        Self {
-            lease,
-            known: Vec::new(),
-            by_hand: false,
-        }
+        Self { lease, known: Vec::new(), by_hand: false }
     }
 
     /// The list as it is believed now, in no order.
@@ -84,12 +80,7 @@ impl Guard {
             .filter_map(|known| known.missed(answer.warming, too_many, self.lease, now))
             .collect();
         let guarded = !kept.is_empty();
-        self.known = answer
-            .instances
-            .into_iter()
-            .map(Known::present)
-            .chain(kept)
-            .collect();
+        self.known = answer.instances.into_iter().map(Known::present).chain(kept).collect();
         guarded
     }
 
@@ -147,10 +138,7 @@ impl Known {
     }
 
     fn present(instance: Instance) -> Self {
-        Self {
-            instance: Arc::new(instance),
-            missing: None,
-        }
+        Self { instance: Arc::new(instance), missing: None }
     }
 
     /// What an unproven answer that lacks it makes of it; `None`: it is gone.
@@ -163,9 +151,6 @@ impl Known {
         let before = self.missing.is_some_and(|missing| missing.guarded);
         let guarded = before || (too_many && !warming);
         let missing = Missing { since, guarded };
-        (warming || guarded).then_some(Self {
-            missing: Some(missing),
-            ..self
-        })
+        (warming || guarded).then_some(Self { missing: Some(missing), ..self })
     }
 }

@@ -185,8 +185,7 @@ impl Resolver {
     /// # Cancellation
     /// Dropping the future leaves nothing behind.
     pub async fn first(&self) {
-        self.until(|snapshot| snapshot.status != SnapshotStatus::Pending)
-            .await;
+        self.until(|snapshot| snapshot.status != SnapshotStatus::Pending).await;
     }
 
     /// Waits until a list is known, be it empty, stale or gone; longer than any deadline if the

@@ -62,7 +62,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// If the bytes break a rule; the connection cannot go on then.
-    pub fn next(&mut self) -> Result<Option<OwnedFrame>, WireError> {
+    pub fn next_frame(&mut self) -> Result<Option<OwnedFrame>, WireError> {
         loop {
             if self.skip > 0 {
                 let passed = self.skip.min(self.buffer.len());

@@ -85,7 +85,6 @@ impl<'a> Fields<'a> {
         Ok(u32::from_be_bytes(self.array()?))
     }
 
-
     pub(super) fn text(&mut self, len: usize) -> Result<&'a str, WireError> {
         std::str::from_utf8(self.bytes(len)?).map_err(|_| WireError::Utf8)
     }

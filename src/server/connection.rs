@@ -21,8 +21,8 @@ use crate::call::{CodecId, Metadata};
 use crate::error::{Fate, Kind};
 use crate::protocol::{
     CallHead, Flags, FrameReader, FrameType, Header, Hello, MethodRef, Outbox, OwnedFrame,
-    ReplyHead, WireError, decode_call, decode_hello, encode_connection_error,
-    encode_frame, encode_reply, hello_len,
+    ReplyHead, WireError, decode_call, decode_hello, encode_connection_error, encode_frame,
+    encode_reply, hello_len,
 };
 use crate::transport::{Peer, Stream};
 
@@ -252,7 +252,7 @@ impl Reader {
     fn take_in(&mut self, connection: &Arc<Connection>) -> Result<(), WireError> {
         let now = Instant::now();
         let mut since = now;
-        while let Some(frame) = self.frames.next()? {
+        while let Some(frame) = self.frames.next_frame()? {
             // A frame has ended: the time for the next one starts anew.
             connection.state.lock().partial = None;
             match frame {
@@ -422,9 +422,8 @@ impl Connection {
         let mut state = self.state.lock();
         state.take_id(id)?;
         state.busy = Instant::now();
-        let exhausted = |what: &str| {
-            Ok(Err(Failure::rejected(Kind::ResourceExhausted, what.to_owned())))
-        };
+        let exhausted =
+            |what: &str| Ok(Err(Failure::rejected(Kind::ResourceExhausted, what.to_owned())));
         if state.drained_at.is_some_and(|last| id > last) {
             return Ok(Err(Failure::rejected(Kind::Unavailable, "the server is draining")));
         }
@@ -493,7 +492,6 @@ impl State {
         self.last_id = id;
         Ok(())
     }
-
 }
 
 /// A running call's place in the table, given back when its handler has ended or was dropped.
@@ -702,7 +700,8 @@ fn put_reply(out: &mut Vec<u8>, id: u64, outcome: Outcome, load: u32, max_reply:
                 metadata: Metadata::default(),
             };
             let text = &failure.message;
-            let end = text.floor_char_boundary(text.len().min(MAX_TEXT));
+            // Half a character at the end is replaced by whoever reads it.
+            let end = text.len().min(MAX_TEXT);
             encode_reply(out, &head, &text.as_bytes()[..end]);
         }
     });

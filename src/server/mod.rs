@@ -219,7 +219,8 @@ impl Server {
 
     fn instances(&self, address: &Address) -> Vec<(ServiceName, Instance)> {
         let id = InstanceId::from(format!("{:016x}", rand::random::<u64>()));
-        let describe = |_: &service::Parts| (self.describe)(Instance::new(id.clone(), address.clone()));
+        let describe =
+            |_: &service::Parts| (self.describe)(Instance::new(id.clone(), address.clone()));
         self.services.iter().map(|parts| (parts.name.clone(), describe(parts))).collect()
     }
 

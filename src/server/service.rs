@@ -51,11 +51,7 @@ impl<S: Send + Sync + 'static> Service<S> {
     /// Adds a method: an async function of its arguments, before them a `Context` if it wants one,
     /// and before that a `State<S>`. A method of the same name is replaced.
     #[must_use]
-    pub fn method<Form>(
-        mut self,
-        name: impl Into<String>,
-        function: impl Method<S, Form>,
-    ) -> Self {
+    pub fn method<Form>(mut self, name: impl Into<String>, function: impl Method<S, Form>) -> Self {
         self.methods.insert(name.into(), function.into_handler(Arc::clone(&self.state)));
         self
     }
@@ -78,10 +74,8 @@ impl<S: Send + Sync + 'static> Service<S> {
         <L::Service as TowerService<Request>>::Future: Send,
     {
         for handler in self.methods.values_mut() {
-            let method = MethodService {
-                handler: Arc::clone(handler),
-                codecs: Arc::clone(&self.codecs),
-            };
+            let method =
+                MethodService { handler: Arc::clone(handler), codecs: Arc::clone(&self.codecs) };
             *handler = Arc::new(Layered(layer.layer(method)));
         }
         self

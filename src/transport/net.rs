@@ -83,10 +83,7 @@ fn named(asked: &Address, bound: SocketAddr) -> io::Result<Address> {
 }
 
 fn not_spoken(protocol: &str) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::Unsupported,
-        format!("this build does not speak {protocol:?}"),
-    )
+    io::Error::new(io::ErrorKind::Unsupported, format!("this build does not speak {protocol:?}"))
 }
 
 #[cfg(unix)]

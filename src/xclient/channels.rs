@@ -22,12 +22,7 @@ pub(super) struct Channels {
 
 impl Channels {
     pub(super) fn new(transport: Arc<dyn Transport>, settings: ConnectionSettings) -> Self {
-        Self {
-            transport,
-            settings,
-            open: RwLock::default(),
-            generation: AtomicU64::new(u64::MAX),
-        }
+        Self { transport, settings, open: RwLock::default(), generation: AtomicU64::new(u64::MAX) }
     }
 
     /// The way to an endpoint, not dialled before it is used.

@@ -159,8 +159,7 @@ impl Core {
         match &self.attempts {
             None => exchange(&self.channels, call, endpoint, deadline).await,
             Some(stack) => {
-                let attempt =
-                    Attempt { call: call.clone(), endpoint: endpoint.clone(), number };
+                let attempt = Attempt { call: call.clone(), endpoint: endpoint.clone(), number };
                 timeout_at(deadline, stack.call(attempt)).await.unwrap_or_else(|_| {
                     Err(Error::new(Kind::DeadlineExceeded, Fate::Overdue, "deadline exceeded"))
                 })
@@ -229,9 +228,7 @@ fn outcome(answer: &Result<Reply, Error>, endpoint: &Endpoint) -> Outcome {
         (Execution::Executed, _) => answered,
         (Execution::Rejected, Kind::Unavailable | Kind::ResourceExhausted) => Outcome::Failed,
         (Execution::Rejected, _) => answered,
-        (Execution::NotSent, Kind::InvalidArgument | Kind::ResourceExhausted) => {
-            Outcome::Abandoned
-        }
+        (Execution::NotSent, Kind::InvalidArgument | Kind::ResourceExhausted) => Outcome::Abandoned,
         (Execution::NotSent | Execution::MaybeExecuted, _) => Outcome::Failed,
     }
 }

@@ -20,9 +20,9 @@ use tokio::time::{Instant, timeout_at};
 
 pub use self::attempt::{Attempt, AttemptService};
 pub use self::builder::XClientBuilder;
+use self::core::Core;
 pub use self::core::CoreService;
 pub use self::retry::Retry;
-use self::core::Core;
 use self::stack::Stack;
 use crate::call::{Call, Codec, Reply};
 use crate::discovery::{Discovery, Resolver};

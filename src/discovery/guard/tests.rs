@@ -53,11 +53,7 @@ fn an_unproven_empty_answer_is_believed_a_lease_and_a_second_answer_later() {
     assert!(guard.answer(unproven(&[]), after(start, 10)));
     assert_eq!(ports(&guard), (vec![1, 2, 3], vec![1, 2, 3]));
     assert!(guard.answer(unproven(&[]), after(start, 24)));
-    assert_eq!(
-        ports(&guard).0,
-        [1, 2, 3],
-        "14 s missing are less than a lease"
-    );
+    assert_eq!(ports(&guard).0, [1, 2, 3], "14 s missing are less than a lease");
     assert!(!guard.answer(unproven(&[]), after(start, 25)));
     assert_eq!(ports(&guard), (vec![], vec![]));
 }
@@ -82,10 +78,7 @@ fn a_proven_answer_is_believed_at_once() {
 
     let mut guard = holding(&[1, 2, 3], start);
     assert!(guard.answer(unproven(&[]), start));
-    assert!(
-        !guard.answer(proven(&[2]), start),
-        "proof ends an older doubt"
-    );
+    assert!(!guard.answer(proven(&[2]), start), "proof ends an older doubt");
     assert_eq!(ports(&guard), (vec![2], vec![]));
 }
 
@@ -109,10 +102,7 @@ fn half_may_go_at_once_and_more_than_half_may_not() {
     assert_eq!(ports(&guard), (vec![1, 2, 3, 4], vec![2, 3, 4]));
 
     let mut guard = holding(&[1], start);
-    assert!(
-        guard.answer(unproven(&[]), start),
-        "the only one is more than half"
-    );
+    assert!(guard.answer(unproven(&[]), start), "the only one is more than half");
     assert_eq!(ports(&guard).1, [1]);
 }
 
@@ -209,10 +199,7 @@ fn an_upsert_moves_its_id_and_takes_over_a_doubted_address() {
     let start = Instant::now();
     let at = |port: u16| format!("tcp@a:{port}").parse::<Address>().unwrap();
     let mut guard = Guard::new(LEASE);
-    guard.answer(
-        vec![Instance::new("x", at(1)), Instance::new("y", at(2))].into(),
-        start,
-    );
+    guard.answer(vec![Instance::new("x", at(1)), Instance::new("y", at(2))].into(), start);
     guard.upsert(vec![Instance::new("x", at(3))]);
     assert_eq!(ports(&guard).0, [2, 3]);
     guard.answer(unproven(&[]), start);
@@ -231,9 +218,6 @@ fn a_list_by_hand_holds_until_a_proven_answer() {
     assert_eq!(ports(&guard), (vec![3], vec![]));
     assert!(!guard.answer(proven(&[1, 2]), after(start, 100)));
     assert_eq!(ports(&guard), (vec![1, 2], vec![]));
-    assert!(
-        !guard.answer(unproven(&[1]), after(start, 100)),
-        "ordinary rules again"
-    );
+    assert!(!guard.answer(unproven(&[1]), after(start, 100)), "ordinary rules again");
     assert_eq!(ports(&guard).0, [1]);
 }

@@ -112,20 +112,12 @@ impl ResolverBuilder {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn build(self) -> Resolver {
-        let shared = Shared::new(
-            self.service,
-            self.selector,
-            self.speaks,
-            self.zone,
-            self.lease,
-        );
+        let shared = Shared::new(self.service, self.selector, self.speaks, self.zone, self.lease);
         let shared = Arc::new(shared);
         let seed = self.seed.unwrap_or_else(rand::random);
         let worker = Worker::new(Arc::clone(&shared), self.discovery, self.timing, seed);
         let task = tokio::spawn(worker.run());
-        Resolver {
-            handle: Arc::new(Handle { shared, task }),
-        }
+        Resolver { handle: Arc::new(Handle { shared, task }) }
     }
 }
 

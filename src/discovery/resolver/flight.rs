@@ -25,10 +25,7 @@ struct State {
 
 impl Flights {
     pub(super) fn new() -> Self {
-        Self {
-            state: watch::Sender::new(State::default()),
-            wish: Notify::new(),
-        }
+        Self { state: watch::Sender::new(State::default()), wish: Notify::new() }
     }
 
     /// Wants a request, or joins the one under way, and waits for its end.

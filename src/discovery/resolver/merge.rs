@@ -34,21 +34,15 @@ pub(super) fn merge(
     listed.retain(|known| speaks(known.instance.address.protocol()));
     let skipped = all - listed.len();
 
-    let holders: HashMap<&Address, &Endpoint> = old
-        .iter()
-        .map(|endpoint| (&endpoint.instance().address, endpoint))
-        .collect();
+    let holders: HashMap<&Address, &Endpoint> =
+        old.iter().map(|endpoint| (&endpoint.instance().address, endpoint)).collect();
     let endpoint = |known: &Known| match holders.get(&known.instance.address) {
         Some(holder) if holder.instance().id == known.instance.id => renewed(holder, known),
         _ => Endpoint::new(Arc::clone(&known.instance), now).doubted(known.is_doubtful()),
     };
     let endpoints: Vec<Endpoint> = listed.into_iter().map(endpoint).collect();
     let changed = endpoints.len() != old.len() || !endpoints.iter().zip(old).all(is_same);
-    Merged {
-        endpoints,
-        skipped,
-        changed,
-    }
+    Merged { endpoints, skipped, changed }
 }
 
 /// The order of a list; of those with one address the first is kept. The id decides last, so that a
@@ -56,12 +50,7 @@ pub(super) fn merge(
 fn rank(known: &Known) -> (&Address, bool, Reverse<u64>, &InstanceId) {
     let instance = &known.instance;
     let newest_first = Reverse(instance.epoch);
-    (
-        &instance.address,
-        known.is_doubtful(),
-        newest_first,
-        &instance.id,
-    )
+    (&instance.address, known.is_doubtful(), newest_first, &instance.id)
 }
 
 /// The same endpoint in the state that the list gives it.
@@ -71,11 +60,8 @@ fn renewed(old: &Endpoint, known: &Known) -> Endpoint {
     if instance.epoch > before.epoch && instance.health == Health::Up {
         old.stats().set_draining(false);
     }
-    let endpoint = if *before == **instance {
-        old.clone()
-    } else {
-        old.with_instance(Arc::clone(instance))
-    };
+    let endpoint =
+        if *before == **instance { old.clone() } else { old.with_instance(Arc::clone(instance)) };
     endpoint.doubted(known.is_doubtful())
 }
 

@@ -65,11 +65,7 @@ impl Shared {
             last_error: None,
             picker,
         };
-        let list = List {
-            guard: Guard::new(lease),
-            version: 0,
-            gone: false,
-        };
+        let list = List { guard: Guard::new(lease), version: 0, gone: false };
         Self {
             service,
             zone,
@@ -199,10 +195,7 @@ impl Shared {
         tracing::debug!(service = %self.service, %error, "a watch ended");
         let _publishing = self.list.lock();
         let old = self.snapshot();
-        self.show(Snapshot {
-            last_error: Some(Arc::new(error)),
-            ..Snapshot::clone(&old)
-        });
+        self.show(Snapshot { last_error: Some(Arc::new(error)), ..Snapshot::clone(&old) });
     }
 
     fn take_list(&self, list: &mut List, answer: Resolved, now: Instant) {
@@ -233,10 +226,7 @@ impl Shared {
             let (set, picker) = (Arc::clone(&old.endpoints), Arc::clone(&old.picker));
             (set, picker, old.generation)
         };
-        if matches!(
-            old.status,
-            SnapshotStatus::Stale { .. } | SnapshotStatus::Failed
-        ) {
+        if matches!(old.status, SnapshotStatus::Stale { .. } | SnapshotStatus::Failed) {
             let error = old.last_error.as_deref().map(tracing::field::display);
             let age = old.age(now);
             tracing::warn!(
@@ -245,11 +235,7 @@ impl Shared {
         }
         self.show(Snapshot {
             endpoints,
-            status: if list.gone {
-                SnapshotStatus::Gone
-            } else {
-                SnapshotStatus::Ready
-            },
+            status: if list.gone { SnapshotStatus::Gone } else { SnapshotStatus::Ready },
             revision,
             generation,
             updated_at: now,

@@ -79,10 +79,7 @@ impl Snapshot {
             (None, SnapshotStatus::Gone) => "the source says that the service is gone".to_owned(),
             (None, _) => "the source lists none".to_owned(),
         };
-        DiscoveryError::new(
-            kind,
-            format!("no instance of {service} after {waited:?}: {reason}"),
-        )
+        DiscoveryError::new(kind, format!("no instance of {service} after {waited:?}: {reason}"))
     }
 }
 

@@ -152,10 +152,7 @@ impl Worker {
                 }
             }
         };
-        self.asking = Some(Asking {
-            version: self.shared.version(),
-            answer: Box::pin(answer),
-        });
+        self.asking = Some(Asking { version: self.shared.version(), answer: Box::pin(answer) });
     }
 
     fn answered(&mut self, version: u64, answer: Answer, now: Instant) {
@@ -183,11 +180,7 @@ impl Worker {
     fn watch(&mut self, now: Instant) {
         let stream = self.discovery.watch(&self.shared.service);
         self.rewatch_at = None;
-        self.watch = stream.map(|stream| Watch {
-            stream,
-            opened: now,
-            listed: false,
-        });
+        self.watch = stream.map(|stream| Watch { stream, opened: now, listed: false });
         if self.watch.is_none() && self.failures == 0 {
             self.due = self.due.min(now);
         }
@@ -215,9 +208,8 @@ impl Worker {
         let held = self.watch.take().is_some_and(|watch| {
             watch.listed && now.duration_since(watch.opened) >= self.timing.poll
         });
-        let unsupported = error
-            .as_ref()
-            .is_some_and(|e| e.kind() == DiscoveryErrorKind::Unsupported);
+        let unsupported =
+            error.as_ref().is_some_and(|e| e.kind() == DiscoveryErrorKind::Unsupported);
         let poll_at = match error {
             Some(error) => {
                 if !unsupported {
@@ -233,11 +225,7 @@ impl Worker {
         let pause = if unsupported {
             self.jittered(self.timing.resync)
         } else {
-            self.watch_failures = if held {
-                1
-            } else {
-                self.watch_failures.saturating_add(1)
-            };
+            self.watch_failures = if held { 1 } else { self.watch_failures.saturating_add(1) };
             self.backoff(self.watch_failures)
         };
         self.rewatch_at = Some(now + pause);
@@ -251,10 +239,7 @@ impl Worker {
             self.rewatch_at = Some(now + self.backoff(self.watch_failures));
         }
         let message = "the source or the selector panicked";
-        self.failed(
-            DiscoveryError::new(DiscoveryErrorKind::Invalid, message),
-            now,
-        );
+        self.failed(DiscoveryError::new(DiscoveryErrorKind::Invalid, message), now);
     }
 
     /// How long after a good answer the next request is due.

@@ -167,11 +167,14 @@ impl Connections {
     }
 }
 
+/// What moves a connection's bytes while it is polled.
+type Driver = http1::Connection<TokioIo<Stream>, Full<Bytes>>;
+
 /// One connection, driven by whoever waits for its answer.
 struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// `None` once it has ended.
-    driver: Option<Pin<Box<http1::Connection<TokioIo<Stream>, Full<Bytes>>>>>,
+    driver: Option<Pin<Box<Driver>>>,
     idle_since: Instant,
 }
 

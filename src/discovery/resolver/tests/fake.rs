@@ -142,9 +142,7 @@ impl Discovery for Fake {
 
 fn failing(kind: DiscoveryErrorKind) -> UpdateStream {
     UpdateStream::fed(1, move |updates| async move {
-        updates
-            .send(Err(DiscoveryError::new(kind, "no watch")))
-            .await;
+        updates.send(Err(DiscoveryError::new(kind, "no watch"))).await;
     })
 }
 
@@ -170,13 +168,8 @@ pub(super) fn ports(resolver: &Resolver) -> Vec<u16> {
 /// The ports that are doubted.
 pub(super) fn doubted(resolver: &Resolver) -> Vec<u16> {
     let snapshot = resolver.snapshot();
-    let doubtful = snapshot
-        .endpoints
-        .iter()
-        .filter(|endpoint| endpoint.is_doubtful());
-    doubtful
-        .filter_map(|endpoint| endpoint.instance().address.port())
-        .collect()
+    let doubtful = snapshot.endpoints.iter().filter(|endpoint| endpoint.is_doubtful());
+    doubtful.filter_map(|endpoint| endpoint.instance().address.port()).collect()
 }
 
 /// Lets everything happen that needs no time to speak of.

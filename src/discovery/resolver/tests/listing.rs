@@ -37,10 +37,7 @@ fn list(instances: Vec<Instance>) -> Resolved {
 async fn nothing_is_made_anew_while_nothing_changes() {
     let prepared = Arc::new(AtomicUsize::new(0));
     let fake = Fake::listing(proven(&[1, 2]));
-    let resolver = fake
-        .builder()
-        .selector(Counting(Arc::clone(&prepared)))
-        .build();
+    let resolver = fake.builder().selector(Counting(Arc::clone(&prepared))).build();
     resolver.first().await;
     let before = resolver.snapshot();
     assert_eq!(before.generation, 1);
@@ -56,10 +53,7 @@ async fn nothing_is_made_anew_while_nothing_changes() {
 
     fake.lists(list(vec![at(1), at(2).weight(3)]));
     resolver.refresh().await.unwrap();
-    assert_eq!(
-        (resolver.snapshot().generation, prepared.load(Relaxed)),
-        (2, count + 1)
-    );
+    assert_eq!((resolver.snapshot().generation, prepared.load(Relaxed)), (2, count + 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -86,13 +80,7 @@ async fn statistics_survive_while_id_and_address_stand() {
 async fn a_newer_registration_ends_a_drain() {
     let fake = Fake::listing(list(vec![at(1).epoch(5)]));
     let resolver = fake.resolver().await;
-    resolver
-        .snapshot()
-        .endpoints
-        .at(0)
-        .unwrap()
-        .stats()
-        .set_draining(true);
+    resolver.snapshot().endpoints.at(0).unwrap().stats().set_draining(true);
     let is_ready = || resolver.snapshot().endpoints.at(0).unwrap().is_ready();
 
     for (instance, ready) in [
@@ -117,10 +105,7 @@ async fn an_address_is_listed_once_and_the_higher_epoch_has_it() {
     let resolver = fake.resolver().await;
     let snapshot = resolver.snapshot();
     assert_eq!((snapshot.endpoints.len(), snapshot.skipped), (1, 0));
-    assert_eq!(
-        snapshot.endpoints.at(0).unwrap().instance().id.as_str(),
-        "new"
-    );
+    assert_eq!(snapshot.endpoints.at(0).unwrap().instance().id.as_str(), "new");
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,10 +115,7 @@ async fn instances_that_cannot_be_dialled_are_skipped_and_counted() {
     let fake = Fake::listing(list(vec![unix, at(3), quic, at(1)]));
     let resolver = fake.builder().speaks(|protocol| protocol == "tcp").build();
     resolver.first().await;
-    assert_eq!(
-        (ports(&resolver), resolver.snapshot().skipped),
-        (vec![1, 3], 2)
-    );
+    assert_eq!((ports(&resolver), resolver.snapshot().skipped), (vec![1, 3], 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,15 +124,9 @@ async fn an_empty_answer_without_proof_waits_for_a_second_one_a_lease_later() {
     let resolver = fake.resolver().await;
     fake.lists(unproven(&[]));
     resolver.refresh().await.unwrap();
-    assert_eq!(
-        (ports(&resolver), doubted(&resolver)),
-        (vec![1, 2], vec![1, 2])
-    );
+    assert_eq!((ports(&resolver), doubted(&resolver)), (vec![1, 2], vec![1, 2]));
     let snapshot = resolver.snapshot();
-    assert_eq!(
-        (snapshot.status, snapshot.generation),
-        (SnapshotStatus::Ready, 2)
-    );
+    assert_eq!((snapshot.status, snapshot.generation), (SnapshotStatus::Ready, 2));
     assert_eq!(resolver.stats().guarded, 1);
 
     seconds(14.0).await;
@@ -177,10 +153,7 @@ async fn more_than_half_is_guarded_and_half_is_not() {
     let resolver = fake.resolver().await;
     fake.lists(unproven(&[4]));
     resolver.refresh().await.unwrap();
-    assert_eq!(
-        (ports(&resolver), doubted(&resolver)),
-        (vec![1, 2, 3, 4], vec![1, 2, 3])
-    );
+    assert_eq!((ports(&resolver), doubted(&resolver)), (vec![1, 2, 3, 4], vec![1, 2, 3]));
 
     fake.lists(unproven(&[1, 2, 3, 4]));
     resolver.refresh().await.unwrap();
@@ -196,16 +169,10 @@ async fn a_source_that_warms_up_adds_and_takes_nothing() {
     let resolver = fake.resolver().await;
     fake.lists(proven(&[2, 3, 4]).warming(true));
     resolver.refresh().await.unwrap();
-    assert_eq!(
-        (ports(&resolver), doubted(&resolver)),
-        (vec![1, 2, 3, 4], vec![1])
-    );
+    assert_eq!((ports(&resolver), doubted(&resolver)), (vec![1, 2, 3, 4], vec![1]));
     fake.lists(proven(&[1, 2, 3, 4]));
     resolver.refresh().await.unwrap();
-    assert_eq!(
-        (ports(&resolver), doubted(&resolver)),
-        (vec![1, 2, 3, 4], vec![])
-    );
+    assert_eq!((ports(&resolver), doubted(&resolver)), (vec![1, 2, 3, 4], vec![]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,10 +183,7 @@ async fn a_list_by_hand_is_seen_at_once_and_holds_until_proof() {
     assert_eq!(ports(&resolver), [7, 8]);
     assert_eq!(resolver.snapshot().status, SnapshotStatus::Ready);
     seconds(30.0).await;
-    assert!(matches!(
-        resolver.snapshot().status,
-        SnapshotStatus::Stale { .. }
-    ));
+    assert!(matches!(resolver.snapshot().status, SnapshotStatus::Stale { .. }));
 
     fake.lists(unproven(&[1]));
     seconds(60.0).await;

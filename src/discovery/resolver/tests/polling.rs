@@ -21,15 +21,8 @@ async fn a_source_without_a_watch_is_polled() {
     seconds(100.0).await;
     assert_eq!(ports(&resolver), [1, 2]);
     let polls = fake.asked() - 1;
-    assert!(
-        (9..=11).contains(&polls),
-        "every 10 s, give or take a tenth: {polls}"
-    );
-    assert_eq!(
-        fake.watched(),
-        1,
-        "a source that offers no watch is asked for one once"
-    );
+    assert!((9..=11).contains(&polls), "every 10 s, give or take a tenth: {polls}");
+    assert_eq!(fake.watched(), 1, "a source that offers no watch is asked for one once");
     assert_eq!(resolver.stats().resolved, fake.asked() as u64);
 }
 
@@ -72,11 +65,7 @@ async fn a_dropped_refresh_leaves_the_request_to_the_others() {
     let resolver = fake.resolver().await;
     fake.answers(Answer::Slow(Duration::from_secs(1), proven(&[2])));
     let short = Duration::from_millis(10);
-    assert!(
-        tokio::time::timeout(short, resolver.refresh())
-            .await
-            .is_err()
-    );
+    assert!(tokio::time::timeout(short, resolver.refresh()).await.is_err());
     resolver.refresh().await.unwrap();
     assert_eq!((fake.asked(), ports(&resolver)), (2, vec![2]));
 }
@@ -97,10 +86,7 @@ async fn the_list_is_kept_with_its_age_while_the_source_is_down() {
     assert_eq!(stale.status, SnapshotStatus::Stale { since: down });
     assert_eq!((ports(&resolver), doubted(&resolver)), (vec![1, 2], vec![]));
     assert!(Arc::ptr_eq(&stale.endpoints, &fresh.endpoints));
-    assert_eq!(
-        stale.last_error.as_ref().unwrap().message(),
-        "connection refused"
-    );
+    assert_eq!(stale.last_error.as_ref().unwrap().message(), "connection refused");
     assert_eq!(stale.age(Instant::now()), fresh.age(Instant::now()));
     assert!(stale.age(Instant::now()) >= Duration::from_secs(60));
     assert!(resolver.stats().errors > 5);
@@ -120,10 +106,7 @@ async fn a_source_that_fails_is_asked_ever_less_often_up_to_the_poll_interval() 
     assert_eq!(resolver.snapshot().status, SnapshotStatus::Failed);
     seconds(1.0).await;
     let soon = fake.asked();
-    assert!(
-        (3..=6).contains(&soon),
-        "after 0, 0.1, 0.3, 0.7 s at the latest: {soon}"
-    );
+    assert!((3..=6).contains(&soon), "after 0, 0.1, 0.3, 0.7 s at the latest: {soon}");
     seconds(600.0).await;
     let later = fake.asked() - soon;
     assert!((60..=135).contains(&later), "{later} in ten minutes");
@@ -150,10 +133,7 @@ async fn who_waits_for_a_list_is_not_content_with_an_error() {
 #[tokio::test(start_paused = true)]
 async fn a_source_that_hangs_is_given_up_and_asked_again() {
     let fake = Fake::new(Answer::Hangs);
-    let resolver = fake
-        .builder()
-        .resolve_timeout(Duration::from_secs(3))
-        .build();
+    let resolver = fake.builder().resolve_timeout(Duration::from_secs(3)).build();
     resolver.first().await;
     let error = resolver.snapshot().last_error.clone().unwrap();
     assert_eq!(error.kind(), DiscoveryErrorKind::Unavailable);
@@ -183,18 +163,12 @@ async fn ready_waits_for_an_instance_and_says_what_it_waited_for() {
     let fake = Fake::new(Answer::Down);
     let resolver = fake.resolver().await;
     let error = resolver.ready(two).await.unwrap_err();
-    assert_eq!(
-        error.message(),
-        "no instance of Foo after 2s: connection refused"
-    );
+    assert_eq!(error.message(), "no instance of Foo after 2s: connection refused");
 
     fake.lists(proven(&[]));
     resolver.refresh().await.unwrap();
     let error = resolver.ready(two).await.unwrap_err();
-    assert_eq!(
-        error.message(),
-        "no instance of Foo after 2s: the source lists none"
-    );
+    assert_eq!(error.message(), "no instance of Foo after 2s: the source lists none");
 
     let other = fake.builder().speaks(|protocol| protocol != "tcp").build();
     fake.lists(proven(&[1]));

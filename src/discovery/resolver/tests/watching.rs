@@ -20,26 +20,16 @@ async fn a_watch_tells_the_list_and_its_changes() {
     assert_eq!(ports(&resolver), [1, 2]);
     assert_eq!(resolver.snapshot().revision.as_deref(), Some("r"));
 
-    feed.send(Ok(Update::Upsert(vec![at(3), at(1).weight(5)])))
-        .await
-        .unwrap();
+    feed.send(Ok(Update::Upsert(vec![at(3), at(1).weight(5)]))).await.unwrap();
     settle().await;
     assert_eq!(ports(&resolver), [1, 2, 3]);
     let snapshot = resolver.snapshot();
     assert_eq!(snapshot.endpoints.at(0).unwrap().instance().weight, 5);
-    assert_eq!(
-        snapshot.revision, None,
-        "the source named none for this state"
-    );
+    assert_eq!(snapshot.revision, None, "the source named none for this state");
 
-    feed.send(Ok(Update::Remove(vec![id(1), id(2), id(3)])))
-        .await
-        .unwrap();
+    feed.send(Ok(Update::Remove(vec![id(1), id(2), id(3)]))).await.unwrap();
     settle().await;
-    assert!(
-        ports(&resolver).is_empty(),
-        "what is removed is proven to be gone"
-    );
+    assert!(ports(&resolver).is_empty(), "what is removed is proven to be gone");
     assert_eq!(resolver.snapshot().status, SnapshotStatus::Ready);
 
     feed.send(Ok(Update::Upsert(vec![at(4)]))).await.unwrap();
@@ -103,19 +93,13 @@ async fn a_watch_that_ended_is_watched_again() {
 async fn while_the_watch_fails_the_list_goes_on_being_refreshed() {
     let fake = Fake::listing(proven(&[1])).failing_watch();
     let resolver = fake.resolver().await;
-    assert_eq!(
-        (resolver.snapshot().status, ports(&resolver)),
-        (SnapshotStatus::Ready, vec![1])
-    );
+    assert_eq!((resolver.snapshot().status, ports(&resolver)), (SnapshotStatus::Ready, vec![1]));
     fake.lists(proven(&[2]));
     seconds(11.0).await;
     assert_eq!(ports(&resolver), [2]);
     seconds(120.0).await;
     let watched = fake.watched();
-    assert!(
-        (15..=35).contains(&watched),
-        "backed off to 10 s: {watched} watches"
-    );
+    assert!((15..=35).contains(&watched), "backed off to 10 s: {watched} watches");
     assert!(fake.asked() <= 2 * watched + 2, "{} requests", fake.asked());
     assert_eq!(resolver.stats().errors, watched as u64);
 }
@@ -127,14 +111,9 @@ async fn a_watchs_error_is_shown_and_the_request_that_follows_decides() {
     feed.send(Ok(Update::Set(proven(&[1])))).await.unwrap();
     let resolver = fake.resolver().await;
     fake.answers(Answer::Down);
-    feed.send(Err(DiscoveryError::unavailable("reset")))
-        .await
-        .unwrap();
+    feed.send(Err(DiscoveryError::unavailable("reset"))).await.unwrap();
     settle().await;
-    assert!(matches!(
-        resolver.snapshot().status,
-        SnapshotStatus::Stale { .. }
-    ));
+    assert!(matches!(resolver.snapshot().status, SnapshotStatus::Stale { .. }));
     assert_eq!(ports(&resolver), [1]);
     assert_eq!(resolver.stats().errors, 2);
 
@@ -171,11 +150,7 @@ async fn a_watch_is_heard_while_a_request_hangs() {
     let feed = fake.feed();
     let resolver = fake.builder().build();
     seconds(5.0).await;
-    assert_eq!(
-        fake.asked(),
-        1,
-        "a watch that says nothing is not waited for"
-    );
+    assert_eq!(fake.asked(), 1, "a watch that says nothing is not waited for");
     assert_eq!(resolver.snapshot().status, SnapshotStatus::Pending);
     feed.send(Ok(Update::Set(proven(&[1])))).await.unwrap();
     settle().await;
