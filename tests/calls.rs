@@ -258,7 +258,7 @@ async fn a_body_too_large_fails_its_call_alone() {
     let client = scene.client.clone();
     let large = Call::new("Foo.Echo").body(CodecId::RAW, vec![0; (4 << 20) + 1]);
     let error = client.send(large).await.unwrap_err();
-    assert_eq!(error.kind(), Kind::ResourceExhausted);
+    assert_eq!(error.kind(), Kind::InvalidArgument);
     assert_eq!(error.execution(), Execution::NotSent);
     let full = Call::new("Foo.Echo").body(CodecId::RAW, vec![7; 4 << 20]);
     assert_eq!(client.send(full).await.unwrap().body.len(), 4 << 20);

@@ -230,9 +230,8 @@ async fn layers_fit_around_handlers() {
     let error = client.call::<_, u64>("Foo.Sleep", &1).await.unwrap_err();
     assert_eq!((error.kind(), error.execution()), (Kind::PermissionDenied, Execution::Rejected));
     assert_eq!(seen.all.load(SeqCst), 0);
-    let call = |ms: u64| {
-        Call::new("Foo.Sleep").args(&ms).unwrap().metadata("token", "secret").unwrap()
-    };
+    let call =
+        |ms: u64| Call::new("Foo.Sleep").args(&ms).unwrap().metadata("token", "secret").unwrap();
     assert_eq!(client.send(call(1)).await.unwrap().decode::<u64>().unwrap(), 1);
     let error = client.send(call(1000)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::DeadlineExceeded, "{error}");

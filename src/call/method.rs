@@ -24,6 +24,9 @@ impl<'a> MethodName<'a> {
     /// The longest full name, in bytes.
     pub const MAX_LEN: usize = 255;
 
+    /// The longest part after the dot, in bytes: the longest service name leaves it this much.
+    pub const MAX_PART: usize = 126;
+
     /// Splits `name` at its last dot.
     ///
     /// # Errors
@@ -42,7 +45,7 @@ impl<'a> MethodName<'a> {
     /// Whether `method` may be the part after the dot.
     pub fn is_valid_part(method: &str) -> bool {
         !method.is_empty()
-            && method.len() <= 128
+            && method.len() <= Self::MAX_PART
             && method.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
     }
 }

@@ -40,8 +40,17 @@ struct Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.driver.abort();
-        self.shared.close("the client closed the connection");
+        self.shared.close("the client closed the connection", Writer::MayWrite);
     }
+}
+
+/// Whether the connection's writer may still hand bytes to the socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// It has ended: what it has written is final.
+    Ended,
+    /// Aborting a task does not stop a poll that is under way.
+    MayWrite,
 }
 
 /// What calls and the driver share.
@@ -94,12 +103,14 @@ impl Connection {
     /// If the peer closes, or does not speak this protocol.
     pub async fn open(
         mut stream: Stream,
-        settings: ConnectionSettings,
+        mut settings: ConnectionSettings,
         endpoint: Option<Endpoint>,
     ) -> io::Result<Self> {
+        settings.limits = settings.limits.clamped();
         let mut hello = Vec::new();
         Hello::new(settings.limits).encode(&mut hello);
         stream.write_all(&hello).await?;
+        stream.flush().await?;
         let mut read = BytesMut::with_capacity(1024);
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let peer = loop {
@@ -169,7 +180,7 @@ impl Connection {
     /// Closes the connection: what is in flight fails by its class.
     pub fn close(&self) {
         self.handle.driver.abort();
-        self.handle.shared.close("the client closed the connection");
+        self.handle.shared.close("the client closed the connection", Writer::MayWrite);
     }
 }
 
@@ -181,18 +192,20 @@ impl fmt::Debug for Connection {
 
 impl Shared {
     /// Ends the connection: every call in flight fails by how far the socket took its frame.
-    pub(super) fn close(&self, why: &str) {
-        let written = self.written.load(Relaxed);
+    pub(super) fn close(&self, why: &str, writer: Writer) {
         let mut state = self.state.lock();
         if matches!(state.phase, Phase::Closed(_)) {
             return;
         }
         state.phase = Phase::Closed(why.into());
-        let mut wakers = state.calls.fail(|_, call| {
-            let fate = match call.place.end <= written {
-                true => Fate::ConnectionLost,
-                false => Fate::PartlyWritten,
-            };
+        let State { calls, outbox, .. } = &mut *state;
+        let written = self.written.load(Relaxed);
+        let mut wakers = calls.fail(|_, call| {
+            // A frame that the writer does not have, and will not get, is surely not sent; of one
+            // that it has, only its end tells.
+            let not_sent = outbox.withdraw(call.place)
+                || (writer == Writer::Ended && call.place.end > written);
+            let fate = if not_sent { Fate::PartlyWritten } else { Fate::ConnectionLost };
             Some((Kind::Unavailable, fate, format!("the connection ended: {why}")))
         });
         wakers.extend(state.waiting.all());
@@ -213,6 +226,8 @@ impl State {
     pub(super) fn has_room(&self, limits: &Limits, bytes: usize) -> bool {
         let held = self.calls.bytes();
         self.calls.len() < limits.window_calls as usize
+            // A peer that does not read must not make withdrawn calls pile up here.
+            && self.outbox.len() <= limits.window_bytes as usize
             && (held == 0 || held + bytes <= limits.window_bytes as usize)
     }
 

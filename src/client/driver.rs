@@ -8,7 +8,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use super::connection::{Phase, Shared, State};
+use super::connection::{Phase, Shared, State, Writer};
 use crate::call::{CodecId, Reply};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{
@@ -37,25 +37,29 @@ pub(super) async fn run(shared: Arc<Shared>, stream: Stream, reader: FrameReader
         why,
         "connection ended"
     );
-    shared.close(&why);
+    shared.close(&why, Writer::Ended);
 }
 
 async fn read(shared: &Shared, mut from: ReadHalf<Stream>, mut reader: FrameReader) -> String {
     let mut wakers = Vec::new();
     loop {
+        // First what came with the handshake, then what each read brings.
+        let error = take_in(shared, &mut reader, &mut wakers);
+        wakers.drain(..).for_each(Waker::wake);
+        if let Err(error) = error {
+            // The server learns why, if it reads and our writer gets to it; nobody else can be
+            // told.
+            shared.state.lock().outbox.append(|out| encode_connection_error(out, &error));
+            shared.to_write.notify_one();
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+            return error.to_string();
+        }
         match from.read_buf(reader.buffer()).await {
             Ok(0) => return "the server closed it".to_owned(),
             Ok(bytes) => reader.was_read(bytes),
             Err(error) => return error.to_string(),
-        }
-        let error = take_in(shared, &mut reader, &mut wakers);
-        wakers.drain(..).for_each(Waker::wake);
-        if let Err(error) = error {
-            // The server learns why, if it still reads; there is nobody else to tell.
-            shared.state.lock().outbox.append(|out| encode_connection_error(out, &error));
-            shared.to_write.notify_one();
-            tokio::task::yield_now().await;
-            return error.to_string();
         }
     }
 }
@@ -79,6 +83,9 @@ fn take_in(
         match frame {
             OwnedFrame::Whole(header, payload) => {
                 write |= take_frame(shared, &mut state, header, payload, now, wakers)?;
+            }
+            OwnedFrame::Oversized(header) if header.frame != FrameType::Reply => {
+                return Err(WireError::Side(header.frame as u8));
             }
             OwnedFrame::Oversized(header) => {
                 let error = Error::new(
@@ -120,6 +127,8 @@ fn take_frame(
         FrameType::Drain => {
             drain(shared, state, header.id, wakers);
         }
+        // A flood of pings whose answers are not read is not answered.
+        FrameType::Ping if state.outbox.len() > KEPT => {}
         FrameType::Ping => {
             state.outbox.append(|out| {
                 encode_frame(out, FrameType::Pong, 0, 0, |out| out.extend_from_slice(&payload));
@@ -240,14 +249,7 @@ fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
     state.calls.overdue(now, &mut ids);
     let mut wakers: Vec<_> = state.waiting.overdue(now).collect();
     for id in ids {
-        let Some(place) = state.calls.pending(id).map(|call| call.place) else { continue };
-        let fate = if state.outbox.withdraw(place) {
-            Fate::NeverWritten
-        } else {
-            state.outbox.append(|out| encode_frame(out, FrameType::Cancel, 0, id, |_| ()));
-            shared.to_write.notify_one();
-            Fate::Overdue
-        };
+        let fate = leave(shared, state, id, Fate::Overdue);
         wakers.extend(state.calls.answer(id, Err(overdue(fate))));
     }
     if !wakers.is_empty() {
@@ -256,8 +258,19 @@ fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
     wakers
 }
 
+/// Gives a call up: takes it back if the writer does not have it yet, else cancels it.
+fn leave(shared: &Shared, state: &mut State, id: u64, sent: Fate) -> Fate {
+    let Some(place) = state.calls.pending(id).map(|call| call.place) else { return sent };
+    if state.outbox.withdraw(place) {
+        return Fate::NeverWritten;
+    }
+    state.outbox.append(|out| encode_frame(out, FrameType::Cancel, 0, id, |_| ()));
+    shared.to_write.notify_one();
+    sent
+}
+
 fn overdue(fate: Fate) -> Error {
-    Error::new(Kind::DeadlineExceeded, fate, "deadline exceeded")
+    Error::new(Kind::DeadlineExceeded, fate, "no answer came in time")
 }
 
 /// Pings a silent peer; tells when to look again.
@@ -287,15 +300,14 @@ fn check_silence(
                 "ejected: a ping is not answered"
             );
         }
-        wakers.extend(state.calls.fail(|_, call| {
-            call.idempotent.then(|| {
-                (
-                    Kind::Unavailable,
-                    Fate::ConnectionLost,
-                    "the server does not answer a ping".to_owned(),
-                )
-            })
-        }));
+        let idempotent: Vec<_> =
+            state.calls.waiting().filter(|(_, call)| call.idempotent).map(|(id, _)| id).collect();
+        for id in idempotent {
+            let fate = leave(shared, state, id, Fate::ConnectionLost);
+            let error = Error::new(Kind::Unavailable, fate, "the server does not answer a ping");
+            wakers.extend(state.calls.answer(id, Err(error)));
+        }
+        wakers.extend(state.next_in_line());
         return now + settings.ping_busy;
     }
     let patience = if quiet { settings.ping_idle } else { settings.ping_busy };

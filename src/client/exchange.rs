@@ -99,7 +99,7 @@ impl<'a> Exchange<'a> {
         }
         if self.call.body.len() > limits.max_body as usize {
             return Some(Error::new(
-                Kind::ResourceExhausted,
+                Kind::InvalidArgument,
                 Fate::NotEncodable,
                 format!(
                     "a body of {} bytes; the server takes {}",
@@ -111,7 +111,8 @@ impl<'a> Exchange<'a> {
         if let Err(error) = MethodName::parse(&self.call.method) {
             return Some(Error::new(Kind::InvalidArgument, Fate::NotEncodable, error.to_string()));
         }
-        let most = (limits.window_calls * self.shared.settings.waiting_windows) as usize;
+        let windows = self.shared.settings.waiting_windows as usize;
+        let most = (limits.window_calls as usize).saturating_mul(windows);
         (ticket.is_none() && !state.waiting.is_empty() && state.waiting.len() >= most).then(|| {
             Error::new(
                 Kind::ResourceExhausted,

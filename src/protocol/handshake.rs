@@ -94,7 +94,11 @@ pub fn decode_hello(bytes: &[u8]) -> Result<Hello, WireError> {
         },
         features: fields.u32()?,
     };
-    if hello.limits.at_least_least() != hello.limits {
+    let least = Limits::LEAST;
+    if hello.limits.max_body < least.max_body
+        || hello.limits.window_calls < least.window_calls
+        || hello.limits.window_bytes < least.window_bytes
+    {
         return Err(WireError::Value("the handshake's limits: below what every peer takes"));
     }
     Ok(hello)

@@ -1,5 +1,7 @@
 //! What one side of a connection takes.
 
+use super::MAX_SKIPPED;
+
 /// What one side of a connection takes; each tells the other in its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -26,12 +28,18 @@ impl Limits {
         self.max_body.saturating_add(Self::HEAD)
     }
 
-    /// These limits, none below what every peer must take.
+    /// The largest body that can be allowed: a longer frame ends its connection.
+    pub const LARGEST_BODY: u32 = MAX_SKIPPED - Self::HEAD;
+
+    /// The most calls in flight that can be allowed: an id has 20 bits for its slot.
+    pub const MOST_CALLS: u32 = (1 << 20) - 1;
+
+    /// These limits, none below what every peer must take, and none beyond what the frames can say.
     #[must_use]
-    pub fn at_least_least(self) -> Self {
+    pub fn clamped(self) -> Self {
         Self {
-            max_body: self.max_body.max(Self::LEAST.max_body),
-            window_calls: self.window_calls.max(Self::LEAST.window_calls),
+            max_body: self.max_body.clamp(Self::LEAST.max_body, Self::LARGEST_BODY),
+            window_calls: self.window_calls.clamp(Self::LEAST.window_calls, Self::MOST_CALLS),
             window_bytes: self.window_bytes.max(Self::LEAST.window_bytes),
         }
     }

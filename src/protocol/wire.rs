@@ -40,6 +40,9 @@ pub enum WireError {
     /// A payload goes on after its fields.
     #[error("the payload goes on after its fields")]
     Trailing,
+    /// A frame took too long from its first byte to its last.
+    #[error("a frame takes too long to come")]
+    Slow,
     /// Text is not UTF-8.
     #[error("text that is not UTF-8")]
     Utf8,

@@ -56,8 +56,8 @@ struct Connection {
 struct State {
     running: Running,
     outbox: Outbox,
-    /// The writer holds a batch that the socket has not taken whole.
-    writing: bool,
+    /// Since when the writer holds bytes that the socket does not take.
+    writing: Option<Instant>,
     /// The highest id seen.
     last_id: u64,
     /// Set by the drain frame: no call above this id is started.
@@ -102,7 +102,7 @@ pub(super) async fn run(
         state: Mutex::new(State {
             running: Running::default(),
             outbox: Outbox::default(),
-            writing: false,
+            writing: None,
             last_id: 0,
             drained_at: None,
             next_look: now,
@@ -181,7 +181,7 @@ async fn shake_hands(server: &Shared, stream: &mut Stream) -> io::Result<(BytesM
     if matches!(client, Err(WireError::Magic)) && is_http(&read) {
         answer.extend_from_slice(
             b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain\r\n\
-              content-length: 37\r\n\r\nThis port speaks srpc, and not HTTP.\r\n",
+              content-length: 38\r\n\r\nThis port speaks srpc, and not HTTP.\r\n",
         );
     } else {
         Hello::new(server.settings.limits).encode(&mut answer);
@@ -195,6 +195,9 @@ async fn shake_hands(server: &Shared, stream: &mut Stream) -> io::Result<(BytesM
         Ok(hello) => Ok((read, hello)),
         Err(error) => {
             stream.shutdown().await?;
+            // Unread bytes would reset the connection and destroy the answer.
+            let mut rest = [0; 4096];
+            while stream.read(&mut rest).await? > 0 {}
             Err(io::Error::new(io::ErrorKind::InvalidData, error))
         }
     }
@@ -219,10 +222,7 @@ struct Reader {
 impl Reader {
     async fn run(&mut self, connection: &Arc<Connection>, from: &mut ReadHalf<Stream>) -> End {
         loop {
-            match from.read_buf(self.frames.buffer()).await {
-                Ok(0) | Err(_) => return End::Lost,
-                Ok(bytes) => self.frames.was_read(bytes),
-            }
+            // First what came with the handshake, then what each read brings.
             let error = self.take_in(connection).err();
             let full = {
                 let mut state = connection.state.lock();
@@ -238,13 +238,22 @@ impl Reader {
                     let due = Instant::now() + connection.server.settings.frame_timeout;
                     connection.look_by(&state, due);
                 }
-                state.outbox.len() > connection.outbox_limit()
+                let full = state.outbox.len() > connection.outbox_limit();
+                if full {
+                    // The frame is not slow while it is we who do not read.
+                    state.partial = None;
+                }
+                full
             };
             if let Some(error) = error {
                 return End::Refused(error);
             }
             if full {
                 connection.room().await;
+            }
+            match from.read_buf(self.frames.buffer()).await {
+                Ok(0) | Err(_) => return End::Lost,
+                Ok(bytes) => self.frames.was_read(bytes),
             }
         }
     }
@@ -451,15 +460,19 @@ impl Connection {
     fn spawn(self: &Arc<Self>, job: Job) {
         let Job { id, handler, ticket, deadline, notify, max_reply } = job;
         let bytes = ticket.bytes;
-        let mut state = self.state.lock();
+        {
+            let mut state = self.state.lock();
+            state.running.insert(id, deadline, bytes, !notify);
+            self.look_by(&state, deadline);
+        }
         let place = Place { connection: Arc::clone(self), id, _ticket: ticket };
-        // Under the lock, so that the handler cannot end before it is in the table.
+        // Not under the lock: a runtime that shuts down drops the future at once, and with it the
+        // place, which takes the lock.
         let task = tokio::spawn(async move {
             let outcome = handler.await;
-            place.end(if notify { None } else { Some(outcome) }, max_reply);
+            place.end(outcome, max_reply);
         });
-        state.running.insert(id, task.abort_handle(), deadline, bytes);
-        self.look_by(&state, deadline);
+        self.state.lock().running.started(id, task.abort_handle());
     }
 
     /// Makes the keeper look at this time at the latest.
@@ -503,13 +516,11 @@ struct Place {
 
 impl Place {
     /// Answers, if somebody waits.
-    fn end(self, outcome: Option<Outcome>, max_reply: usize) {
+    fn end(self, outcome: Outcome, max_reply: usize) {
         let connection = &self.connection;
         let load = connection.server.load();
         let mut state = connection.state.lock();
-        if let Some((true, _)) = state.running.end(self.id)
-            && let Some(outcome) = outcome
-        {
+        if state.running.end(self.id) {
             state.outbox.append(|out| put_reply(out, self.id, outcome, load, max_reply));
             connection.to_write.notify_one();
         }
@@ -580,6 +591,9 @@ impl Writer {
                     return Err(io::ErrorKind::WriteZero.into());
                 }
                 self.done += written;
+                if self.done < self.batch.len() {
+                    connection.state.lock().writing = Some(Instant::now());
+                }
             }
             self.to.flush().await?;
             self.done = 0;
@@ -588,7 +602,11 @@ impl Writer {
             }
             let mut state = connection.state.lock();
             state.outbox.take(&mut self.batch);
-            state.writing = !self.batch.is_empty();
+            let now = Instant::now();
+            state.writing = (!self.batch.is_empty()).then_some(now);
+            if !self.batch.is_empty() {
+                connection.look_by(&state, now + connection.server.settings.frame_timeout);
+            }
             if self.batch.is_empty() {
                 if state.drained_at.is_some() {
                     connection.to_keep.notify_one();
@@ -610,26 +628,32 @@ async fn keep(connection: &Connection, phases: &mut watch::Receiver<Phase>) -> E
         let next = {
             let mut state = connection.state.lock();
             let overdue = state.running.drop_overdue(now);
-            connection.give_up(&mut state, overdue, "the handler was dropped at its deadline");
+            let why = "the handler was dropped at its deadline";
+            connection.give_up(&mut state, overdue, Kind::DeadlineExceeded, why);
             let idle_at = state.busy + settings.idle_timeout;
             if phase != Phase::Serving || (state.running.is_empty() && now >= idle_at) {
                 connection.drain(&mut state);
             }
             if phase == Phase::Cut {
                 let all = state.running.drop_all();
-                connection.give_up(&mut state, all, "the server stopped before the handler ended");
+                let why = "the server stopped before the handler ended";
+                connection.give_up(&mut state, all, Kind::Unavailable, why);
                 return End::Done;
             }
-            let all_said = state.outbox.is_empty() && !state.writing;
+            let all_said = state.outbox.is_empty() && state.writing.is_none();
             if state.drained_at.is_some() && state.running.is_empty() && all_said {
                 return End::Done;
             }
             let too_slow = state.partial.map(|since| since + settings.frame_timeout);
             if too_slow.is_some_and(|due| now >= due) {
-                return End::Refused(WireError::Value("the time that a frame takes"));
+                return End::Refused(WireError::Slow);
+            }
+            let unread = state.writing.map(|since| since + settings.frame_timeout);
+            if unread.is_some_and(|due| now >= due) {
+                return End::Lost;
             }
             let mut next = if state.drained_at.is_some() { now + LINGER } else { idle_at };
-            for due in [too_slow, state.running.earliest()].into_iter().flatten() {
+            for due in [too_slow, unread, state.running.earliest()].into_iter().flatten() {
                 next = next.min(due);
             }
             state.next_look = next.max(now + SWEEP);
@@ -660,10 +684,10 @@ impl Connection {
     }
 
     /// Tells the callers of handlers that were dropped.
-    fn give_up(&self, state: &mut State, ids: Vec<u64>, why: &str) {
+    fn give_up(&self, state: &mut State, ids: Vec<u64>, kind: Kind, why: &str) {
         let load = self.server.load();
         for id in ids {
-            let failure = Failure::new(Kind::DeadlineExceeded, Fate::HandlerDropped, why);
+            let failure = Failure::new(kind, Fate::HandlerDropped, why);
             state.outbox.append(|out| put_reply(out, id, Err(failure), load, usize::MAX));
             self.to_write.notify_one();
         }

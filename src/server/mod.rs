@@ -168,7 +168,7 @@ impl Server {
         if let Some(error) = self.invalid.take() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
         }
-        self.settings.limits = self.settings.limits.at_least_least();
+        self.settings.limits = self.settings.limits.clamped();
         let address = self.advertise.take().unwrap_or_else(|| listener.address().clone());
         let registrar = self.registrar.take();
         let instances = self.instances(&address);

@@ -108,7 +108,7 @@ pub enum InvalidService {
     #[error(transparent)]
     Name(#[from] InvalidServiceName),
     /// A method's name breaks the rule.
-    #[error("{0:?} is no method name: 1 to 128 of [A-Za-z0-9_-]")]
+    #[error("{0:?} is no method name: 1 to 126 of [A-Za-z0-9_-]")]
     Method(String),
 }
 

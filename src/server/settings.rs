@@ -18,7 +18,8 @@ pub struct ServerSettings {
     pub max_bytes_in_flight: usize,
     /// How long the handshake may take. Default: 5 s.
     pub handshake_timeout: Duration,
-    /// How long a frame may take from its first byte to its last. Default: 30 s.
+    /// How long a frame may take from its first byte to its last, and how long a client may take
+    /// nothing of what is written to it. Default: 30 s.
     pub frame_timeout: Duration,
     /// How long a connection may be without calls. Default: 5 min.
     pub idle_timeout: Duration,

@@ -160,9 +160,9 @@ impl Core {
             None => exchange(&self.channels, call, endpoint, deadline).await,
             Some(stack) => {
                 let attempt = Attempt { call: call.clone(), endpoint: endpoint.clone(), number };
-                timeout_at(deadline, stack.call(attempt)).await.unwrap_or_else(|_| {
-                    Err(Error::new(Kind::DeadlineExceeded, Fate::Overdue, "deadline exceeded"))
-                })
+                timeout_at(deadline, stack.call(attempt))
+                    .await
+                    .unwrap_or_else(|_| Err(super::overdue()))
             }
         }
     }

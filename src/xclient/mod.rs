@@ -140,7 +140,7 @@ impl XClient {
 }
 
 fn overdue() -> Error {
-    Error::new(Kind::DeadlineExceeded, Fate::Overdue, "deadline exceeded")
+    Error::new(Kind::DeadlineExceeded, Fate::Overdue, "no answer came in time")
 }
 
 impl tower::Service<Call> for XClient {

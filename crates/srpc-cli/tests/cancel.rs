@@ -1,0 +1,82 @@
+//! What do calls cost a server whose callers have left?
+#![allow(clippy::unwrap_used, reason = "the whole file is tests")]
+#![allow(clippy::disallowed_types, reason = "processes run on the machine's clock")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use srpc::backend::static_list::StaticList;
+use srpc::call::Codec;
+use srpc::{Call, XClient};
+use support::Process;
+
+const CALLS: usize = 10_000;
+const CONNECTIONS: usize = 10;
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// The calls that the server has in flight beside the one that asks.
+async fn in_flight(client: &XClient) -> u32 {
+    let call = Call::new("Foo.Echo").args_in(&Codec::Json, &1).unwrap();
+    client.send(call).await.unwrap().load.saturating_sub(1)
+}
+
+async fn until(client: &XClient, what: impl Fn(u32) -> bool, limit: Duration) -> Duration {
+    let started = Instant::now();
+    loop {
+        let now = in_flight(client).await;
+        if what(now) {
+            return started.elapsed();
+        }
+        assert!(started.elapsed() < limit, "{now} calls in flight after {limit:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Makes 10,000 calls that would run for a minute, drops them, and tells how long the server took
+/// to have none in flight.
+async fn call_and_drop(client: &XClient) -> Duration {
+    let calls: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let call = Call::new("Foo.Sleep")
+                    .args_in(&Codec::Json, &serde_json::json!({"num1": 60}))?
+                    .timeout(Duration::from_secs(60));
+                client.send(call).await
+            })
+        })
+        .collect();
+    until(client, |now| now as usize == CALLS, Duration::from_secs(20)).await;
+    for call in &calls {
+        call.abort();
+    }
+    for call in calls {
+        assert!(call.await.unwrap_err().is_cancelled());
+    }
+    until(client, |now| now == 0, Duration::from_secs(1)).await
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn ten_thousand_calls_dropped_leave_nothing_behind() {
+    let (server, address) = Process::listening(&["serve", "--bind", "127.0.0.1:0"]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let list = StaticList::parse(&address).unwrap();
+        let client =
+            XClient::builder("Foo", list).connections_per_endpoint(CONNECTIONS).build().unwrap();
+        // The first round fills what an allocator keeps for the next; the second must fit in.
+        let first = call_and_drop(&client).await;
+        let before = resident_kib(server.id());
+        let second = call_and_drop(&client).await;
+        let after = resident_kib(server.id());
+        println!("none in flight after {first:?} and {second:?}; {before} KiB, then {after} KiB");
+        assert!(after <= before + 8 * 1024, "{before} KiB before, {after} KiB after");
+    });
+}
