@@ -4,6 +4,7 @@ mod body;
 mod codec;
 mod metadata;
 mod method;
+mod time;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -17,6 +18,7 @@ pub use self::body::{FromBody, IntoBody, Raw};
 pub use self::codec::{Codec, CodecError, CodecId, CustomCodec};
 pub use self::metadata::{InvalidMetadata, Metadata};
 pub use self::method::{InvalidMethod, MethodName};
+pub(crate) use self::time::after;
 use crate::error::{Error, Fate, Kind};
 use crate::instance::Address;
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Connection, ConnectionSettings};
-use crate::call::{Call, Reply};
+use crate::call::{Call, Reply, after};
 use crate::discovery::Endpoint;
 use crate::error::{Error, Fate, Kind};
 use crate::transport::Transport;
@@ -31,6 +31,8 @@ struct Inner {
     transport: Arc<dyn Transport>,
     settings: ConnectionSettings,
     lines: Vec<Mutex<Line>>,
+    /// Checked and set under each line's lock: a dial that ends later leaves nothing behind.
+    closed: AtomicBool,
 }
 
 /// One connection's place.
@@ -55,7 +57,13 @@ impl Channel {
         settings: ConnectionSettings,
     ) -> Self {
         let lines = (0..settings.connections.max(1)).map(|_| Mutex::default()).collect();
-        let inner = Arc::new(Inner { endpoint, transport, settings, lines });
+        let inner = Arc::new(Inner {
+            endpoint,
+            transport,
+            settings,
+            lines,
+            closed: AtomicBool::new(false),
+        });
         Self { inner, next: AtomicUsize::new(0) }
     }
 
@@ -77,6 +85,7 @@ impl Channel {
 
     /// Closes all connections: what is in flight fails by its class.
     pub fn close(&self) {
+        self.inner.closed.store(true, Relaxed);
         for line in &self.inner.lines {
             let Line { connection, dial } = std::mem::take(&mut *line.lock());
             if let Some(dial) = dial {
@@ -100,11 +109,22 @@ impl Channel {
             {
                 return Ok(connection.clone());
             }
+            if self.inner.closed.load(Relaxed) {
+                return Err(no_connection("the client is closed"));
+            }
+            let stats = self.inner.endpoint.stats();
             match &line.dial {
+                // Only the call that dials again waits for it: the others have better to do.
+                Some(dial) if dial.is_running() && stats.connect_failures() > 0 => {
+                    return Err(no_connection("still trying to reconnect"));
+                }
                 Some(dial) if dial.is_running() => dial.result.clone(),
                 _ => {
-                    if self.inner.endpoint.stats().in_backoff(Instant::now()) {
+                    if stats.in_backoff(Instant::now()) {
                         return Err(no_connection("waiting to reconnect"));
+                    }
+                    if stats.connect_failures() > 0 {
+                        stats.put_off(after(Instant::now(), self.inner.settings.connect_timeout));
                     }
                     let dial = Inner::dial(&self.inner, at);
                     line.dial.insert(dial).result.clone()
@@ -112,8 +132,10 @@ impl Channel {
             }
         };
         // Bound to a name: the guard of the watched value must go before the result.
-        let dialled = timeout_at(deadline, result.wait_for(Option::is_some)).await;
+        let patience = patience(deadline);
+        let dialled = timeout_at(patience, result.wait_for(Option::is_some)).await;
         match dialled {
+            Err(_) if patience < deadline => Err(no_connection("not connected in time")),
             Err(_) => Err(Error::new(
                 Kind::DeadlineExceeded,
                 Fate::NeverWritten,
@@ -162,11 +184,15 @@ impl Inner {
             match &dialled {
                 Ok(connection) => {
                     stats.connected();
-                    inner.lines[at].lock().connection = Some(connection.clone());
+                    let mut line = inner.lines[at].lock();
+                    if inner.closed.load(Relaxed) {
+                        connection.close();
+                    }
+                    line.connection = Some(connection.clone());
                 }
                 Err(why) => {
                     let wait = inner.backoff(stats.connect_failures());
-                    stats.connect_failed(Instant::now() + wait);
+                    stats.connect_failed(after(Instant::now(), wait));
                     tracing::debug!(
                         endpoint = %inner.endpoint.instance().address, why = &**why, ?wait,
                         "cannot connect"
@@ -194,12 +220,20 @@ impl Inner {
         }
     }
 
-    /// Full jitter below a bound that doubles with each failure.
+    /// Between a tenth and the whole of a bound that doubles with each failure.
     fn backoff(&self, failures: u32) -> Duration {
         let bound = self.settings.reconnect_first * 2_u32.saturating_pow(failures.min(16));
         let bound = bound.min(self.settings.reconnect_cap);
         bound.mul_f64(rand::rng().random_range(0.1..=1.0))
     }
+}
+
+/// How long a call waits for a dial: half of its time if that is long, so that another endpoint can
+/// still be asked.
+fn patience(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    let left = deadline.saturating_duration_since(now);
+    if left > Duration::from_secs(1) { now + left / 2 } else { deadline }
 }
 
 fn no_connection(why: &str) -> Error {

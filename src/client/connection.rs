@@ -76,12 +76,27 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// When the last byte came.
     pub(super) heard: Instant,
-    /// When a ping was sent that nothing has come after.
-    pub(super) pinged: Option<Instant>,
+    /// When the first of the calls now in flight was sent.
+    pub(super) busy: Instant,
+    /// The ping that nothing has come after.
+    pub(super) pinged: Option<Ping>,
+    /// That ping is not answered in time.
+    pub(super) suspect: bool,
     /// Set while the keeper sleeps for long, so that a first call wakes it.
     pub(super) keeper_parked: bool,
     /// Replies to nobody: late after a cancel, doubled, or lies.
     pub(super) stray: u64,
+}
+
+/// A ping that is under way.
+#[derive(Debug)]
+pub(super) struct Ping {
+    /// Where it ends in the outgoing stream.
+    pub(super) end: u64,
+    /// How far the stream had come when this was last looked at.
+    pub(super) written: u64,
+    /// When it was written, or when the stream last moved before that.
+    pub(super) since: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -139,7 +154,9 @@ impl Connection {
                 outbox: Outbox::default(),
                 phase: Phase::Open,
                 heard: Instant::now(),
+                busy: Instant::now(),
                 pinged: None,
+                suspect: false,
                 keeper_parked: false,
                 stray: 0,
             }),
@@ -209,6 +226,8 @@ impl Shared {
             Some((Kind::Unavailable, fate, format!("the connection ended: {why}")))
         });
         wakers.extend(state.waiting.all());
+        // Bodies are not kept for as long as the connection's last handle is.
+        state.outbox = Outbox::default();
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         if let Some(endpoint) = &self.endpoint {

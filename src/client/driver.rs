@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use super::connection::{Phase, Shared, State, Writer};
-use crate::call::{CodecId, Reply};
+use super::connection::{Phase, Ping, Shared, State, Writer};
+use crate::call::{CodecId, Reply, after};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{
     FrameReader, FrameType, Header, OwnedFrame, WireError, decode_reply, encode_connection_error,
@@ -25,6 +25,7 @@ const KEPT: usize = 256 * 1024;
 /// Reading, writing and keeping are three loops of one task: a reply that comes in and the calls
 /// that it sets off are handled without a hop between tasks.
 pub(super) async fn run(shared: Arc<Shared>, stream: Stream, reader: FrameReader) {
+    let _end = End(Arc::clone(&shared));
     let (read_half, write_half) = tokio::io::split(stream);
     let why = tokio::select! {
         biased;
@@ -38,6 +39,15 @@ pub(super) async fn run(shared: Arc<Shared>, stream: Stream, reader: FrameReader
         "connection ended"
     );
     shared.close(&why, Writer::Ended);
+}
+
+/// However the driver ends, by a panic or with its runtime too, nobody waits for it any longer.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.close("its task ended", Writer::Ended);
+    }
 }
 
 async fn read(shared: &Shared, mut from: ReadHalf<Stream>, mut reader: FrameReader) -> String {
@@ -73,6 +83,7 @@ fn take_in(
     let now = Instant::now();
     let mut state = shared.state.lock();
     state.heard = now;
+    state.suspect = false;
     if state.pinged.take().is_some()
         && let Some(endpoint) = &shared.endpoint
     {
@@ -171,7 +182,11 @@ fn drain(shared: &Shared, state: &mut State, last: u64, wakers: &mut Vec<Waker>)
     if matches!(state.phase, Phase::Open) {
         state.phase = Phase::Draining;
     }
-    if let Some(endpoint) = &shared.endpoint {
+    // Without calls the connection ends at once, and with it what it knows: whoever calls next
+    // finds out by dialling. An idle connection is drained by a server that serves on.
+    if let Some(endpoint) = &shared.endpoint
+        && state.calls.len() > 0
+    {
         endpoint.stats().set_draining(true);
         tracing::debug!(endpoint = %endpoint.instance().address, "the server drains");
     }
@@ -193,7 +208,14 @@ async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String {
             if shared.state.lock().calls.len() > 1 {
                 tokio::task::yield_now().await;
             }
-            shared.state.lock().outbox.take(&mut batch);
+            let next = {
+                let mut state = shared.state.lock();
+                state.outbox.take(&mut batch);
+                state.next_in_line()
+            };
+            if let Some(next) = next {
+                next.wake();
+            }
             if batch.is_empty() {
                 break;
             }
@@ -232,8 +254,11 @@ async fn keep(shared: &Shared) -> String {
                 return "the server drained it".to_owned();
             }
             let silence = check_silence(shared, &mut state, now, quiet, &mut wakers);
+            let Some(silence) = silence else {
+                return "the server does not answer a ping".to_owned();
+            };
             state.keeper_parked = quiet;
-            let next = if quiet { silence } else { silence.min(now + shared.settings.sweep) };
+            let next = if quiet { silence } else { silence.min(after(now, shared.settings.sweep)) };
             (wakers, next)
         };
         wakers.into_iter().for_each(Waker::wake);
@@ -247,7 +272,7 @@ async fn keep(shared: &Shared) -> String {
 fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
     let mut ids = Vec::new();
     state.calls.overdue(now, &mut ids);
-    let mut wakers: Vec<_> = state.waiting.overdue(now).collect();
+    let mut wakers = state.waiting.remove_overdue(now);
     for id in ids {
         let fate = leave(shared, state, id, Fate::Overdue);
         wakers.extend(state.calls.answer(id, Err(overdue(fate))));
@@ -273,52 +298,67 @@ fn overdue(fate: Fate) -> Error {
     Error::new(Kind::DeadlineExceeded, fate, "no answer came in time")
 }
 
-/// Pings a silent peer; tells when to look again.
+/// Pings a silent peer; tells when to look again, or `None` if the peer is dead.
 ///
-/// A peer that does not answer is suspect: its endpoint is ejected, its idempotent calls move on,
-/// the others wait for their deadlines. The connection stays: a stopped process that goes on
-/// answers the ping, whereupon the endpoint is taken back without having cost a call.
+/// A peer that does not answer is suspect: its endpoint is ejected, its idempotent calls and those
+/// that wait in line move on, the others wait for their deadlines. The connection stays for a
+/// while: a stopped process that goes on answers the ping, whereupon the endpoint is taken back
+/// without having cost a call.
 fn check_silence(
     shared: &Shared,
     state: &mut State,
     now: Instant,
     quiet: bool,
     wakers: &mut Vec<Waker>,
-) -> Instant {
+) -> Option<Instant> {
     let settings = &shared.settings;
-    if let Some(pinged) = state.pinged {
-        let until = pinged + settings.ping_timeout;
-        if now < until {
-            return until;
+    let Some(ping) = &mut state.pinged else {
+        let (since, patience) = match quiet {
+            true => (state.heard, settings.ping_idle),
+            false => (state.heard.max(state.busy), settings.ping_busy),
+        };
+        let due = after(since, patience);
+        if now < due {
+            return Some(due);
         }
-        if let Some(endpoint) = &shared.endpoint
-            && !endpoint.stats().is_ejected()
-        {
+        let place = state.outbox.append(|out| {
+            encode_frame(out, FrameType::Ping, 0, 0, |out| out.extend_from_slice(&[0; 8]));
+        });
+        let written = shared.written.load(Relaxed);
+        state.pinged = Some(Ping { end: place.end, written, since: now });
+        shared.to_write.notify_one();
+        return Some(after(now, settings.ping_timeout));
+    };
+    // A ping behind large bodies is not late while the socket takes them.
+    let written = shared.written.load(Relaxed);
+    if ping.written < ping.end && written > ping.written {
+        ping.written = written;
+        ping.since = now;
+    }
+    let until = after(ping.since, settings.ping_timeout);
+    if now < until {
+        return Some(until);
+    }
+    if now >= after(ping.since, settings.dead_after) {
+        return None;
+    }
+    if !state.suspect {
+        state.suspect = true;
+        if let Some(endpoint) = &shared.endpoint {
             endpoint.stats().set_ejected(true);
             tracing::warn!(
                 endpoint = %endpoint.instance().address,
                 "ejected: a ping is not answered"
             );
         }
-        let idempotent: Vec<_> =
-            state.calls.waiting().filter(|(_, call)| call.idempotent).map(|(id, _)| id).collect();
-        for id in idempotent {
-            let fate = leave(shared, state, id, Fate::ConnectionLost);
-            let error = Error::new(Kind::Unavailable, fate, "the server does not answer a ping");
-            wakers.extend(state.calls.answer(id, Err(error)));
-        }
-        wakers.extend(state.next_in_line());
-        return now + settings.ping_busy;
+        wakers.extend(state.waiting.all());
     }
-    let patience = if quiet { settings.ping_idle } else { settings.ping_busy };
-    let due = state.heard + patience;
-    if now < due {
-        return due;
+    let idempotent: Vec<_> =
+        state.calls.waiting().filter(|(_, call)| call.idempotent).map(|(id, _)| id).collect();
+    for id in idempotent {
+        let fate = leave(shared, state, id, Fate::ConnectionLost);
+        let error = Error::new(Kind::Unavailable, fate, "the server does not answer a ping");
+        wakers.extend(state.calls.answer(id, Err(error)));
     }
-    state.pinged = Some(now);
-    state.outbox.append(|out| {
-        encode_frame(out, FrameType::Ping, 0, 0, |out| out.extend_from_slice(&[0; 8]));
-    });
-    shared.to_write.notify_one();
-    now + settings.ping_timeout
+    Some(after(now, settings.ping_busy))
 }

@@ -48,7 +48,8 @@ impl<'a> Exchange<'a> {
         if let Some(error) = self.refusal(&state, ticket) {
             return self.leave(state, ticket, error);
         }
-        if remaining.is_zero() {
+        let taken_out = ticket.is_some_and(|ticket| !state.waiting.holds(ticket));
+        if remaining.is_zero() || taken_out {
             let error = Error::new(
                 Kind::DeadlineExceeded,
                 Fate::NeverWritten,
@@ -71,6 +72,9 @@ impl<'a> Exchange<'a> {
         }
         if let Some(ticket) = ticket {
             state.waiting.leave(ticket);
+        }
+        if state.calls.len() == 0 {
+            state.busy = now;
         }
         let id = self.send(&mut state, remaining.as_millis(), waker);
         self.stage = Stage::Sent(id);
@@ -96,6 +100,13 @@ impl<'a> Exchange<'a> {
                 ));
             }
             Phase::Closed(why) => return Some(State::closed(why)),
+        }
+        if state.suspect && ticket.is_some() {
+            return Some(Error::new(
+                Kind::Unavailable,
+                Fate::NoConnection,
+                "the server does not answer a ping",
+            ));
         }
         if self.call.body.len() > limits.max_body as usize {
             return Some(Error::new(

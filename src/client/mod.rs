@@ -33,6 +33,9 @@ pub struct ConnectionSettings {
     pub ping_idle: Duration,
     /// How long the answer to a ping may take. Default: 2 s.
     pub ping_timeout: Duration,
+    /// How long a ping may be unanswered before the connection is closed, and the endpoint dialled
+    /// anew. Default: 30 s.
+    pub dead_after: Duration,
     /// How many windows of calls may wait for a place in the window. Default: 4.
     pub waiting_windows: u32,
     /// How often deadlines are looked after. Default: 10 ms.
@@ -51,6 +54,7 @@ impl Default for ConnectionSettings {
             ping_busy: Duration::from_secs(1),
             ping_idle: Duration::from_secs(10),
             ping_timeout: Duration::from_secs(2),
+            dead_after: Duration::from_secs(30),
             waiting_windows: 4,
             sweep: Duration::from_millis(10),
             connections: 1,

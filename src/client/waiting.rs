@@ -59,9 +59,22 @@ impl Waiting {
         self.queue.front().map(|first| first.waker.clone())
     }
 
-    /// The wakers of those whose deadlines have come.
-    pub(super) fn overdue(&self, now: Instant) -> impl Iterator<Item = Waker> {
-        self.queue.iter().filter(move |ticket| ticket.deadline <= now).map(|t| t.waker.clone())
+    /// Takes out those whose deadlines have come, polled or not; their wakers.
+    pub(super) fn remove_overdue(&mut self, now: Instant) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        self.queue.retain(|ticket| {
+            let overdue = ticket.deadline <= now;
+            if overdue {
+                wakers.push(ticket.waker.clone());
+            }
+            !overdue
+        });
+        wakers
+    }
+
+    /// Whether this call still waits.
+    pub(super) fn holds(&self, number: u64) -> bool {
+        self.find(number).is_ok()
     }
 
     /// The wakers of all.

@@ -126,6 +126,11 @@ impl EndpointStats {
         self.retry_at.store(self.micros(retry_at).max(1), Relaxed);
     }
 
+    /// No call but the one that dials shall choose it before `until`.
+    pub(crate) fn put_off(&self, until: Instant) {
+        self.retry_at.store(self.micros(until).max(1), Relaxed);
+    }
+
     pub(super) fn start(&self) {
         self.in_flight.fetch_add(1, Relaxed);
     }

@@ -112,8 +112,13 @@ impl Error {
     /// Raises the execution to the strongest one of an earlier attempt's and this one's.
     #[must_use]
     pub fn after(mut self, earlier: Execution) -> Self {
-        self.0.execution = self.0.execution.max(earlier);
+        self.raise(earlier);
         self
+    }
+
+    /// [`after`](Self::after) in place.
+    pub(crate) fn raise(&mut self, earlier: Execution) {
+        self.0.execution = self.0.execution.max(earlier);
     }
 
     /// Turns what a tower stack failed with into an `Error`: the one place where erased errors come

@@ -49,9 +49,9 @@ impl<S: Selector + ?Sized> Selector for Arc<S> {
 /// `endpoints`, which is the set it was prepared for, or `None` if it has no choice to offer.
 ///
 /// # What it need not do
-/// The framework refuses an endpoint that was tried before, or is ejected, draining, unready,
-/// waiting to reconnect, or out of range: it asks again, three times at most, and then takes the
-/// next usable one itself. A picker may ignore all of that.
+/// The framework refuses an endpoint that was tried before, or is ejected, doubted, draining,
+/// unready, waiting to reconnect, of weight 0, or out of range: it asks again, three times at most,
+/// and then chooses a usable one itself, at random by weight. A picker may ignore all of that.
 pub trait Picker: Send + Sync {
     /// Chooses an endpoint.
     fn pick(&self, endpoints: &EndpointSet, cx: &PickContext<'_>) -> Option<usize>;

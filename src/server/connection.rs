@@ -1,7 +1,8 @@
 //! One connection from the server's side: handshake, calls in, replies out, drain.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context as TaskContext, Poll, Waker};
@@ -17,7 +18,7 @@ use super::context::{Context, Request, Response};
 use super::handler::{Failure, Guarded, Outcome, codec_of};
 use super::running::Running;
 use super::{Entry, Phase, Shared, deadline_in};
-use crate::call::{CodecId, Metadata};
+use crate::call::{CodecId, Metadata, after};
 use crate::error::{Fate, Kind};
 use crate::protocol::{
     CallHead, Flags, FrameReader, FrameType, Header, Hello, MethodRef, Outbox, OwnedFrame,
@@ -60,6 +61,8 @@ struct State {
     writing: Option<Instant>,
     /// The highest id seen.
     last_id: u64,
+    /// Bytes of replies that wait for room in the outbox.
+    held: usize,
     /// Set by the drain frame: no call above this id is started.
     drained_at: Option<u64>,
     /// When the keeper looks next.
@@ -104,6 +107,7 @@ pub(super) async fn run(
             outbox: Outbox::default(),
             writing: None,
             last_id: 0,
+            held: 0,
             drained_at: None,
             next_look: now,
             busy: now,
@@ -223,7 +227,7 @@ impl Reader {
     async fn run(&mut self, connection: &Arc<Connection>, from: &mut ReadHalf<Stream>) -> End {
         loop {
             // First what came with the handshake, then what each read brings.
-            let error = self.take_in(connection).err();
+            let taken = self.take_in(connection);
             let full = {
                 let mut state = connection.state.lock();
                 if !self.replies.is_empty() {
@@ -235,7 +239,7 @@ impl Reader {
                     (true, since) => Some(since.unwrap_or_else(Instant::now)),
                 };
                 if state.partial.is_some() {
-                    let due = Instant::now() + connection.server.settings.frame_timeout;
+                    let due = after(Instant::now(), connection.server.settings.frame_timeout);
                     connection.look_by(&state, due);
                 }
                 let full = state.outbox.len() > connection.outbox_limit();
@@ -245,11 +249,15 @@ impl Reader {
                 }
                 full
             };
-            if let Some(error) = error {
-                return End::Refused(error);
-            }
-            if full {
-                connection.room().await;
+            match taken {
+                Err(error) => return End::Refused(error),
+                Ok(more) if more || full => {
+                    connection.room().await;
+                    if more {
+                        continue;
+                    }
+                }
+                Ok(_) => {}
             }
             match from.read_buf(self.frames.buffer()).await {
                 Ok(0) | Err(_) => return End::Lost,
@@ -258,7 +266,9 @@ impl Reader {
         }
     }
 
-    fn take_in(&mut self, connection: &Arc<Connection>) -> Result<(), WireError> {
+    /// Takes what was read, frame by frame; true: there may be more, for which the outbox has no
+    /// room.
+    fn take_in(&mut self, connection: &Arc<Connection>) -> Result<bool, WireError> {
         let now = Instant::now();
         let mut since = now;
         while let Some(frame) = self.frames.next_frame()? {
@@ -293,9 +303,12 @@ impl Reader {
                 let mut state = connection.state.lock();
                 state.outbox.append(|out| out.append(&mut self.replies));
                 connection.to_write.notify_one();
+                if state.outbox.len() > connection.outbox_limit() {
+                    return Ok(true);
+                }
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Takes a call: refuses it, answers it in place, or gives it a task.
@@ -342,10 +355,11 @@ impl Reader {
             idempotent: header.flags.has(Flags::IDEMPOTENT),
         };
         let request = Request { context, codec, body: payload };
-        let mut handler = Guarded(entry.handler.handle(request, own));
+        let mut handler = Guarded::start(|| entry.handler.handle(request, own));
         let notify = header.flags.has(Flags::NOTIFY);
+        let mut awaited = true;
         // Most handlers are done at once: then neither a task nor a waker is needed.
-        if notify || entry.runs_in_place() {
+        if entry.runs_in_place() {
             let polled = Pin::new(&mut handler).poll(&mut TaskContext::from_waker(Waker::noop()));
             let after = Instant::now();
             if after.duration_since(*since) > SLOW {
@@ -363,11 +377,13 @@ impl Reader {
                 }
                 Poll::Pending if notify => {
                     self.answer(connection, id, Ok(Response::default()));
+                    awaited = false;
                 }
                 Poll::Pending => {}
             }
         }
-        connection.spawn(Job { id, handler, ticket, deadline, notify, max_reply: self.max_reply });
+        let max_reply = self.max_reply;
+        connection.spawn(Job { id, handler, ticket, deadline, notify, awaited, max_reply });
         Ok(())
     }
 
@@ -413,8 +429,10 @@ struct Job {
     handler: Guarded,
     ticket: Ticket,
     deadline: Instant,
-    /// The caller has its acknowledgement and waits for nothing more.
+    /// The handler's start is answer enough.
     notify: bool,
+    /// The caller waits: it has no acknowledgement yet.
+    awaited: bool,
     max_reply: usize,
 }
 
@@ -439,12 +457,9 @@ impl Connection {
         if bytes > limits.max_body as usize {
             return Ok(Err(too_large(limits.max_body)));
         }
-        if state.running.len() >= limits.window_calls as usize {
-            return exhausted("the connection's window of calls is full");
-        }
-        let held = state.running.bytes();
-        if held > 0 && held + bytes > limits.window_bytes as usize {
-            return exhausted("the connection's window of bytes is full");
+        let (calls, window) = (limits.window_calls as usize, limits.window_bytes as usize);
+        if !state.running.has_room(calls, window, bytes) {
+            return exhausted("the connection's window is full");
         }
         if self.server.bytes_in_flight.load(Relaxed) + bytes > settings.max_bytes_in_flight {
             return exhausted("the server has too many bytes in flight");
@@ -458,19 +473,28 @@ impl Connection {
 
     /// Gives a call a task of its own, which the table can end.
     fn spawn(self: &Arc<Self>, job: Job) {
-        let Job { id, handler, ticket, deadline, notify, max_reply } = job;
+        let Job { id, mut handler, ticket, deadline, notify, awaited, max_reply } = job;
         let bytes = ticket.bytes;
         {
             let mut state = self.state.lock();
-            state.running.insert(id, deadline, bytes, !notify);
+            state.running.insert(id, deadline, bytes, awaited);
             self.look_by(&state, deadline);
         }
         let place = Place { connection: Arc::clone(self), id, _ticket: ticket };
         // Not under the lock: a runtime that shuts down drops the future at once, and with it the
         // place, which takes the lock.
         let task = tokio::spawn(async move {
+            if notify && awaited {
+                let started = poll_fn(|cx| Poll::Ready(Pin::new(&mut handler).poll(cx))).await;
+                match started {
+                    Poll::Ready(outcome) => {
+                        return place.end(outcome.map(|_| Response::default()), max_reply).await;
+                    }
+                    Poll::Pending => place.acknowledge(),
+                }
+            }
             let outcome = handler.await;
-            place.end(outcome, max_reply);
+            place.end(outcome, max_reply).await;
         });
         self.state.lock().running.started(id, task.abort_handle());
     }
@@ -490,8 +514,13 @@ impl Connection {
     /// Waits until the outbox has room again: a client that does not read its replies is not read
     /// either.
     async fn room(&self) {
-        while self.state.lock().outbox.len() > self.outbox_limit() {
-            self.to_read.notified().await;
+        loop {
+            let mut emptied = pin!(self.to_read.notified());
+            emptied.as_mut().enable();
+            if self.state.lock().outbox.len() <= self.outbox_limit() {
+                return;
+            }
+            emptied.await;
         }
     }
 }
@@ -515,14 +544,51 @@ struct Place {
 }
 
 impl Place {
-    /// Answers, if somebody waits.
-    fn end(self, outcome: Outcome, max_reply: usize) {
-        let connection = &self.connection;
-        let load = connection.server.load();
-        let mut state = connection.state.lock();
+    /// Answers, if somebody waits. A client that does not read its replies has room for a window
+    /// of them in the outbox and for another that waits before it; the rest is dropped.
+    async fn end(self, outcome: Outcome, max_reply: usize) {
+        let connection = Arc::clone(&self.connection);
+        let bytes = outcome.as_ref().map_or(0, |response| response.body.len());
+        let limit = connection.outbox_limit();
+        let waits = {
+            let mut state = connection.state.lock();
+            if state.outbox.len() <= limit {
+                return self.answer(&mut state, outcome, max_reply);
+            }
+            if state.held + bytes > limit {
+                let why = "the result was dropped: the client does not read its replies";
+                let failure = Failure::new(Kind::ResourceExhausted, Fate::Failed, why);
+                return self.answer(&mut state, Err(failure), max_reply);
+            }
+            state.held += bytes;
+            Held { connection: Arc::clone(&connection), bytes }
+        };
+        loop {
+            connection.room().await;
+            let mut state = connection.state.lock();
+            if state.outbox.len() <= limit {
+                self.answer(&mut state, outcome, max_reply);
+                break;
+            }
+        }
+        drop(waits);
+    }
+
+    fn answer(&self, state: &mut State, outcome: Outcome, max_reply: usize) {
         if state.running.end(self.id) {
+            let load = self.connection.server.load();
             state.outbox.append(|out| put_reply(out, self.id, outcome, load, max_reply));
-            connection.to_write.notify_one();
+            self.connection.to_write.notify_one();
+        }
+    }
+
+    /// Tells the caller that the handler has started.
+    fn acknowledge(&self) {
+        let mut state = self.connection.state.lock();
+        if state.running.acknowledged(self.id) {
+            let (load, done) = (self.connection.server.load(), Ok(Response::default()));
+            state.outbox.append(|out| put_reply(out, self.id, done, load, usize::MAX));
+            self.connection.to_write.notify_one();
         }
     }
 }
@@ -530,11 +596,26 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.connection.state.lock();
-        state.running.end(self.id);
+        // Still awaited only if the handler's task ended without an answer.
+        let why = "the handler's task ended";
+        let failure = Failure::new(Kind::Internal, Fate::HandlerDropped, why);
+        self.answer(&mut state, Err(failure), usize::MAX);
         state.busy = Instant::now();
         if state.drained_at.is_some() {
             self.connection.to_keep.notify_one();
         }
+    }
+}
+
+/// A reply's share of what waits for room in the outbox.
+struct Held {
+    connection: Arc<Connection>,
+    bytes: usize,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.connection.state.lock().held -= self.bytes;
     }
 }
 
@@ -605,7 +686,7 @@ impl Writer {
             let now = Instant::now();
             state.writing = (!self.batch.is_empty()).then_some(now);
             if !self.batch.is_empty() {
-                connection.look_by(&state, now + connection.server.settings.frame_timeout);
+                connection.look_by(&state, after(now, connection.server.settings.frame_timeout));
             }
             if self.batch.is_empty() {
                 if state.drained_at.is_some() {
@@ -614,7 +695,7 @@ impl Writer {
                 return Ok(());
             }
             drop(state);
-            connection.to_read.notify_one();
+            connection.to_read.notify_waiters();
         }
     }
 }
@@ -630,7 +711,7 @@ async fn keep(connection: &Connection, phases: &mut watch::Receiver<Phase>) -> E
             let overdue = state.running.drop_overdue(now);
             let why = "the handler was dropped at its deadline";
             connection.give_up(&mut state, overdue, Kind::DeadlineExceeded, why);
-            let idle_at = state.busy + settings.idle_timeout;
+            let idle_at = after(state.busy, settings.idle_timeout);
             if phase != Phase::Serving || (state.running.is_empty() && now >= idle_at) {
                 connection.drain(&mut state);
             }
@@ -644,11 +725,11 @@ async fn keep(connection: &Connection, phases: &mut watch::Receiver<Phase>) -> E
             if state.drained_at.is_some() && state.running.is_empty() && all_said {
                 return End::Done;
             }
-            let too_slow = state.partial.map(|since| since + settings.frame_timeout);
+            let too_slow = state.partial.map(|since| after(since, settings.frame_timeout));
             if too_slow.is_some_and(|due| now >= due) {
                 return End::Refused(WireError::Slow);
             }
-            let unread = state.writing.map(|since| since + settings.frame_timeout);
+            let unread = state.writing.map(|since| after(since, settings.frame_timeout));
             if unread.is_some_and(|due| now >= due) {
                 return End::Lost;
             }

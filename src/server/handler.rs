@@ -46,12 +46,19 @@ impl Failure {
 
     /// What a layer around a handler failed with: the one place where erased errors come back.
     fn from_boxed(error: BoxError) -> Self {
-        match error.downcast::<Failure>() {
-            Ok(failure) => *failure,
-            Err(error) if error.to_string() == "request timed out" => {
-                Self::new(Kind::DeadlineExceeded, Fate::HandlerDropped, error.to_string())
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+        while let Some(inner) = cause {
+            if let Some(failure) = inner.downcast_ref::<Failure>() {
+                return failure.clone();
             }
-            Err(error) => Self::new(Kind::Unknown, Fate::Unknown, error.to_string()),
+            cause = inner.source();
+        }
+        // tower's own types cannot be named without its features, which only users turn on.
+        let text = error.to_string();
+        match text.as_str() {
+            "request timed out" => Self::new(Kind::DeadlineExceeded, Fate::HandlerDropped, text),
+            "service overloaded" => Self::new(Kind::ResourceExhausted, Fate::Refused, text),
+            _ => Self::new(Kind::Unknown, Fate::Unknown, text),
         }
     }
 }
@@ -89,7 +96,9 @@ macro_rules! method_form {
                     let $state = Arc::clone(&state);
                     Box::pin(async move {
                         let args = decode::<A>(&codec, &request)?;
-                        let $context = request.context;
+                        // The body keeps a whole read alive: it goes before the handler runs.
+                        let Request { context: $context, body, .. } = request;
+                        drop(body);
                         let _ = (&$state, &$context);
                         let result = function($($arg,)* args).await;
                         encode(codec, result)
@@ -182,6 +191,19 @@ where
 /// A handler whose panic is a value: it fails its own call and nothing else.
 pub(super) struct Guarded(pub(super) HandlerFuture);
 
+impl Guarded {
+    /// Starts a handler, which may panic before there is a future.
+    pub(super) fn start(handler: impl FnOnce() -> HandlerFuture) -> Self {
+        match catch_unwind(AssertUnwindSafe(handler)) {
+            Ok(future) => Self(future),
+            Err(panic) => {
+                let failure = panicked(&*panic);
+                Self(Box::pin(std::future::ready(Err(failure))))
+            }
+        }
+    }
+}
+
 impl Future for Guarded {
     type Output = Outcome;
 
@@ -189,13 +211,14 @@ impl Future for Guarded {
         // A handler that panicked is never polled again, so nothing half-done is seen.
         match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
             Ok(poll) => poll,
-            Err(panic) => Poll::Ready(Err(Failure::new(
-                Kind::Internal,
-                Fate::Panicked,
-                format!("the handler panicked: {}", text_of(&*panic)),
-            ))),
+            Err(panic) => Poll::Ready(Err(panicked(&*panic))),
         }
     }
+}
+
+fn panicked(panic: &(dyn Any + Send)) -> Failure {
+    let message = format!("the handler panicked: {}", text_of(panic));
+    Failure::new(Kind::Internal, Fate::Panicked, message)
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> &str {

@@ -7,7 +7,7 @@ mod running;
 mod service;
 mod settings;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
 use std::pin::pin;
@@ -219,9 +219,9 @@ impl Server {
 
     fn instances(&self, address: &Address) -> Vec<(ServiceName, Instance)> {
         let id = InstanceId::from(format!("{:016x}", rand::random::<u64>()));
-        let describe =
-            |_: &service::Parts| (self.describe)(Instance::new(id.clone(), address.clone()));
-        self.services.iter().map(|parts| (parts.name.clone(), describe(parts))).collect()
+        let describe = || (self.describe)(Instance::new(id.clone(), address.clone()));
+        let names: BTreeSet<_> = self.services.iter().map(|parts| &parts.name).collect();
+        names.into_iter().map(|name| (name.clone(), describe())).collect()
     }
 
     fn into_shared(self) -> Shared {

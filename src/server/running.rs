@@ -9,7 +9,11 @@ use tokio::time::Instant;
 #[derive(Debug, Default)]
 pub(super) struct Running {
     calls: HashMap<u64, Call>,
-    /// Bytes of bodies that those calls hold.
+    /// Those for whose answers somebody waits, and the bytes of their bodies: the window, as the
+    /// client counts it.
+    awaited: usize,
+    awaited_bytes: usize,
+    /// Bytes of the bodies of all.
     bytes: usize,
 }
 
@@ -29,6 +33,10 @@ impl Running {
     /// Takes a call in, before its handler's task is started.
     pub(super) fn insert(&mut self, id: u64, deadline: Instant, bytes: usize, awaited: bool) {
         self.bytes += bytes;
+        if awaited {
+            self.awaited += 1;
+            self.awaited_bytes += bytes;
+        }
         self.calls.insert(id, Call { task: None, deadline, bytes, awaited, dropped: false });
     }
 
@@ -45,16 +53,17 @@ impl Running {
     /// Ends a call; whether somebody waits for its answer. One that has ended before is not waited
     /// for.
     pub(super) fn end(&mut self, id: u64) -> bool {
-        let Some(call) = self.calls.remove(&id) else { return false };
+        let Some(mut call) = self.calls.remove(&id) else { return false };
         self.bytes -= call.bytes;
-        call.awaited
+        let released = call.release();
+        self.settle(released);
+        released.is_some()
     }
 
     /// Drops the handler of a call whose caller left. An unknown id is a call that has ended.
     pub(super) fn cancel(&mut self, id: u64) {
-        if let Some(call) = self.calls.get_mut(&id) {
-            call.give_up();
-        }
+        let released = self.calls.get_mut(&id).and_then(Call::give_up);
+        self.settle(released);
     }
 
     /// Drops the handlers of all calls whose deadlines have come; the ids of those for whose
@@ -73,6 +82,22 @@ impl Running {
         self.calls.values().filter(|call| !call.dropped).map(|call| call.deadline).min()
     }
 
+    /// Whether a call with a body of `bytes` fits in. Those whose handlers are being dropped have
+    /// a window of their own: their callers count on their places already.
+    pub(super) fn has_room(&self, calls: usize, window: usize, bytes: usize) -> bool {
+        self.awaited < calls
+            && self.calls.len() < 2 * calls
+            && (self.awaited_bytes == 0 || self.awaited_bytes + bytes <= window)
+            && (self.bytes == 0 || self.bytes + bytes <= 2 * window)
+    }
+
+    /// Its caller has all it waits for; the handler works on.
+    pub(super) fn acknowledged(&mut self, id: u64) -> bool {
+        let released = self.calls.get_mut(&id).and_then(Call::release);
+        self.settle(released);
+        released.is_some()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.calls.len()
     }
@@ -81,30 +106,41 @@ impl Running {
         self.calls.is_empty()
     }
 
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
     fn drop_those(&mut self, which: impl Fn(&Call) -> bool) -> Vec<u64> {
         let mut ids = Vec::new();
         for (id, call) in &mut self.calls {
-            if !call.dropped && which(call) {
-                if call.awaited {
-                    ids.push(*id);
-                }
-                call.give_up();
+            if !call.dropped
+                && which(call)
+                && let Some(bytes) = call.give_up()
+            {
+                ids.push(*id);
+                self.awaited -= 1;
+                self.awaited_bytes -= bytes;
             }
         }
         ids
     }
+
+    /// Takes a call out of the window that holds this many bytes of it.
+    fn settle(&mut self, released: Option<usize>) {
+        if let Some(bytes) = released {
+            self.awaited -= 1;
+            self.awaited_bytes -= bytes;
+        }
+    }
 }
 
 impl Call {
-    fn give_up(&mut self) {
-        self.awaited = false;
+    /// Nobody waits any more: what it held of the window, if somebody did.
+    fn release(&mut self) -> Option<usize> {
+        std::mem::take(&mut self.awaited).then_some(self.bytes)
+    }
+
+    fn give_up(&mut self) -> Option<usize> {
         self.dropped = true;
         if let Some(task) = &self.task {
             task.abort();
         }
+        self.release()
     }
 }

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::XClient;
 use crate::call::{Call, Reply};
-use crate::error::{Error, Execution};
+use crate::error::{Error, Execution, Fate, Kind};
 use crate::instance::Address;
 
 impl XClient {
@@ -83,8 +83,8 @@ impl XClient {
         while let Some((at, answer)) = legs.next().await {
             answers[at] = Some(answer);
         }
-        let lost = || Err(self.no_instance());
-        let answers = answers.into_iter().map(|answer| answer.unwrap_or_else(lost));
+        let lost = || Error::new(Kind::Cancelled, Fate::Unknown, "the runtime ended");
+        let answers = answers.into_iter().map(|answer| answer.unwrap_or_else(|| Err(lost())));
         Ok(addresses.into_iter().zip(answers).collect())
     }
 
@@ -159,7 +159,12 @@ struct Legs(JoinSet<(usize, Result<Reply, Error>)>);
 
 impl Legs {
     async fn next(&mut self) -> Option<(usize, Result<Reply, Error>)> {
-        // A leg ends without an answer only with the runtime.
-        self.0.join_next().await?.ok()
+        match self.0.join_next().await? {
+            Ok(leg) => Some(leg),
+            // A user's layer or selector panicked: so does the call, as it would alone.
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime ends.
+            Err(_) => None,
+        }
     }
 }

@@ -71,7 +71,8 @@ impl XClientBuilder {
         }
     }
 
-    /// Sets the policy that selects an instance for each attempt; a shared resolver has its own.
+    /// Sets the policy that selects an instance for each attempt. It has no effect with
+    /// [`XClient::with_resolver`]: a shared resolver has a policy of its own.
     /// Default: [`P2c`](crate::selector::P2c).
     pub fn selector(mut self, selector: impl Selector) -> Self {
         self.selector = Some(Arc::new(selector));
@@ -93,7 +94,7 @@ impl XClientBuilder {
 
     /// Sets how many attempts of a call may reach the wire. Default: 3.
     pub fn attempts(mut self, attempts: u32) -> Self {
-        self.retry = Retry::new(attempts);
+        self.retry = self.retry.attempts(attempts);
         self
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use parking_lot::RwLock;
 
@@ -16,13 +16,20 @@ pub(super) struct Channels {
     settings: ConnectionSettings,
     /// By the endpoint's key, which its channel keeps from being used again.
     open: RwLock<HashMap<usize, Arc<Channel>>>,
+    closed: AtomicBool,
     /// The list that `open` was last compared with.
     generation: AtomicU64,
 }
 
 impl Channels {
     pub(super) fn new(transport: Arc<dyn Transport>, settings: ConnectionSettings) -> Self {
-        Self { transport, settings, open: RwLock::default(), generation: AtomicU64::new(u64::MAX) }
+        Self {
+            transport,
+            settings,
+            open: RwLock::default(),
+            closed: AtomicBool::new(false),
+            generation: AtomicU64::new(u64::MAX),
+        }
     }
 
     /// The way to an endpoint, not dialled before it is used.
@@ -32,11 +39,13 @@ impl Channels {
         }
         let mut open = self.open.write();
         let channel = open.entry(endpoint.key()).or_insert_with(|| {
-            Arc::new(Channel::new(
-                endpoint.clone(),
-                Arc::clone(&self.transport),
-                self.settings.clone(),
-            ))
+            let transport = Arc::clone(&self.transport);
+            let channel = Channel::new(endpoint.clone(), transport, self.settings.clone());
+            // Set before `close` takes the lock that is held here.
+            if self.closed.load(Relaxed) {
+                channel.close();
+            }
+            Arc::new(channel)
         });
         Arc::clone(channel)
     }
@@ -52,6 +61,7 @@ impl Channels {
     }
 
     pub(super) fn close(&self) {
+        self.closed.store(true, Relaxed);
         let open = std::mem::take(&mut *self.open.write());
         open.into_values().for_each(|channel| channel.close());
     }

@@ -13,7 +13,7 @@ use super::attempt::Attempt;
 use super::channels::Channels;
 use super::retry::Retry;
 use super::stack::Stack;
-use crate::call::{Call, Reply};
+use crate::call::{Call, Reply, after};
 use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::selector::PickContext;
@@ -37,7 +37,7 @@ pub(super) struct Core {
 impl Core {
     /// Fills in what the call leaves to the client; tells its deadline.
     pub(super) fn settle(&self, call: &mut Call) -> Instant {
-        let within = |timeout| Instant::now() + timeout;
+        let within = |timeout| after(Instant::now(), timeout);
         let deadline = match (call.deadline, call.timeout.take()) {
             (None, None) => within(self.timeout),
             (None, Some(timeout)) => within(timeout),
@@ -72,15 +72,17 @@ impl Core {
             };
             let left = error.execution() != Execution::NotSent;
             sent += u32::from(left);
+            let pause = self.pause(&endpoint, &tried, &error, number);
+            let next = Instant::now() + pause.unwrap_or_default();
+            // The budget is asked last: it is drawn upon only for an attempt that will be made.
             let again = call.only.is_none()
                 && error.may_be_sent_again(call.idempotent)
-                && Instant::now() < deadline
+                && next < deadline
                 && !self.closed.load(Relaxed)
                 && self.retry.allows(number, sent, left, tried.iter().any(|e| endpoint.is(e)));
-            let pause = self.pause(&endpoint, &tried, &error, number);
             let error = error.after(strongest);
             strongest = error.execution();
-            if !again || pause.is_some_and(|pause| Instant::now() + pause >= deadline) {
+            if !again {
                 return Err(error);
             }
             tracing::debug!(%error, "tried again");
@@ -206,7 +208,7 @@ pub(super) async fn exchange(
     let channel = channels.to(endpoint);
     let now = Instant::now();
     let until = match call.attempt_timeout {
-        Some(timeout) => deadline.min(now + timeout),
+        Some(timeout) => deadline.min(after(now, timeout)),
         None => deadline,
     };
     let in_flight = endpoint.start(now);

@@ -26,6 +26,8 @@ pub struct Retry {
     budget: Arc<TpsBudget>,
     /// Attempts made so far, where tower's layer counts.
     made: u32,
+    /// The strongest class of those.
+    strongest: Execution,
 }
 
 impl Retry {
@@ -38,7 +40,15 @@ impl Retry {
             // A fifth of the calls, and ten a second, counted over ten seconds (Envoy: 20 %).
             budget: Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 0.2)),
             made: 0,
+            strongest: Execution::NotSent,
         }
+    }
+
+    /// Sets how many attempts may reach the wire; 1 never tries again what was sent. Default: 3.
+    #[must_use]
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
     }
 
     /// Sets the first pause, which doubles with each attempt, and the longest. Default: 50 ms, 1 s.
@@ -92,12 +102,14 @@ impl Policy<Call, Reply, Error> for Retry {
         call: &mut Call,
         result: &mut Result<Reply, Error>,
     ) -> Option<Self::Future> {
-        let error = result.as_ref().err()?;
+        let error = result.as_mut().err()?;
         self.made += 1;
         let left = error.execution() != Execution::NotSent;
         let again = error.may_be_sent_again(call.idempotent)
             && self.made < self.attempts
             && (!left || self.budget.withdraw());
+        error.raise(self.strongest);
+        self.strongest = error.execution();
         again.then(|| sleep(self.pause(self.made)))
     }
 

@@ -55,7 +55,8 @@ fn an_answer_that_stands_is_taken_at_once() {
 #[test]
 fn an_answer_that_does_not_stand_is_refused_three_times() {
     let cx = cx(1);
-    let refused: [(&str, fn(&Endpoint, &PickContext<'_>)); 3] = [
+    type Spoil = fn(&Endpoint, &PickContext<'_>);
+    let refused: [(&str, Spoil); 3] = [
         ("ejected", |endpoint, _| endpoint.stats().set_ejected(true)),
         ("draining", |endpoint, _| endpoint.stats().set_draining(true)),
         ("in backoff", put_off),

@@ -62,6 +62,8 @@ struct Inner {
     sites: Vec<Site>,
     /// The index of the one that answered last.
     last: AtomicUsize,
+    /// The index of the one to ask first: the last one, or the next if that one was given up on.
+    first: AtomicUsize,
     /// When another one than before answered.
     switched: Mutex<Option<Instant>>,
     long_poll: Duration,
@@ -170,9 +172,12 @@ impl Inner {
         &'a self,
         ask: impl Fn(&'a Site) -> Asked<'a, T> + Send,
     ) -> Result<T, Failure> {
-        let (before, from) = self.sites.split_at(self.last.load(Relaxed));
+        let (before, from) = self.sites.split_at(self.first.load(Relaxed));
         let mut failures = Failures::default();
         for site in from.iter().chain(before) {
+            // A caller with a limit of its own may give up while this one hangs: then the next
+            // request starts with another.
+            self.first.store((site.index + 1) % self.sites.len(), Relaxed);
             match ask(site).await {
                 Err(failure) if !failure.is_final() => {
                     failures.push(&site.location.url, failure);
@@ -187,6 +192,7 @@ impl Inner {
     }
 
     fn answered(&self, site: &Site) {
+        self.first.store(site.index, Relaxed);
         let last = self.last.swap(site.index, Relaxed);
         if last != site.index {
             *self.switched.lock() = Some(Instant::now());
@@ -280,6 +286,7 @@ impl HttpRegistryBuilder {
             inner: Arc::new(Inner {
                 sites,
                 last: AtomicUsize::new(0),
+                first: AtomicUsize::new(0),
                 switched: Mutex::new(None),
                 long_poll: self.long_poll,
             }),

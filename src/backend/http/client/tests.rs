@@ -121,7 +121,7 @@ async fn a_registration_is_found_renewed_and_taken_back() {
     assert_eq!(lease.ttl, Some(DEFAULT_TTL));
 
     let found = registry.resolve(&foo()).await.unwrap();
-    assert_eq!(found.instances, [one.instance.clone()]);
+    assert_eq!(found.instances, std::slice::from_ref(&one.instance));
     assert!(found.complete && found.warming && found.revision.is_some());
 
     let held_one = held(&one, &lease);

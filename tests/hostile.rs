@@ -1,0 +1,215 @@
+//! What a careless caller, a client that does not read, or a runtime that ends costs the others.
+
+#![allow(clippy::unwrap_used, reason = "the whole file is tests")]
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use srpc::backend::static_list::StaticList;
+use srpc::call::CodecId;
+use srpc::client::{Connection, ConnectionSettings};
+use srpc::protocol::{CallHead, FrameType, Hello, Limits, MethodRef, encode_call, encode_frame};
+use srpc::transport::{Memory, Transport};
+use srpc::{Address, Call, Execution, Instance, Kind, Listener, Server, Service, Status, XClient};
+use tokio::io::AsyncWriteExt;
+use tokio::time::{Instant, sleep, timeout};
+
+fn foo(started: &Arc<AtomicUsize>) -> Service {
+    let started = Arc::clone(started);
+    Service::new("Foo")
+        .method("Sleep", async |ms: u64| {
+            sleep(Duration::from_millis(ms)).await;
+            Ok::<_, Status>(ms)
+        })
+        .method("Large", move |(): ()| {
+            started.fetch_add(1, SeqCst);
+            async { Ok::<_, Status>("x".repeat(1 << 20)) }
+        })
+}
+
+async fn serve(server: Server) -> (Memory, Address) {
+    let network = Memory::new();
+    let listener = network.bind(&Address::to_bind("mem@foo").unwrap()).await.unwrap();
+    let address = listener.address().clone();
+    tokio::spawn(server.serve(listener, std::future::pending()));
+    (network, address)
+}
+
+fn client(network: &Memory, addresses: &[&Address]) -> XClient {
+    let list = StaticList::new(addresses.iter().map(|a| Instance::at((*a).clone())));
+    XClient::builder("Foo", list).transport(Arc::new(network.clone())).seed(1).build().unwrap()
+}
+
+fn call(ms: u64) -> Call {
+    Call::new("Foo.Sleep").args(&ms).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_stops_polling_holds_up_the_line_only_to_its_deadline() {
+    let server = Server::new().service(foo(&Arc::default())).window_calls(64);
+    let (network, address) = serve(server).await;
+    let stream = network.connect(&address).await.unwrap();
+    let settings = ConnectionSettings::default();
+    let connection = Connection::open(stream, settings, None).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let long = call(100);
+    let window: Vec<_> = (0..64)
+        .map(|_| {
+            let (connection, long) = (connection.clone(), long.clone());
+            tokio::spawn(async move { connection.exchange(&long, deadline).await })
+        })
+        .collect();
+    while connection.in_flight() < 64 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let short = call(1);
+    let careless_deadline = Instant::now() + Duration::from_secs(1);
+    let mut careless = pin!(connection.exchange(&short, careless_deadline));
+    assert!(careless.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    for call in window {
+        call.await.unwrap().unwrap();
+    }
+    // In line behind the careless one, which is never polled again until its deadline has come.
+    connection.exchange(&short, deadline).await.unwrap();
+    assert!(Instant::now() < careless_deadline + Duration::from_millis(100));
+    let error = careless.await.unwrap_err();
+    assert_eq!((error.kind(), error.execution()), (Kind::DeadlineExceeded, Execution::NotSent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_cancels_does_not_cost_the_next_calls() {
+    let server = Server::new().service(foo(&Arc::default())).window_calls(64);
+    let (network, address) = serve(server).await;
+    let client = client(&network, &[&address]);
+    for _ in 0..20 {
+        let burst: Vec<_> = (0..64)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.send(call(60_000)).await })
+            })
+            .collect();
+        sleep(Duration::from_millis(5)).await;
+        burst.iter().for_each(tokio::task::JoinHandle::abort);
+        let next: Vec<_> = (0..64)
+            .map(|_| {
+                let client = client.clone();
+                tokio::spawn(async move { client.send(call(1)).await })
+            })
+            .collect();
+        for call in next {
+            call.await.unwrap().unwrap();
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_not_read_either() {
+    let started = Arc::new(AtomicUsize::new(0));
+    let (network, address) = serve(Server::new().service(foo(&started))).await;
+    let mut stream = network.connect(&address).await.unwrap();
+    let mut bytes = Vec::new();
+    Hello::new(Limits::default()).encode(&mut bytes);
+    for id in 1..=600 {
+        let head = CallHead {
+            method: MethodRef::Name("Foo.Large"),
+            codec: CodecId::JSON,
+            remaining_ms: 10_000,
+            metadata: srpc::call::Metadata::default(),
+        };
+        encode_frame(&mut bytes, FrameType::Call, 0, id, |out| encode_call(out, &head, b"null"));
+    }
+    // All of it in one piece, and not a byte of the 600 MiB of replies is read.
+    stream.write_all(&bytes).await.unwrap();
+    sleep(Duration::from_secs(5)).await;
+    let most = started.load(SeqCst);
+    assert!((9..=40).contains(&most), "{most} replies of 1 MiB were made");
+    let other = client(&network, &[&address]);
+    assert_eq!(other.call::<_, u64>("Foo.Sleep", &1).await.unwrap(), 1);
+}
+
+#[test]
+fn a_runtime_that_ends_takes_no_other_runtimes_calls_with_it() {
+    let (first, second) = (runtime(), runtime());
+    let server = runtime();
+    let listener = server.block_on(Listener::bind("tcp@127.0.0.1:0")).unwrap();
+    let address = listener.address().clone();
+    let serving = Server::new().service(foo(&Arc::default()));
+    server.spawn(serving.serve(listener, std::future::pending()));
+    let client = second
+        .block_on(async { XClient::new("Foo", StaticList::new([Instance::at(address)])).unwrap() });
+    let dialled = client.clone();
+    first.block_on(async move { dialled.send(call(1)).await }).unwrap();
+    drop(first);
+    second.block_on(async {
+        let answer = timeout(Duration::from_secs(5), client.send(call(1))).await;
+        // The connection died with its runtime: the call makes another one.
+        assert!(answer.unwrap().is_ok());
+    });
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn endless_durations_are_far_ahead_and_no_panic() {
+    let server = Server::new().service(foo(&Arc::default())).idle_timeout(Duration::MAX);
+    let (network, address) = serve(server).await;
+    let list = StaticList::new([Instance::at(address)]);
+    let mut settings = ConnectionSettings::default();
+    settings.ping_idle = Duration::MAX;
+    settings.dead_after = Duration::MAX;
+    let client = XClient::builder("Foo", list)
+        .transport(Arc::new(network))
+        .deadline(Duration::MAX)
+        .attempt_timeout(Duration::MAX)
+        .connection(settings)
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        let call = call(1).timeout(Duration::MAX);
+        client.send(call).await.unwrap();
+        sleep(Duration::from_secs(60)).await;
+    }
+}
+
+/// Accepts in memory and never answers a handshake.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_swallows_connections_fails_no_call() {
+    let (network, live) = serve(Server::new().service(foo(&Arc::default()))).await;
+    let mut hole = network.bind(&Address::to_bind("mem@hole").unwrap()).await.unwrap();
+    let swallowed = hole.address().clone();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok(stream) = hole.accept().await {
+            held.push(stream);
+        }
+    });
+    let client = client(&network, &[&live, &swallowed]);
+    let mut slowest = Duration::ZERO;
+    let mut slow = 0;
+    for _ in 0..2000 {
+        let started = Instant::now();
+        client.send(call(5)).await.unwrap();
+        slow += u32::from(started.elapsed() > Duration::from_secs(1));
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest <= Duration::from_millis(5200), "{slowest:?}");
+    assert!(slow <= 8, "{slow} calls waited for a dial");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broadcast_with_a_leg_that_panics_is_no_success() {
+    let (network, address) = serve(Server::new().service(foo(&Arc::default()))).await;
+    let list = StaticList::new([Instance::at(address)]);
+    let client = XClient::builder("Foo", list)
+        .transport(Arc::new(network))
+        .layer(tower::util::MapRequestLayer::new(|_: Call| -> Call { panic!("on purpose") }))
+        .build()
+        .unwrap();
+    let legs = tokio::spawn(async move { client.broadcast::<_, u64>("Foo.Sleep", &1).await });
+    assert!(legs.await.unwrap_err().is_panic());
+}
