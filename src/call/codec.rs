@@ -158,7 +158,17 @@ impl Codec {
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, CodecError> {
         match self {
             Self::MessagePack => {
-                rmp_serde::from_slice(body).map_err(|error| CodecError::new(self.id(), error))
+                // By a reader whose rest can be asked for: what follows the value is an error, as
+                // it is in JSON.
+                let mut rest = body;
+                let value = T::deserialize(&mut rmp_serde::Deserializer::new(&mut rest))
+                    .map_err(|error| CodecError::new(self.id(), error))?;
+                match rest.len() {
+                    0 => Ok(value),
+                    more => {
+                        Err(CodecError::new(self.id(), format!("{more} bytes after the value")))
+                    }
+                }
             }
             Self::Json => {
                 serde_json::from_slice(body).map_err(|error| CodecError::new(self.id(), error))
@@ -178,5 +188,22 @@ impl Codec {
 impl fmt::Debug for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Codec({})", self.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_value_is_a_body_and_nothing_after_it() {
+        for codec in [Codec::MessagePack, Codec::Json] {
+            let mut body = Vec::new();
+            codec.encode(&(7, "x"), &mut body).unwrap();
+            assert_eq!(codec.decode::<(u8, String)>(&body), Ok((7, "x".to_owned())));
+            body.push(0);
+            assert!(codec.decode::<(u8, String)>(&body).is_err(), "{codec:?}");
+            assert!(codec.decode::<(u8, String)>(&[]).is_err(), "{codec:?}");
+        }
     }
 }
