@@ -5,6 +5,8 @@ mod connection;
 mod driver;
 mod exchange;
 mod in_flight;
+mod keeper;
+mod replies;
 mod waiting;
 
 use std::time::Duration;

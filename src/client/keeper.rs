@@ -1,0 +1,133 @@
+//! Looks after a connection's deadlines, its silence, and its end.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Waker;
+
+use tokio::time::Instant;
+
+use super::connection::{Phase, Ping, Shared, State};
+use crate::call::after;
+use crate::error::{Error, Fate, Kind};
+use crate::protocol::{FrameType, encode_frame};
+
+/// Looks after deadlines while calls wait, pings a peer that is silent, and ends a connection that
+/// is drained or dead.
+pub(super) async fn keep(shared: &Shared) -> String {
+    loop {
+        let now = Instant::now();
+        let (wakers, next) = {
+            let mut state = shared.state.lock();
+            let mut wakers = sweep(shared, &mut state, now);
+            let quiet = state.calls.len() == 0 && state.waiting.is_empty();
+            if quiet && matches!(state.phase, Phase::Draining) {
+                return "the server drained it".to_owned();
+            }
+            let silence = check_silence(shared, &mut state, now, quiet, &mut wakers);
+            let Some(silence) = silence else {
+                return "the server does not answer a ping".to_owned();
+            };
+            state.keeper_parked = quiet;
+            let next = if quiet { silence } else { silence.min(after(now, shared.settings.sweep)) };
+            (wakers, next)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = shared.to_keep.notified() => {}
+        }
+    }
+}
+
+fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
+    let mut ids = Vec::new();
+    state.calls.overdue(now, &mut ids);
+    let mut wakers = state.waiting.remove_overdue(now);
+    for id in ids {
+        let fate = leave(shared, state, id, Fate::Overdue);
+        wakers.extend(state.calls.answer(id, Err(overdue(fate))));
+    }
+    if !wakers.is_empty() {
+        wakers.extend(state.next_in_line());
+    }
+    wakers
+}
+
+/// Gives a call up: takes it back if the writer does not have it yet, else cancels it.
+fn leave(shared: &Shared, state: &mut State, id: u64, sent: Fate) -> Fate {
+    let Some(place) = state.calls.pending(id).map(|call| call.place) else { return sent };
+    if state.outbox.withdraw(place) {
+        return Fate::NeverWritten;
+    }
+    state.outbox.append(|out| encode_frame(out, FrameType::Cancel, 0, id, |_| ()));
+    shared.to_write.notify_one();
+    sent
+}
+
+pub(super) fn overdue(fate: Fate) -> Error {
+    Error::new(Kind::DeadlineExceeded, fate, "no answer came in time")
+}
+
+/// Pings a silent peer; tells when to look again, or `None` if the peer is dead.
+///
+/// A peer that does not answer is suspect: its endpoint is ejected, its idempotent calls and those
+/// that wait in line move on, the others wait for their deadlines. The connection stays for a
+/// while: a stopped process that goes on answers the ping, whereupon the endpoint is taken back
+/// without having cost a call.
+fn check_silence(
+    shared: &Shared,
+    state: &mut State,
+    now: Instant,
+    quiet: bool,
+    wakers: &mut Vec<Waker>,
+) -> Option<Instant> {
+    let settings = &shared.settings;
+    let Some(ping) = &mut state.pinged else {
+        let (since, patience) = match quiet {
+            true => (state.heard, settings.ping_idle),
+            false => (state.heard.max(state.busy), settings.ping_busy),
+        };
+        let due = after(since, patience);
+        if now < due {
+            return Some(due);
+        }
+        let place = state.outbox.append(|out| {
+            encode_frame(out, FrameType::Ping, 0, 0, |out| out.extend_from_slice(&[0; 8]));
+        });
+        let written = shared.written.load(Relaxed);
+        state.pinged = Some(Ping { end: place.end, written, since: now });
+        shared.to_write.notify_one();
+        return Some(after(now, settings.ping_timeout));
+    };
+    // A ping behind large bodies is not late while the socket takes them.
+    let written = shared.written.load(Relaxed);
+    if ping.written < ping.end && written > ping.written {
+        ping.written = written;
+        ping.since = now;
+    }
+    let until = after(ping.since, settings.ping_timeout);
+    if now < until {
+        return Some(until);
+    }
+    if now >= after(ping.since, settings.dead_after) {
+        return None;
+    }
+    if !state.suspect {
+        state.suspect = true;
+        if let Some(endpoint) = &shared.endpoint {
+            endpoint.stats().set_ejected(true);
+            tracing::warn!(
+                endpoint = %endpoint.instance().address,
+                "ejected: a ping is not answered"
+            );
+        }
+        wakers.extend(state.waiting.all());
+    }
+    let idempotent: Vec<_> =
+        state.calls.waiting().filter(|(_, call)| call.idempotent).map(|(id, _)| id).collect();
+    for id in idempotent {
+        let fate = leave(shared, state, id, Fate::ConnectionLost);
+        let error = Error::new(Kind::Unavailable, fate, "the server does not answer a ping");
+        wakers.extend(state.calls.answer(id, Err(error)));
+    }
+    Some(after(now, settings.ping_busy))
+}

@@ -1,0 +1,172 @@
+//! Reads frames and hands each reply to its call.
+
+use std::task::Waker;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncReadExt, ReadHalf};
+use tokio::time::Instant;
+
+use super::connection::{Phase, Shared, State};
+use super::keeper::overdue;
+use crate::call::{CodecId, Reply};
+use crate::error::{Error, Fate, Kind};
+use crate::protocol::{
+    FrameReader, FrameType, Header, OwnedFrame, WireError, decode_reply, encode_connection_error,
+    encode_frame,
+};
+use crate::transport::Stream;
+
+/// How much may wait to be written before pings are not answered any more.
+const PONGS: usize = 256 * 1024;
+
+pub(super) async fn read(
+    shared: &Shared,
+    mut from: ReadHalf<Stream>,
+    mut reader: FrameReader,
+) -> String {
+    let mut wakers = Vec::new();
+    loop {
+        // First what came with the handshake, then what each read brings.
+        let error = take_in(shared, &mut reader, &mut wakers);
+        wakers.drain(..).for_each(Waker::wake);
+        if let Err(error) = error {
+            // The server learns why, if it reads and our writer gets to it; nobody else can be
+            // told.
+            shared.state.lock().outbox.append(|out| encode_connection_error(out, &error));
+            shared.to_write.notify_one();
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+            return error.to_string();
+        }
+        match from.read_buf(reader.buffer()).await {
+            Ok(0) => return "the server closed it".to_owned(),
+            Ok(bytes) => reader.was_read(bytes),
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+/// Hands every whole frame of a read to its call, under one lock.
+fn take_in(
+    shared: &Shared,
+    reader: &mut FrameReader,
+    wakers: &mut Vec<Waker>,
+) -> Result<(), WireError> {
+    let now = Instant::now();
+    let mut state = shared.state.lock();
+    state.heard = now;
+    state.suspect = false;
+    if state.pinged.take().is_some()
+        && let Some(endpoint) = &shared.endpoint
+    {
+        endpoint.stats().set_ejected(false);
+    }
+    let mut write = false;
+    while let Some(frame) = reader.next_frame()? {
+        match frame {
+            OwnedFrame::Whole(header, payload) => {
+                write |= take_frame(shared, &mut state, header, payload, now, wakers)?;
+            }
+            OwnedFrame::Oversized(header) if header.frame != FrameType::Reply => {
+                return Err(WireError::Side(header.frame as u8));
+            }
+            OwnedFrame::Oversized(header) => {
+                let error = Error::new(
+                    Kind::ResourceExhausted,
+                    Fate::Undecodable,
+                    "the reply is larger than this client takes",
+                );
+                wakers.extend(state.calls.answer(header.id, Err(error)));
+            }
+        }
+    }
+    wakers.extend(state.next_in_line());
+    drop(state);
+    if write {
+        shared.to_write.notify_one();
+    }
+    Ok(())
+}
+
+/// Takes one frame; true: something is to be written.
+fn take_frame(
+    shared: &Shared,
+    state: &mut State,
+    header: Header,
+    payload: Bytes,
+    now: Instant,
+    wakers: &mut Vec<Waker>,
+) -> Result<bool, WireError> {
+    match header.frame {
+        FrameType::Reply => {
+            let answer = answer(payload)?;
+            let late = state.calls.pending(header.id).is_some_and(|call| call.deadline <= now);
+            let answer = if late { Err(overdue(Fate::Overdue)) } else { answer };
+            match state.calls.answer(header.id, answer) {
+                Some(waker) => wakers.push(waker),
+                None => state.stray += 1,
+            }
+        }
+        FrameType::Drain => {
+            drain(shared, state, header.id, wakers);
+        }
+        // A flood of pings whose answers are not read is not answered.
+        FrameType::Ping if state.outbox.len() > PONGS => {}
+        FrameType::Ping => {
+            state.outbox.append(|out| {
+                encode_frame(out, FrameType::Pong, 0, 0, |out| out.extend_from_slice(&payload));
+            });
+            return Ok(true);
+        }
+        FrameType::Pong | FrameType::Void => {}
+        FrameType::ConnectionError => {
+            tracing::warn!(
+                endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),
+                reason = %String::from_utf8_lossy(&payload).escape_debug(),
+                "the server refuses the connection"
+            );
+        }
+        FrameType::Call | FrameType::Cancel => return Err(WireError::Side(header.frame as u8)),
+    }
+    Ok(false)
+}
+
+fn answer(mut payload: Bytes) -> Result<Result<Reply, Error>, WireError> {
+    let (head, body) = decode_reply(&payload)?;
+    let before_body = payload.len() - body.len();
+    payload.advance(before_body);
+    Ok(match head.status {
+        Ok(()) => {
+            let mut reply = Reply::new(CodecId::RAW, payload);
+            reply.metadata = head.metadata;
+            reply.load = head.load;
+            Ok(reply)
+        }
+        Err((kind, execution)) => {
+            let message = String::from_utf8_lossy(&payload).into_owned();
+            Err(Error::answered(kind, execution, message))
+        }
+    })
+}
+
+/// The server takes no call above `last`: those fail as rejected, the others go on.
+fn drain(shared: &Shared, state: &mut State, last: u64, wakers: &mut Vec<Waker>) {
+    if matches!(state.phase, Phase::Open) {
+        state.phase = Phase::Draining;
+    }
+    // Without calls the connection ends at once, and with it what it knows: whoever calls next
+    // finds out by dialling. An idle connection is drained by a server that serves on.
+    if let Some(endpoint) = &shared.endpoint
+        && state.calls.len() > 0
+    {
+        endpoint.stats().set_draining(true);
+        tracing::debug!(endpoint = %endpoint.instance().address, "the server drains");
+    }
+    wakers.extend(state.calls.fail(|id, _| {
+        (id > last)
+            .then(|| (Kind::Unavailable, Fate::AboveDrain, "the server was draining".to_owned()))
+    }));
+    wakers.extend(state.waiting.all());
+    shared.to_keep.notify_one();
+}

@@ -1,0 +1,160 @@
+//! The connections of a server that is up, and what they share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use super::connection;
+use super::handler::Handler;
+use super::settings::ServerSettings;
+use crate::call::Codec;
+use crate::transport::{Listener, Stream};
+
+/// How far a server has come; connections follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Serving,
+    /// Nothing new is started.
+    Draining,
+    /// The grace has passed.
+    Cut,
+}
+
+/// What all connections of a server share.
+pub(super) struct Shared {
+    pub(super) methods: HashMap<Arc<str>, Arc<Entry>>,
+    pub(super) settings: ServerSettings,
+    /// Calls in flight over all connections: the load that every reply tells.
+    pub(super) in_flight: AtomicUsize,
+    pub(super) bytes_in_flight: AtomicUsize,
+    /// Connections by the host they come from.
+    pub(super) hosts: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+/// A method with its full name.
+pub(super) struct Entry {
+    pub(super) name: Arc<str>,
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) codecs: Arc<Vec<Codec>>,
+    /// How many of its next calls get a task of their own at once.
+    pub(super) away: AtomicU32,
+}
+
+impl Entry {
+    /// Whether the next call may be polled in place, by the connection's own task.
+    pub(super) fn runs_in_place(&self) -> bool {
+        let away = self.away.load(Relaxed);
+        if away > 0 {
+            // Two calls at once may count as one: the number is no promise.
+            self.away.store(away - 1, Relaxed);
+        }
+        away == 0
+    }
+
+    /// It computed for long and held up its connection: the next calls are kept away from it. Not
+    /// for good, since a machine that was busy looks just the same.
+    pub(super) fn was_slow(&self) {
+        self.away.store(1000, Relaxed);
+    }
+}
+
+/// The connections of a server that is up.
+pub(super) struct House {
+    pub(super) shared: Arc<Shared>,
+    pub(super) phases: watch::Receiver<Phase>,
+    /// Owns every connection's task; dropped, it ends them.
+    pub(super) connections: JoinSet<()>,
+}
+
+impl House {
+    /// Accepts for as long as it is polled.
+    pub(super) async fn accept_from(&mut self, listener: &mut Listener) {
+        let mut pause = Duration::ZERO;
+        loop {
+            while self.connections.try_join_next().is_some() {}
+            match listener.accept().await {
+                Ok(stream) => {
+                    pause = Duration::ZERO;
+                    self.admit(stream);
+                }
+                Err(error) => {
+                    // Too many open files passes when connections end: wait, and accept again.
+                    pause = (pause * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
+                    tracing::warn!(%error, ?pause, "cannot accept");
+                    sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, stream: Stream) {
+        let host = Arc::clone(&stream.peer().host);
+        let Some(guest) = Guest::admit(&self.shared, host, self.connections.len()) else {
+            tracing::warn!(host = &*stream.peer().host, "too many connections: one is refused");
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        let phases = self.phases.clone();
+        self.connections.spawn(async move {
+            connection::run(shared, stream, phases).await;
+            drop(guest);
+        });
+    }
+
+    /// Waits until every connection has ended.
+    pub(super) async fn empty(&mut self) {
+        while self.connections.join_next().await.is_some() {}
+    }
+}
+
+/// A connection's place under its host's cap.
+pub(super) struct Guest {
+    shared: Arc<Shared>,
+    host: Arc<str>,
+}
+
+impl Guest {
+    fn admit(shared: &Arc<Shared>, host: Arc<str>, connections: usize) -> Option<Self> {
+        if connections >= shared.settings.max_connections {
+            return None;
+        }
+        let mut hosts = shared.hosts.lock();
+        let count = hosts.entry(Arc::clone(&host)).or_default();
+        // Unix sockets have no host: whoever may open their file is trusted with all of them.
+        if !host.is_empty() && *count >= shared.settings.max_connections_per_host {
+            return None;
+        }
+        *count += 1;
+        drop(hosts);
+        Some(Self { shared: Arc::clone(shared), host })
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut hosts = self.shared.hosts.lock();
+        if let Some(count) = hosts.get_mut(&self.host) {
+            *count -= 1;
+            if *count == 0 {
+                hosts.remove(&self.host);
+            }
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn load(&self) -> u32 {
+        self.in_flight.load(Relaxed) as u32
+    }
+}
+
+/// The instant a number of milliseconds ahead; far ahead if the clock cannot tell.
+pub(super) fn deadline_in(now: Instant, ms: u32) -> Instant {
+    now + Duration::from_millis(ms.into())
+}

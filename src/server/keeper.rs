@@ -1,0 +1,92 @@
+//! Looks after a connection's deadlines, slow frames, idleness and drain.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Phase;
+use super::connection::{Connection, End, LINGER, State};
+use super::handler::Failure;
+use super::reply::put_reply;
+use crate::call::after;
+use crate::error::{Fate, Kind};
+use crate::protocol::{FrameType, WireError, encode_frame};
+
+/// The least time between two looks at deadlines.
+const SWEEP: Duration = Duration::from_millis(10);
+
+/// Looks after deadlines, slow frames, idleness and drain.
+pub(super) async fn keep(connection: &Connection, phases: &mut watch::Receiver<Phase>) -> End {
+    let settings = &connection.server.settings;
+    loop {
+        let now = Instant::now();
+        let phase = *phases.borrow_and_update();
+        let next = {
+            let mut state = connection.state.lock();
+            let overdue = state.running.drop_overdue(now);
+            let why = "the handler was dropped at its deadline";
+            connection.give_up(&mut state, overdue, Kind::DeadlineExceeded, why);
+            let idle_at = after(state.busy, settings.idle_timeout);
+            if phase != Phase::Serving || (state.running.is_empty() && now >= idle_at) {
+                connection.drain(&mut state);
+            }
+            if phase == Phase::Cut {
+                let all = state.running.drop_all();
+                let why = "the server stopped before the handler ended";
+                connection.give_up(&mut state, all, Kind::Unavailable, why);
+                return End::Done;
+            }
+            let all_said = state.outbox.is_empty() && state.writing.is_none();
+            if state.drained_at.is_some() && state.running.is_empty() && all_said {
+                return End::Done;
+            }
+            let too_slow = state.partial.map(|since| after(since, settings.frame_timeout));
+            if too_slow.is_some_and(|due| now >= due) {
+                return End::Refused(WireError::Slow);
+            }
+            let unread = state.writing.map(|since| after(since, settings.frame_timeout));
+            if unread.is_some_and(|due| now >= due) {
+                return End::Lost;
+            }
+            let mut next = if state.drained_at.is_some() { now + LINGER } else { idle_at };
+            for due in [too_slow, unread, state.running.earliest()].into_iter().flatten() {
+                next = next.min(due);
+            }
+            state.next_look = next.max(now + SWEEP);
+            state.next_look
+        };
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = connection.to_keep.notified() => {}
+            changed = phases.changed() => {
+                // Nobody is left to drain for.
+                if changed.is_err() {
+                    return End::Done;
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Tells the client, once, that nothing after what it has sent so far will be started.
+    fn drain(&self, state: &mut State) {
+        if state.drained_at.is_none() {
+            let last = state.last_id;
+            state.drained_at = Some(last);
+            state.outbox.append(|out| encode_frame(out, FrameType::Drain, 0, last, |_| ()));
+            self.to_write.notify_one();
+        }
+    }
+
+    /// Tells the callers of handlers that were dropped.
+    fn give_up(&self, state: &mut State, ids: Vec<u64>, kind: Kind, why: &str) {
+        let load = self.server.load();
+        for id in ids {
+            let failure = Failure::new(kind, Fate::HandlerDropped, why);
+            state.outbox.append(|out| put_reply(out, id, Err(failure), load, usize::MAX));
+            self.to_write.notify_one();
+        }
+    }
+}
