@@ -15,7 +15,7 @@ use srpc::call::Raw;
 use srpc::server::{ServerSettings, State};
 use srpc::{Instance, Listener, Server, Service, Status, XClient};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -321,25 +321,37 @@ fn headers() -> Vec<Case> {
     let too_large = "larger than the 4194304 bytes";
     let flood = header(0, VOID, 0, 0, 0).repeat(100_000);
     let mut cases = vec![
-        case("length 0xFFFFFFFF", header(u32::MAX, CALL, 0, 0, 1), {
-            refused("a frame of 4294967295 bytes")
-        }),
-        case("length 0xFFFFFFFF, to be skipped", header(u32::MAX, 99, SKIP, 0, 1), {
-            refused("a frame of 4294967295 bytes")
-        }),
-        case("a byte more than is ever skipped", header((64 << 20) + 1, CALL, 0, 0, 1), {
-            refused("a frame of 67108865 bytes")
-        }),
-        case("a body of 5 MiB", Call::echo(5 << 20).frame(1), {
-            error(1, RESOURCE_EXHAUSTED, REJECTED, too_large)
-        }),
-        case("a body of a byte too much", Call::echo(MAX_BODY + 1).frame(1), {
-            error(1, RESOURCE_EXHAUSTED, REJECTED, too_large)
-        }),
+        case(
+            "length 0xFFFFFFFF",
+            header(u32::MAX, CALL, 0, 0, 1),
+            refused("a frame of 4294967295 bytes"),
+        ),
+        case(
+            "length 0xFFFFFFFF, to be skipped",
+            header(u32::MAX, 99, SKIP, 0, 1),
+            refused("a frame of 4294967295 bytes"),
+        ),
+        case(
+            "a byte more than is ever skipped",
+            header((64 << 20) + 1, CALL, 0, 0, 1),
+            refused("a frame of 67108865 bytes"),
+        ),
+        case(
+            "a body of 5 MiB",
+            Call::echo(5 << 20).frame(1),
+            error(1, RESOURCE_EXHAUSTED, REJECTED, too_large),
+        ),
+        case(
+            "a body of a byte too much",
+            Call::echo(MAX_BODY + 1).frame(1),
+            error(1, RESOURCE_EXHAUSTED, REJECTED, too_large),
+        ),
         case("the longest body", Call::echo(MAX_BODY).frame(1), result(1, vec![7; MAX_BODY])),
-        case("a call too large without id", header(5 << 20, CALL, 0, 0, 0), {
-            refused("a wrong id 0x0")
-        }),
+        case(
+            "a call too large without id",
+            header(5 << 20, CALL, 0, 0, 0),
+            refused("a wrong id 0x0"),
+        ),
         case("a flood of empty frames", flood, lives([])),
         case("void frames with payloads", frame(VOID, 0, 7, &[9; 5000]).repeat(10), lives([])),
         case("an unknown type", frame(8, 0, 1, b"x"), refused("an unknown frame type 8")),
@@ -362,9 +374,11 @@ fn headers() -> Vec<Case> {
     ];
     for reserved in [1, 0x100, 0xffff] {
         let bytes = header(0, PING, 0, reserved, 0);
-        cases.push(case(format!("reserved {reserved:#x}"), bytes, {
-            refused("a reserved field is set")
-        }));
+        cases.push(case(
+            format!("reserved {reserved:#x}"),
+            bytes,
+            refused("a reserved field is set"),
+        ));
     }
     for (kind, flags) in [
         (VOID, MORE),
@@ -394,15 +408,21 @@ fn ids_and_sides() -> Vec<Case> {
         case("a live id", [Call::wait().frame(5), sum(5)].concat(), refused("a wrong id 0x5")),
         case("a falling id", sum(4), refused("a wrong id 0x4")).after(sum(5), three(5)),
         case("ids with gaps", sum(1 << 63), result(1 << 63, [3])).after(sum(1), three(1)),
-        case("a reply to a server", frame(REPLY, 0, 1, &[0; 7]), {
-            refused("a frame of type 2 from the wrong side")
-        }),
-        case("a reply too large, to a server", header(5 << 20, REPLY, 0, 0, 1), {
-            refused("a frame of type 2 from the wrong side")
-        }),
-        case("a drain to a server", frame(DRAIN, 0, 1, &[]), {
-            refused("a frame of type 4 from the wrong side")
-        }),
+        case(
+            "a reply to a server",
+            frame(REPLY, 0, 1, &[0; 7]),
+            refused("a frame of type 2 from the wrong side"),
+        ),
+        case(
+            "a reply too large, to a server",
+            header(5 << 20, REPLY, 0, 0, 1),
+            refused("a frame of type 2 from the wrong side"),
+        ),
+        case(
+            "a drain to a server",
+            frame(DRAIN, 0, 1, &[]),
+            refused("a frame of type 4 from the wrong side"),
+        ),
         case("a connection error to a server", frame(CONNECTION_ERROR, 0, 0, b"\xff!"), lives([])),
         case("a pong that nobody asked for", frame(PONG, 0, 0, &[1; 8]), lives([])),
         case("a cancel of an unknown id", frame(CANCEL, 0, 77, &[]), lives([])),
@@ -410,13 +430,17 @@ fn ids_and_sides() -> Vec<Case> {
         case("a cancel of a call that is over", frame(CANCEL, 0, 1, &[]), lives([]))
             .after(sum(1), three(1)),
         case("a cancel with a payload", frame(CANCEL, 0, 1, &[0; 4096]), lives([])),
-        case("a good call before a bad frame", frame(8, 0, 0, &[]), {
-            refused("an unknown frame type 8")
-        })
+        case(
+            "a good call before a bad frame",
+            frame(8, 0, 0, &[]),
+            refused("an unknown frame type 8"),
+        )
         .after(sum(1), three(1)),
-        case("a good call behind a bad frame", [frame(8, 0, 0, &[]), sum(1)].concat(), {
-            refused("an unknown frame type 8")
-        }),
+        case(
+            "a good call behind a bad frame",
+            [frame(8, 0, 0, &[]), sum(1)].concat(),
+            refused("an unknown frame type 8"),
+        ),
     ];
     for len in [0, 1, 8, 4096] {
         let payload = vec![0xa5; len];
@@ -437,9 +461,11 @@ fn calls() -> Vec<Case> {
     for marker in [0xdd, 0xdf, 0xdb, 0xc6, 0xc9] {
         let body = vec![marker, 0xff, 0xff, 0xff, 0xff];
         let bytes = Call { body, ..Call::of(named("Foo.Any")) }.frame(1);
-        cases.push(case(format!("4 Gi after {marker:#x}"), bytes, {
-            error(1, INVALID_ARGUMENT, REJECTED, "the arguments")
-        }));
+        cases.push(case(
+            format!("4 Gi after {marker:#x}"),
+            bytes,
+            error(1, INVALID_ARGUMENT, REJECTED, "the arguments"),
+        ));
     }
     let entries = |count: u8| (0..count).map(|n| entry(&[b'a', n], b"")).collect::<Vec<_>>();
     let three = |id| Answer::Result(id, vec![3]);
@@ -450,55 +476,83 @@ fn calls() -> Vec<Case> {
         case("64 entries", with_metadata(&entries(64)), result(1, [3])),
         case("65 entries", with_metadata(&entries(65)), refused("more than 64 metadata entries")),
         case("the most metadata", with_metadata(&[entry(b"key", &[b'v'; 8189])]), result(1, [3])),
-        case("65 entries of one key", with_metadata(&vec![entry(b"k", b"v"); 65]), {
-            refused("more than 64 metadata entries")
-        }),
+        case(
+            "65 entries of one key",
+            with_metadata(&vec![entry(b"k", b"v"); 65]),
+            refused("more than 64 metadata entries"),
+        ),
         case(
             "an entry twice",
             with_metadata(&[entry(b"k", b"v"), entry(b"k", b"v")]),
             result(1, [3]),
         ),
-        case("too much metadata", with_metadata(&[entry(b"key", &[b'v'; 8190])]), {
-            refused("more than 8192 bytes of metadata")
-        }),
-        case("an empty key", with_metadata(&[entry(b"", b"v")]), {
-            refused("a metadata key is 1 to 255 bytes")
-        }),
+        case(
+            "too much metadata",
+            with_metadata(&[entry(b"key", &[b'v'; 8190])]),
+            refused("more than 8192 bytes of metadata"),
+        ),
+        case(
+            "an empty key",
+            with_metadata(&[entry(b"", b"v")]),
+            refused("a metadata key is 1 to 255 bytes"),
+        ),
         case("a key that is not UTF-8", with_metadata(&[entry(b"\xff", b"v")]), refused(NOT_UTF8)),
-        case("a value that is not UTF-8", with_metadata(&[entry(b"k", b"\xc3(")]), {
-            refused(NOT_UTF8)
-        }),
-        case("more entries than there are", Call { metadata: vec![9], ..Call::sum() }.frame(1), {
-            refused(SHORT)
-        }),
-        case("a method that is not UTF-8", Call::of(b"\0\x05Foo.\xff".into()).frame(1), {
-            refused(NOT_UTF8)
-        }),
-        case("no such way to name a method", Call::of(vec![3, 1, b'x']).frame(1), {
-            refused("an undefined value in how a call names its method")
-        }),
-        case("a method without dot", Call::of(named("Sum")).frame(1), {
-            error(1, UNIMPLEMENTED, REJECTED, "\"Sum\"")
-        }),
-        case("a method without name", Call::of(named("")).frame(1), {
-            error(1, UNIMPLEMENTED, REJECTED, "\"\"")
-        }),
-        case("a method with control characters", Call::of(named("Foo.\n\u{1b}[2J")).frame(1), {
-            error(1, UNIMPLEMENTED, REJECTED, "\"Foo.\\n\\u{1b}[2J\"")
-        }),
-        case("the longest name", Call::of(named(&"x".repeat(255))).frame(1), {
-            error(1, UNIMPLEMENTED, REJECTED, "xxx")
-        }),
+        case(
+            "a value that is not UTF-8",
+            with_metadata(&[entry(b"k", b"\xc3(")]),
+            refused(NOT_UTF8),
+        ),
+        case(
+            "more entries than there are",
+            Call { metadata: vec![9], ..Call::sum() }.frame(1),
+            refused(SHORT),
+        ),
+        case(
+            "a method that is not UTF-8",
+            Call::of(b"\0\x05Foo.\xff".into()).frame(1),
+            refused(NOT_UTF8),
+        ),
+        case(
+            "no such way to name a method",
+            Call::of(vec![3, 1, b'x']).frame(1),
+            refused("an undefined value in how a call names its method"),
+        ),
+        case(
+            "a method without dot",
+            Call::of(named("Sum")).frame(1),
+            error(1, UNIMPLEMENTED, REJECTED, "\"Sum\""),
+        ),
+        case(
+            "a method without name",
+            Call::of(named("")).frame(1),
+            error(1, UNIMPLEMENTED, REJECTED, "\"\""),
+        ),
+        case(
+            "a method with control characters",
+            Call::of(named("Foo.\n\u{1b}[2J")).frame(1),
+            error(1, UNIMPLEMENTED, REJECTED, "\"Foo.\\n\\u{1b}[2J\""),
+        ),
+        case(
+            "the longest name",
+            Call::of(named(&"x".repeat(255))).frame(1),
+            error(1, UNIMPLEMENTED, REJECTED, "xxx"),
+        ),
         case("an unknown method", Call::of(named("Foo.None")).frame(1), lives([unknown(1)])),
-        case("an unknown service", Call::of(named("Bar.Sum")).frame(1), {
-            error(1, UNIMPLEMENTED, REJECTED, "Bar.Sum")
-        }),
-        case("a number that was never given", Call::of(number(9)).frame(1), {
-            refused("an undefined value in a method's number: it was never given")
-        }),
-        case("a number below one that was given", Call::of(number(8)).frame(2), {
-            refused("an undefined value in a method's number: it was never given")
-        })
+        case(
+            "an unknown service",
+            Call::of(named("Bar.Sum")).frame(1),
+            error(1, UNIMPLEMENTED, REJECTED, "Bar.Sum"),
+        ),
+        case(
+            "a number that was never given",
+            Call::of(number(9)).frame(1),
+            refused("an undefined value in a method's number: it was never given"),
+        ),
+        case(
+            "a number below one that was given",
+            Call::of(number(8)).frame(2),
+            refused("an undefined value in a method's number: it was never given"),
+        )
         .after(Call::of(define(9, "Foo.Sum")).frame(1), three(1)),
         case(
             "a number of an unknown method",
@@ -519,42 +573,67 @@ fn calls() -> Vec<Case> {
             ]),
             lives([Answer::Error(1, DEADLINE_EXCEEDED, REJECTED, expired), three(2)]),
         ),
-        case("an unknown codec", Call { codec: 99, ..Call::sum() }.frame(1), {
-            error(1, INVALID_ARGUMENT, REJECTED, "no codec 99")
-        }),
+        case(
+            "an unknown codec",
+            Call { codec: 99, ..Call::sum() }.frame(1),
+            error(1, INVALID_ARGUMENT, REJECTED, "no codec 99"),
+        ),
         case(
             "an unknown codec of an unknown method",
             Call { codec: 99, ..Call::of(named("Foo.None")) }.frame(1),
             lives([unknown(1)]),
         ),
-        case("a raw body where a value is wanted", Call { codec: 0, ..Call::sum() }.frame(1), {
-            error(1, INVALID_ARGUMENT, REJECTED, "the arguments")
-        }),
-        case("JSON that is MessagePack", Call { codec: 2, ..Call::sum() }.frame(1), {
-            error(1, INVALID_ARGUMENT, REJECTED, "the arguments")
-        }),
-        case("no body", Call { body: vec![], ..Call::sum() }.frame(1), {
-            error(1, INVALID_ARGUMENT, REJECTED, "the arguments")
-        }),
         case(
-            "a byte behind the arguments",
-            { Call { body: vec![0x92, 1, 2, 0], ..Call::sum() }.frame(1) },
+            "a raw body where a value is wanted",
+            Call { codec: 0, ..Call::sum() }.frame(1),
             error(1, INVALID_ARGUMENT, REJECTED, "the arguments"),
         ),
-        case("deadline 0", Call { remaining_ms: 0, ..Call::sum() }.frame(1), {
-            error(1, DEADLINE_EXCEEDED, REJECTED, expired)
-        }),
-        case("the largest deadline", Call { remaining_ms: u32::MAX, ..Call::sum() }.frame(1), {
-            result(1, [3])
-        }),
+        case(
+            "JSON that is MessagePack",
+            Call { codec: 2, ..Call::sum() }.frame(1),
+            error(1, INVALID_ARGUMENT, REJECTED, "the arguments"),
+        ),
+        case(
+            "no body",
+            Call { body: vec![], ..Call::sum() }.frame(1),
+            error(1, INVALID_ARGUMENT, REJECTED, "the arguments"),
+        ),
+        case(
+            "a byte behind the arguments",
+            Call { body: vec![0x92, 1, 2, 0], ..Call::sum() }.frame(1),
+            error(1, INVALID_ARGUMENT, REJECTED, "the arguments"),
+        ),
+        case(
+            "deadline 0",
+            Call { remaining_ms: 0, ..Call::sum() }.frame(1),
+            error(1, DEADLINE_EXCEEDED, REJECTED, expired),
+        ),
+        case(
+            "deadline 0 of an unknown method, in an unknown codec",
+            Call { remaining_ms: 0, codec: 99, ..Call::of(named("Foo.None")) }.frame(1),
+            error(1, DEADLINE_EXCEEDED, REJECTED, expired),
+        ),
+        case(
+            "a body too large of an unknown method, with deadline 0",
+            Call { method: named("Foo.None"), remaining_ms: 0, ..Call::echo(MAX_BODY + 1) }
+                .frame(1),
+            error(1, RESOURCE_EXHAUSTED, REJECTED, "larger than the 4194304 bytes"),
+        ),
+        case(
+            "the largest deadline",
+            Call { remaining_ms: u32::MAX, ..Call::sum() }.frame(1),
+            result(1, [3]),
+        ),
         case(
             "the largest deadline, of a call that takes its time",
             [Call { remaining_ms: u32::MAX, ..Call::wait() }.frame(1), ping(b"?")].concat(),
             lives([Answer::Pong(b"?".into())]),
         ),
-        case("a deadline that passes", Call { remaining_ms: 1, ..Call::wait() }.frame(1), {
-            error(1, DEADLINE_EXCEEDED, MAYBE_EXECUTED, "dropped at its deadline")
-        }),
+        case(
+            "a deadline that passes",
+            Call { remaining_ms: 1, ..Call::wait() }.frame(1),
+            error(1, DEADLINE_EXCEEDED, MAYBE_EXECUTED, "dropped at its deadline"),
+        ),
         case("flags of a call", frame(CALL, SKIP | IDEMPOTENT, 1, &full), result(1, [3])),
         case("a notification", frame(CALL, NOTIFY, 1, &full), result(1, [])),
         case(
@@ -564,9 +643,11 @@ fn calls() -> Vec<Case> {
         ),
         Case {
             hello: hello(1, 1, LEAST, 0, &[]),
-            ..case("a result larger than the client takes", echo.frame(1), {
-                error(1, RESOURCE_EXHAUSTED, EXECUTED, "larger than the client takes")
-            })
+            ..case(
+                "a result larger than the client takes",
+                echo.frame(1),
+                error(1, RESOURCE_EXHAUSTED, EXECUTED, "larger than the client takes"),
+            )
         },
     ]);
     cases
@@ -597,13 +678,17 @@ fn deep() -> Vec<Case> {
 fn with_the_handshake() -> Vec<Case> {
     let behind = |frames: Vec<u8>| [good_hello(), frames].concat();
     vec![
-        at_first("a ping with the handshake", behind(ping(b"1")), {
-            lives([Answer::Pong(b"1".into())])
-        }),
+        at_first(
+            "a ping with the handshake",
+            behind(ping(b"1")),
+            lives([Answer::Pong(b"1".into())]),
+        ),
         at_first("a call with the handshake", behind(Call::sum().frame(1)), result(1, [3])),
-        at_first("a bad frame with the handshake", behind(frame(8, 0, 0, &[])), {
-            refused("an unknown frame type 8")
-        }),
+        at_first(
+            "a bad frame with the handshake",
+            behind(frame(8, 0, 0, &[])),
+            refused("an unknown frame type 8"),
+        ),
         at_first(
             "a bad frame with a bad handshake",
             [hello(2, 2, LIMITS, 0, &[]), header(u32::MAX, 8, 0, 0, 0)].concat(),
@@ -976,8 +1061,7 @@ async fn calls_beyond_the_window_are_rejected_until_there_is_room() {
         raw.send(&Call::wait().frame(id)).await;
     }
     raw.send(&Call::sum().frame(65)).await;
-    let full = "the connection's window of calls is full";
-    let full = |id| Answer::Error(id, RESOURCE_EXHAUSTED, REJECTED, full);
+    let full = |id| Answer::Error(id, RESOURCE_EXHAUSTED, REJECTED, "window");
     raw.expect_all(&[full(65)]).await.unwrap();
     raw.send(&Call::wait().frame(66)).await;
     raw.expect_all(&[full(66)]).await.unwrap();
@@ -1005,8 +1089,7 @@ async fn bodies_beyond_the_window_are_rejected() {
     raw.send(&large.frame(1)).await;
     raw.send(&large.frame(2)).await;
     raw.send(&Call::sum().frame(3)).await;
-    let full = "the connection's window of bytes is full";
-    raw.expect_all(&[Answer::Error(3, RESOURCE_EXHAUSTED, REJECTED, full)]).await.unwrap();
+    raw.expect_all(&[Answer::Error(3, RESOURCE_EXHAUSTED, REJECTED, "window")]).await.unwrap();
     served.everyone_else_is_served().await;
 }
 
@@ -1058,16 +1141,17 @@ async fn half_a_frame_then_silence_is_refused() {
         .into_iter()
         .map(|end| case(format!("{end} bytes of a call"), &call[..end], too_slow()))
         .collect();
+    let too_large = Answer::Error(1, RESOURCE_EXHAUSTED, REJECTED, "larger than the 4194304 bytes");
     let behind = |frames: &[u8]| [&good_hello(), frames].concat();
     cases.extend([
         case("a byte behind a call", [0], too_slow()).after(call.clone(), three),
         case("half of a frame to skip", frame(99, SKIP, 0, &[0; 9])[..20].to_vec(), too_slow()),
         case("half of an empty frame", frame(VOID, 0, 0, &[0; 9])[..20].to_vec(), too_slow()),
-        case("half of a body too large", Call::echo(5 << 20).frame(1)[..1 << 20].to_vec(), {
-            let text = "larger than the 4194304 bytes";
-            let answer = Answer::Error(1, RESOURCE_EXHAUSTED, REJECTED, text);
-            Expect::Refused(vec![answer], TOO_SLOW.to_owned())
-        }),
+        case(
+            "half of a body too large",
+            Call::echo(5 << 20).frame(1)[..1 << 20].to_vec(),
+            Expect::Refused(vec![too_large], TOO_SLOW.to_owned()),
+        ),
         at_first("half a frame with the handshake", behind(&call[..9]), too_slow()),
     ]);
     check_all(&served, &cases).await;
@@ -1095,26 +1179,67 @@ async fn a_byte_at_a_time_is_refused_when_the_frame_takes_too_long() {
 /// Every frame comes in time, though each read ends within one.
 #[tokio::test]
 async fn frames_in_time_are_never_too_slow() {
-    let limit = Duration::from_millis(400);
+    let limit = Duration::from_secs(1);
     let served = Served::start(settings(|s| s.frame_timeout = limit)).await;
-    for (name, frame) in [
-        ("pings", ping(b"12345678")),
-        ("empty frames", frame(VOID, 0, 0, b"12345678")),
-        ("frames to skip", frame(99, SKIP, 0, b"12345678")),
-    ] {
+    let drip = async |name, frame: Vec<u8>, answers: Vec<Answer>| {
         let mut raw = served.shaken().await;
         let (first, second) = frame.split_at(10);
         raw.send(first).await;
-        for _ in 0..20 {
+        for _ in 0..30 {
             sleep(Duration::from_millis(50)).await;
             raw.send(&[second, first].concat()).await;
         }
         raw.send(second).await;
-        if name == "pings" {
-            let pongs = vec![Answer::Pong(b"12345678".to_vec()); 21];
-            raw.expect_all(&pongs).await.unwrap();
+        let told = match raw.expect_all(&answers).await {
+            Ok(()) => raw.is_served().await,
+            Err(error) => Err(error),
+        };
+        told.map_err(|error| format!("{name}: {error}"))
+    };
+    let (pings, empty, skipped) = tokio::join!(
+        drip("pings", ping(b"12345678"), vec![Answer::Pong(b"12345678".to_vec()); 31]),
+        drip("empty frames", frame(VOID, 0, 0, b"12345678"), vec![]),
+        drip("frames to skip", frame(99, SKIP, 0, b"12345678"), vec![]),
+    );
+    served.everyone_else_is_served().await;
+    assert_eq!((pings, empty, skipped), (Ok(()), Ok(()), Ok(())));
+}
+
+/// A client that asks for much and reads nothing holds neither memory nor its connection for long.
+#[tokio::test]
+async fn a_client_that_does_not_read_is_left() {
+    const TIMES: usize = 16;
+    let limit = Duration::from_millis(500);
+    let served = Served::start(settings(|s| s.frame_timeout = limit)).await;
+    let echoes: Vec<_> = (1..=TIMES as u64).map(|id| Call::echo(MAX_BODY).frame(id)).collect();
+    let pings = vec![ping(&[1; 4096]).repeat(1024); TIMES];
+    for (name, frames) in [("echoes", echoes), ("pings", pings)] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 * 1024).unwrap();
+        let stream = socket.connect(served.at.parse().unwrap()).await.unwrap();
+        let mut raw = RawClient(stream);
+        raw.send(&good_hello()).await;
+        raw.server_hello().await.unwrap();
+        let (mut from, mut to) = raw.0.into_split();
+        let sending = tokio::spawn(async move {
+            for frame in frames {
+                if to.write_all(&frame).await.is_err() {
+                    return true;
+                }
+            }
+            // Open until the server closes.
+            sleep(PATIENCE).await;
+            false
+        });
+        // The server cannot write, and after a while reads no more either.
+        let closed = timeout(PATIENCE, sending).await;
+        assert!(matches!(closed, Ok(Ok(true))), "{name}: {closed:?}");
+        let mut count = 0;
+        let mut buffer = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = timeout(PATIENCE, from.read(&mut buffer)).await.unwrap() {
+            count += read;
         }
-        raw.is_served().await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(count < TIMES * MAX_BODY, "{name}: {count} bytes came");
         served.everyone_else_is_served().await;
     }
 }

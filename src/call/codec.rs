@@ -47,6 +47,10 @@ impl CodecError {
     }
 }
 
+/// How deep values may nest in MessagePack: as deep as serde_json lets them. Deeper ones would
+/// overflow a thread's stack, which ends the process.
+const MAX_DEPTH: usize = 128;
+
 /// How arguments and results become bytes.
 #[derive(Clone, Default)]
 #[non_exhaustive]
@@ -161,7 +165,9 @@ impl Codec {
                 // By a reader whose rest can be asked for: what follows the value is an error, as
                 // it is in JSON.
                 let mut rest = body;
-                let value = T::deserialize(&mut rmp_serde::Deserializer::new(&mut rest))
+                let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+                deserializer.set_max_depth(MAX_DEPTH);
+                let value = T::deserialize(&mut deserializer)
                     .map_err(|error| CodecError::new(self.id(), error))?;
                 match rest.len() {
                     0 => Ok(value),

@@ -181,12 +181,19 @@ pub struct Reply {
     pub metadata: Metadata,
     /// The calls in flight at the server when it answered.
     pub load: u32,
+    /// Who answered, and at which attempt.
+    pub(crate) from: Option<(Address, u32)>,
 }
 
 impl Reply {
     /// A reply with this body.
     pub fn new(codec: CodecId, body: impl Into<Bytes>) -> Self {
-        Self { codec, body: body.into(), metadata: Metadata::default(), load: 0 }
+        Self { codec, body: body.into(), metadata: Metadata::default(), load: 0, from: None }
+    }
+
+    /// The address of the instance that answered.
+    pub fn endpoint(&self) -> Option<&Address> {
+        self.from.as_ref().map(|(address, _)| address)
     }
 
     /// The result, decoded by the codec that the reply names.
@@ -197,11 +204,7 @@ impl Reply {
     pub fn decode<R: DeserializeOwned>(&self) -> Result<R, Error> {
         match Codec::built_in(self.codec) {
             Some(codec) => self.decode_with(&codec),
-            None => Err(Error::new(
-                Kind::Internal,
-                Fate::Undecodable,
-                format!("the reply's codec {} is not built in", self.codec),
-            )),
+            None => Err(self.undecodable(format!("its codec {} is not built in", self.codec))),
         }
     }
 
@@ -210,9 +213,15 @@ impl Reply {
     /// # Errors
     /// `Internal`, executed, if the body does not decode.
     pub fn decode_with<R: DeserializeOwned>(&self, codec: &Codec) -> Result<R, Error> {
-        codec.decode(&self.body).map_err(|error| {
-            Error::new(Kind::Internal, Fate::Undecodable, format!("the reply: {error}"))
-        })
+        codec.decode(&self.body).map_err(|error| self.undecodable(error.to_string()))
+    }
+
+    fn undecodable(&self, why: String) -> Error {
+        let error = Error::new(Kind::Internal, Fate::Undecodable, format!("the reply: {why}"));
+        match &self.from {
+            Some((address, attempt)) => error.at(address).on_attempt(*attempt),
+            None => error,
+        }
     }
 }
 

@@ -18,6 +18,8 @@ pub struct FrameReader {
     max_payload: u32,
     /// How much room the next read gets.
     room: usize,
+    /// Frames that have come whole, those that were passed over too.
+    whole: u64,
 }
 
 /// A frame with a payload of its own.
@@ -33,7 +35,7 @@ impl FrameReader {
     /// A reader that starts with `read`, which came behind the handshake; `max_payload` limits
     /// calls and replies.
     pub fn new(read: BytesMut, max_payload: u32) -> Self {
-        Self { buffer: read, skip: 0, max_payload, room: SMALL }
+        Self { buffer: read, skip: 0, max_payload, room: SMALL, whole: 0 }
     }
 
     /// Where the next read goes; it has room.
@@ -58,6 +60,11 @@ impl FrameReader {
         !self.buffer.is_empty() || self.skip > 0
     }
 
+    /// How many frames have come whole, those that were passed over too.
+    pub fn whole(&self) -> u64 {
+        self.whole
+    }
+
     /// The next frame; `None`: more bytes are needed.
     ///
     /// # Errors
@@ -71,6 +78,7 @@ impl FrameReader {
                 if self.skip > 0 {
                     return Ok(None);
                 }
+                self.whole += 1;
             }
             match next_frame(&self.buffer, self.max_payload)? {
                 Next::More(whole) => {
@@ -82,6 +90,7 @@ impl FrameReader {
                 }
                 Next::Frame(frame, whole) => {
                     let header = frame.header;
+                    self.whole += 1;
                     let mut frame = self.buffer.split_to(whole).freeze();
                     frame.advance(HEADER_LEN);
                     return Ok(Some(OwnedFrame::Whole(header, frame)));

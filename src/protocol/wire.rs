@@ -94,12 +94,22 @@ impl<'a> Fields<'a> {
 
     pub(super) fn metadata(&mut self) -> Result<Metadata, WireError> {
         let mut metadata = Metadata::default();
-        for _ in 0..self.u8()? {
+        let entries = self.u8()?;
+        // Counted as they came: one key given often is not one entry.
+        if usize::from(entries) > Metadata::MAX_ENTRIES {
+            return Err(InvalidMetadata::TooMany.into());
+        }
+        let before = self.0.len();
+        for _ in 0..entries {
             let len = self.u8()?.into();
             let key = self.text(len)?;
             let len = self.u16()?.into();
             let value = self.text(len)?;
             metadata.insert(key, value)?;
+        }
+        let lengths = 3 * usize::from(entries);
+        if before - self.0.len() > Metadata::MAX_BYTES + lengths {
+            return Err(InvalidMetadata::TooLarge.into());
         }
         Ok(metadata)
     }

@@ -18,7 +18,7 @@ use super::house::Shared;
 use super::keeper::keep;
 use super::reader::Reader;
 use super::reply::too_large;
-use super::running::Running;
+use super::running::{Room, Running};
 use super::writer::Writer;
 use crate::error::Kind;
 use crate::protocol::{FrameReader, Outbox, WireError, encode_connection_error};
@@ -171,8 +171,10 @@ impl Connection {
             return Ok(Err(too_large(limits.max_body)));
         }
         let (calls, window) = (limits.window_calls as usize, limits.window_bytes as usize);
-        if !state.running.has_room(calls, window, bytes) {
-            return exhausted("the connection's window is full");
+        match state.running.room(calls, window, bytes) {
+            Room::Enough => {}
+            Room::NoCalls => return exhausted("the connection's window of calls is full"),
+            Room::NoBytes => return exhausted("the connection's window of bytes is full"),
         }
         if self.server.bytes_in_flight.load(Relaxed) + bytes > settings.max_bytes_in_flight {
             return exhausted("the server has too many bytes in flight");

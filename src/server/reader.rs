@@ -47,12 +47,17 @@ impl Reader {
     ) -> End {
         loop {
             // First what came with the handshake, then what each read brings.
+            let whole = self.frames.whole();
             let taken = self.take_in(connection);
             let full = {
                 let mut state = connection.state.lock();
                 if !self.replies.is_empty() {
                     state.outbox.append(|out| out.append(&mut self.replies));
                     connection.to_write.notify_one();
+                }
+                if self.frames.whole() != whole {
+                    // The time for the next frame starts anew.
+                    state.partial = None;
                 }
                 state.partial = match (self.frames.is_within_frame(), state.partial) {
                     (false, _) => None,
@@ -92,8 +97,6 @@ impl Reader {
         let now = Instant::now();
         let mut since = now;
         while let Some(frame) = self.frames.next_frame()? {
-            // A frame has ended: the time for the next one starts anew.
-            connection.state.lock().partial = None;
             match frame {
                 OwnedFrame::Whole(header, payload) => match header.frame {
                     FrameType::Call => {

@@ -17,6 +17,16 @@ pub(super) struct Running {
     bytes: usize,
 }
 
+/// Whether a call fits into a connection's window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    Enough,
+    /// Too many calls are in flight.
+    NoCalls,
+    /// Their bodies are too large together.
+    NoBytes,
+}
+
 #[derive(Debug)]
 struct Call {
     /// `None` until the handler's task was started.
@@ -84,11 +94,16 @@ impl Running {
 
     /// Whether a call with a body of `bytes` fits in. Those whose handlers are being dropped have
     /// a window of their own: their callers count on their places already.
-    pub(super) fn has_room(&self, calls: usize, window: usize, bytes: usize) -> bool {
-        self.awaited < calls
-            && self.calls.len() < 2 * calls
-            && (self.awaited_bytes == 0 || self.awaited_bytes + bytes <= window)
-            && (self.bytes == 0 || self.bytes + bytes <= 2 * window)
+    pub(super) fn room(&self, calls: usize, window: usize, bytes: usize) -> Room {
+        if self.awaited >= calls || self.calls.len() >= 2 * calls {
+            return Room::NoCalls;
+        }
+        // A body larger than the window goes alone.
+        let fits = |held: usize, window: usize| held == 0 || held + bytes <= window;
+        match fits(self.awaited_bytes, window) && fits(self.bytes, 2 * window) {
+            true => Room::Enough,
+            false => Room::NoBytes,
+        }
     }
 
     /// Its caller has all it waits for; the handler works on.

@@ -67,7 +67,10 @@ impl Core {
                 (Err(error), None) => return Err(error),
             };
             let error = match self.attempt(call, &endpoint, number, deadline).await {
-                Ok(reply) => return Ok(reply),
+                Ok(mut reply) => {
+                    reply.from = Some((endpoint.instance().address.clone(), number));
+                    return Ok(reply);
+                }
                 Err(error) => error.at(&endpoint.instance().address).on_attempt(number),
             };
             let left = error.execution() != Execution::NotSent;
