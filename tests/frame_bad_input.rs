@@ -457,6 +457,8 @@ fn calls() -> Vec<Case> {
         .map(|end| (end, frame(CALL, 0, 1, &full[..end])))
         .map(|(end, bytes)| case(format!("a call cut after {end} bytes"), bytes, refused(SHORT)))
         .collect();
+    let nested = [vec![0x91; 100], vec![7]].concat();
+    let nested = Call { body: nested, ..Call::of(named("Foo.Any")) };
     // Array, map, string, bytes and extension of 4 Gi, of which nothing follows.
     for marker in [0xdd, 0xdf, 0xdb, 0xc6, 0xc9] {
         let body = vec![marker, 0xff, 0xff, 0xff, 0xff];
@@ -598,6 +600,7 @@ fn calls() -> Vec<Case> {
             Call { body: vec![], ..Call::sum() }.frame(1),
             error(1, INVALID_ARGUMENT, REJECTED, "the arguments"),
         ),
+        case("a value that is deep, but not too deep", nested.frame(1), result(1, nested.body)),
         case(
             "a byte behind the arguments",
             Call { body: vec![0x92, 1, 2, 0], ..Call::sum() }.frame(1),

@@ -555,9 +555,7 @@ async fn check(lie: &Lie, honest: &Honest) -> Result<(), String> {
     if !error.message().contains(lie.text) {
         return Err(format!("the text is {:?}", error.message()));
     }
-    // `Reply::decode` does not know where the reply came from.
-    let decoded = error.message().starts_with("the reply: ");
-    if !decoded && error.endpoint() != Some(&liar.address) {
+    if error.endpoint() != Some(&liar.address) {
         return Err(format!("the endpoint is {:?}", error.endpoint()));
     }
     if liar.connections.load(SeqCst) != 1 {
@@ -958,7 +956,7 @@ async fn a_silent_server_is_left_at_the_deadline() {
     })
     .await;
     let client = client_of(&liar, &honest).build().unwrap();
-    let limit = Duration::from_millis(300);
+    let limit = Duration::from_millis(600);
     let started = Instant::now();
     let error = client.send(sum().timeout(limit)).await.unwrap_err();
     assert_eq!(error.kind(), Kind::DeadlineExceeded);
@@ -1018,6 +1016,8 @@ async fn a_late_reply_finds_nobody() {
     })
     .await;
     let client = client_of(&liar, &honest).build().unwrap();
+    // So that the connection stands, and 50 ms are enough to send.
+    assert_eq!(sum_at(&client, &liar.address).await.unwrap(), 3);
     let late = sum().timeout(Duration::from_millis(50)).only(liar.address.clone());
     let error = client.send(late).await.unwrap_err();
     assert_eq!(error.kind(), Kind::DeadlineExceeded);
@@ -1050,7 +1050,7 @@ async fn the_deadline_holds_whatever_comes_instead_of_a_reply() {
         })
         .await;
         let client = client_of(&liar, &honest).build().unwrap();
-        let call = sum().timeout(Duration::from_millis(500)).only(liar.address.clone());
+        let call = sum().timeout(Duration::from_millis(800)).only(liar.address.clone());
         let error = timeout(PATIENCE, client.send(call)).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), Kind::DeadlineExceeded, "{flood}: {error}");
         assert_eq!(error.execution(), Execution::MaybeExecuted, "{flood}: {error}");
@@ -1168,7 +1168,9 @@ async fn calls_given_up_do_not_pile_up_for_a_server_that_does_not_read() {
         let error = connection.exchange(&call, deadline).await.unwrap_err();
         assert_eq!(error.kind(), Kind::DeadlineExceeded);
         match error.execution() {
-            Execution::NotSent => drop(not_sent.insert(number)),
+            Execution::NotSent => {
+                not_sent.insert(number);
+            }
             execution => assert_eq!(execution, Execution::MaybeExecuted),
         }
     }

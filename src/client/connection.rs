@@ -142,7 +142,7 @@ impl Connection {
         };
         let ours = settings.limits;
         let limits = Limits {
-            max_body: peer.limits.max_body,
+            max_body: peer.limits.max_body.min(Limits::LARGEST_BODY),
             window_calls: peer.limits.window_calls.min(ours.window_calls),
             window_bytes: peer.limits.window_bytes.min(ours.window_bytes),
         };

@@ -72,11 +72,13 @@ fn take_in(
                 return Err(WireError::Side(header.frame as u8));
             }
             OwnedFrame::Oversized(header) => {
-                let error = Error::new(
-                    Kind::ResourceExhausted,
-                    Fate::Undecodable,
-                    "the reply is larger than this client takes",
-                );
+                let late = state.calls.pending(header.id).is_some_and(|c| c.deadline <= now);
+                let error = if late {
+                    overdue(Fate::Overdue)
+                } else {
+                    let why = "the reply is larger than this client takes";
+                    Error::new(Kind::ResourceExhausted, Fate::Undecodable, why)
+                };
                 wakers.extend(state.calls.answer(header.id, Err(error)));
             }
         }

@@ -122,7 +122,8 @@ impl Server {
         self
     }
 
-    /// Sets the most calls in flight on a connection. Default: 1,024; never below 64.
+    /// Sets the most calls in flight on a connection. Default: 1,024; at least 64, at most
+    /// 1,048,575.
     pub fn window_calls(mut self, calls: u32) -> Self {
         self.settings.limits.window_calls = calls;
         self
@@ -134,7 +135,7 @@ impl Server {
         self
     }
 
-    /// Sets the largest body. Default: 4 MiB; never below 64 KiB.
+    /// Sets the largest body. Default: 4 MiB; at least 64 KiB, at most 32 KiB less than 64 MiB.
     pub fn max_body(mut self, bytes: u32) -> Self {
         self.settings.limits.max_body = bytes;
         self
