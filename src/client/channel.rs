@@ -116,12 +116,13 @@ impl Channel {
             match &line.dial {
                 // Only the call that dials again waits for it: the others have better to do.
                 Some(dial) if dial.is_running() && stats.connect_failures() > 0 => {
-                    return Err(no_connection("still trying to reconnect"));
+                    return Err(no_connection("still trying to reconnect after a failure"));
                 }
                 Some(dial) if dial.is_running() => dial.result.clone(),
                 _ => {
                     if stats.in_backoff(Instant::now()) {
-                        return Err(no_connection("waiting to reconnect"));
+                        let why = line.dial.as_ref().and_then(Dial::failure).unwrap_or_default();
+                        return Err(no_connection(&format!("waiting to reconnect: {why}")));
                     }
                     if stats.connect_failures() > 0 {
                         stats.put_off(after(Instant::now(), self.inner.settings.connect_timeout));
@@ -169,6 +170,14 @@ impl fmt::Debug for Channel {
 }
 
 impl Dial {
+    /// Why it failed, if it did.
+    fn failure(&self) -> Option<String> {
+        match &*self.result.borrow() {
+            Some(Err(why)) => Some(why.to_string()),
+            _ => None,
+        }
+    }
+
     fn is_running(&self) -> bool {
         self.result.borrow().is_none() && self.result.has_changed().is_ok()
     }

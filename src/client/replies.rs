@@ -30,6 +30,9 @@ pub(super) async fn read(
         let error = take_in(shared, &mut reader, &mut wakers);
         wakers.drain(..).for_each(Waker::wake);
         if let Err(error) = error {
+            if matches!(error, WireError::Peer(_)) {
+                return error.to_string();
+            }
             // The server learns why, if it reads and our writer gets to it; nobody else can be
             // told.
             shared.state.lock().outbox.append(|out| encode_connection_error(out, &error));
@@ -128,6 +131,8 @@ fn take_frame(
                 reason = %String::from_utf8_lossy(&payload).escape_debug(),
                 "the server refuses the connection"
             );
+            let text = String::from_utf8_lossy(&payload).escape_debug().to_string();
+            return Err(WireError::Peer(text));
         }
         FrameType::Call | FrameType::Cancel => return Err(WireError::Side(header.frame as u8)),
     }

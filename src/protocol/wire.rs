@@ -37,9 +37,6 @@ pub enum WireError {
     /// A payload ends before its fields do.
     #[error("the payload ends within its fields")]
     Short,
-    /// A payload goes on after its fields.
-    #[error("the payload goes on after its fields")]
-    Trailing,
     /// A frame took too long from its first byte to its last.
     #[error("a frame takes too long to come")]
     Slow,
@@ -55,6 +52,9 @@ pub enum WireError {
     /// An id that is 0, does not rise, or is not for this type of frame.
     #[error("a wrong id {0:#x}")]
     Id(u64),
+    /// The peer says that it is this side that broke a rule.
+    #[error("the peer refuses the connection: {0}")]
+    Peer(String),
     /// A frame that only the other side may send.
     #[error("a frame of type {0} from the wrong side")]
     Side(u8),

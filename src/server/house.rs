@@ -70,6 +70,9 @@ pub(super) struct House {
     pub(super) phases: watch::Receiver<Phase>,
     /// Owns every connection's task; dropped, it ends them.
     pub(super) connections: JoinSet<()>,
+    /// Connections refused since that was last told.
+    pub(super) refused: u64,
+    pub(super) told: Option<Instant>,
 }
 
 impl House {
@@ -96,7 +99,13 @@ impl House {
     fn admit(&mut self, stream: Stream) {
         let host = Arc::clone(&stream.peer().host);
         let Some(guest) = Guest::admit(&self.shared, host, self.connections.len()) else {
-            tracing::warn!(host = &*stream.peer().host, "too many connections: one is refused");
+            self.refused += 1;
+            // A loop that connects must not fill a disk with lines.
+            if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
+                let refused = std::mem::take(&mut self.refused);
+                tracing::warn!(host = &*stream.peer().host, refused, "too many connections");
+                self.told = Some(Instant::now());
+            }
             return;
         };
         let shared = Arc::clone(&self.shared);

@@ -182,7 +182,13 @@ impl Server {
         let instances = self.instances(&address);
         let shared = Arc::new(self.into_shared());
         let (phase, phases) = watch::channel(Phase::Serving);
-        let mut house = House { shared: Arc::clone(&shared), phases, connections: JoinSet::new() };
+        let mut house = House {
+            shared: Arc::clone(&shared),
+            phases,
+            connections: JoinSet::new(),
+            refused: 0,
+            told: None,
+        };
 
         let registering = async {
             if let Some(registrar) = &registrar {

@@ -60,7 +60,8 @@ impl Shared {
 pub(crate) enum Command {
     /// Run a registry
     Registry(Registry),
-    /// Run the demo service: Sum, Sleep, Echo, Fail and Panic
+    /// Run the demo service: Sum {"num1","num2"}, Sleep {"num1": seconds}, Echo ANY, Fail
+    /// {"code","message"} and Panic
     Serve(Serve),
     /// List the instances that a registry knows
     List(List),

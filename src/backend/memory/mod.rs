@@ -81,6 +81,11 @@ impl MemoryRegistry {
         self.shared.with(|store, now| store.services(now))
     }
 
+    /// The service's revision as it is now.
+    pub fn revision(&self, service: &ServiceName) -> Arc<str> {
+        self.shared.with(|store, now| store.state(service, now)).0
+    }
+
     /// Returns once the service's revision differs from the one given: at once if it does already,
     /// or if it is of another incarnation. Dropping the future leaves nothing behind.
     pub async fn changed(&self, service: &ServiceName, revision: &str) {

@@ -20,7 +20,7 @@ use super::urls::Location;
 use crate::transport::{Stream, Transport};
 
 /// The largest body of an answer, in bytes.
-const MAX_BODY: usize = 16 * 1024 * 1024;
+const MAX_BODY: usize = 64 * 1024 * 1024;
 /// The largest head of an answer, in bytes: the seed's contract puts its whole list there.
 const MAX_HEAD: usize = 2 * 1024 * 1024;
 /// How long a connection waits for the next request: less than our own server lets it.
@@ -213,7 +213,8 @@ impl Connection {
 }
 
 async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
-    let too_large = || Failure::Nonsense(format!("an answer of more than {MAX_BODY} bytes"));
+    let too_large =
+        || Failure::Nonsense(format!("too large: an answer of more than {MAX_BODY} bytes"));
     let (parts, mut incoming) = response.into_parts();
     if incoming.size_hint().lower() > MAX_BODY as u64 {
         return Err(too_large());

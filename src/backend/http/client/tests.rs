@@ -401,6 +401,31 @@ async fn another_registry_stands_in_and_is_kept() {
     assert_eq!(registry.resolve(&foo()).await.unwrap().instances.len(), 1);
 }
 
+/// The first accepts and never answers; the caller's limit is that of a request.
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_hangs_does_not_keep_its_callers_from_the_next() {
+    let net = Memory::new();
+    let mut hanging = net.bind(&Address::to_bind("tcp@one:9999").unwrap()).await.unwrap();
+    let held_open = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        while let Ok(stream) = hanging.accept().await {
+            streams.push(stream);
+        }
+    });
+    let server = RegistryServer::new();
+    let state = server.registry().clone();
+    let _second = start(&net, "two", server).await;
+    let registry = Arc::new(client(&net, BOTH));
+    let registrar = crate::registry::Registrar::new(registry.clone());
+    let one = registration("one", "tcp@a:1", 2);
+    registrar.register(one.service.clone(), one.instance.clone()).await.unwrap();
+    assert_eq!(state.services(), [foo()]);
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
+    registrar.close().await;
+    assert_eq!(state.services(), []);
+    held_open.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_watch_goes_over_to_another_registry() {
     let net = Memory::new();

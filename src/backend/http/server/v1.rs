@@ -68,7 +68,7 @@ async fn register(
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let registration = check::registration(asked)?;
     let lease = registry.register(&registration).await?;
-    let revision = registry.list(Some(&registration.service)).revision;
+    let revision = registry.revision(&registration.service);
     ok(&api::Granted {
         lease_id: lease.id,
         ttl_ms: lease.ttl.map(|ttl| ttl.as_millis() as u64),
