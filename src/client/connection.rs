@@ -3,8 +3,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::Waker;
+use std::sync::atomic::AtomicU64;
 
 use bytes::BytesMut;
 use parking_lot::Mutex;
@@ -15,11 +14,11 @@ use tokio::time::Instant;
 
 use super::driver;
 use super::in_flight::InFlight;
+use super::shared::{Phase, Shared, State, Writer};
 use super::waiting::Waiting;
 use super::{ConnectionSettings, Exchange};
 use crate::call::Call;
 use crate::discovery::Endpoint;
-use crate::error::{Error, Fate, Kind};
 use crate::protocol::{FrameReader, Hello, Limits, Outbox, decode_hello, hello_len};
 use crate::transport::Stream;
 
@@ -42,69 +41,6 @@ impl Drop for Handle {
         self.driver.abort();
         self.shared.close("the client closed the connection", Writer::MayWrite);
     }
-}
-
-/// Whether the connection's writer may still hand bytes to the socket.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Writer {
-    /// It has ended: what it has written is final.
-    Ended,
-    /// Aborting a task does not stop a poll that is under way.
-    MayWrite,
-}
-
-/// What calls and the driver share.
-pub(super) struct Shared {
-    pub(super) state: Mutex<State>,
-    /// Something waits in the outbox.
-    pub(super) to_write: Notify,
-    /// The first call since the keeper had nothing to look after.
-    pub(super) to_keep: Notify,
-    /// How far the socket has taken the outgoing stream.
-    pub(super) written: AtomicU64,
-    pub(super) settings: ConnectionSettings,
-    /// Whose live flags this connection sets; `None` for a connection without an endpoint.
-    pub(super) endpoint: Option<Endpoint>,
-    /// The smaller of both sides' limits.
-    pub(super) limits: Limits,
-}
-
-pub(super) struct State {
-    pub(super) calls: InFlight,
-    pub(super) waiting: Waiting,
-    pub(super) outbox: Outbox,
-    pub(super) phase: Phase,
-    /// When the last byte came.
-    pub(super) heard: Instant,
-    /// When the first of the calls now in flight was sent.
-    pub(super) busy: Instant,
-    /// The ping that nothing has come after.
-    pub(super) pinged: Option<Ping>,
-    /// That ping is not answered in time.
-    pub(super) suspect: bool,
-    /// Set while the keeper sleeps for long, so that a first call wakes it.
-    pub(super) keeper_parked: bool,
-    /// Replies to nobody: late after a cancel, doubled, or lies.
-    pub(super) stray: u64,
-}
-
-/// A ping that is under way.
-#[derive(Debug)]
-pub(super) struct Ping {
-    /// Where it ends in the outgoing stream.
-    pub(super) end: u64,
-    /// How far the stream had come when this was last looked at.
-    pub(super) written: u64,
-    /// When it was written, or when the stream last moved before that.
-    pub(super) since: Instant,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Phase {
-    Open,
-    /// The server takes no call above an id: new ones go elsewhere.
-    Draining,
-    Closed(Arc<str>),
 }
 
 impl Connection {
@@ -204,62 +140,5 @@ impl Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("in_flight", &self.in_flight()).finish()
-    }
-}
-
-impl Shared {
-    /// Ends the connection: every call in flight fails by how far the socket took its frame.
-    pub(super) fn close(&self, why: &str, writer: Writer) {
-        let mut state = self.state.lock();
-        if matches!(state.phase, Phase::Closed(_)) {
-            return;
-        }
-        state.phase = Phase::Closed(why.into());
-        let State { calls, outbox, .. } = &mut *state;
-        let written = self.written.load(Relaxed);
-        let mut wakers = calls.fail(|_, call| {
-            // A frame that the writer does not have, and will not get, is surely not sent; of one
-            // that it has, only its end tells.
-            let not_sent = outbox.withdraw(call.place)
-                || (writer == Writer::Ended && call.place.end > written);
-            let fate = if not_sent { Fate::PartlyWritten } else { Fate::ConnectionLost };
-            Some((Kind::Unavailable, fate, format!("the connection ended: {why}")))
-        });
-        wakers.extend(state.waiting.all());
-        // Bodies are not kept for as long as the connection's last handle is.
-        state.outbox = Outbox::default();
-        drop(state);
-        wakers.into_iter().for_each(Waker::wake);
-        if let Some(endpoint) = &self.endpoint {
-            // A drain or a suspicion ends with its connection: whoever answers there next is
-            // somebody new, and if nobody does, connecting fails and is put off.
-            endpoint.stats().set_draining(false);
-            endpoint.stats().set_ejected(false);
-        }
-    }
-}
-
-impl State {
-    /// Whether a call with a body of `bytes` fits into the window now. A body larger than the
-    /// window's bytes goes alone.
-    pub(super) fn has_room(&self, limits: &Limits, bytes: usize) -> bool {
-        let held = self.calls.bytes();
-        self.calls.len() < limits.window_calls as usize
-            // A peer that does not read must not make withdrawn calls pile up here.
-            && self.outbox.len() <= limits.window_bytes as usize
-            && (held == 0 || held + bytes <= limits.window_bytes as usize)
-    }
-
-    /// The waker of the call that may take a place that has become free.
-    pub(super) fn next_in_line(&self) -> Option<Waker> {
-        self.waiting.first()
-    }
-
-    pub(super) fn closed(why: &str) -> Error {
-        Error::new(
-            Kind::Unavailable,
-            Fate::NoConnection,
-            format!("the connection is closed: {why}"),
-        )
     }
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::io::{AsyncWriteExt, WriteHalf};
 
-use super::connection::{Shared, Writer};
 use super::keeper::keep;
 use super::replies::read;
+use super::shared::{Shared, Writer};
 use crate::protocol::FrameReader;
 use crate::transport::Stream;
 

@@ -7,8 +7,8 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::time::Instant;
 
-use super::connection::{Phase, Shared, State};
 use super::in_flight::Pending;
+use super::shared::{Phase, Shared, State};
 use crate::call::{Call, MethodName, Reply};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{CallHead, Flags, FrameType, MethodRef, encode_call, encode_frame};

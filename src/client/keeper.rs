@@ -5,7 +5,7 @@ use std::task::Waker;
 
 use tokio::time::Instant;
 
-use super::connection::{Phase, Ping, Shared, State};
+use super::shared::{Phase, Ping, Shared, State};
 use crate::call::after;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{FrameType, encode_frame};

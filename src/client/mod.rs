@@ -7,6 +7,7 @@ mod exchange;
 mod in_flight;
 mod keeper;
 mod replies;
+mod shared;
 mod waiting;
 
 use std::time::Duration;

@@ -6,8 +6,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::time::Instant;
 
-use super::connection::{Phase, Shared, State};
 use super::keeper::overdue;
+use super::shared::{Phase, Shared, State};
 use crate::call::{CodecId, Reply};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{

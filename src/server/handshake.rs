@@ -5,7 +5,7 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::house::Shared;
+use super::shared::Shared;
 use crate::protocol::{Hello, WireError, decode_hello, encode_connection_error, hello_len};
 use crate::transport::Stream;
 

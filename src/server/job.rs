@@ -8,11 +8,11 @@ use std::task::Poll;
 
 use tokio::time::Instant;
 
-use super::connection::{Connection, State};
 use super::context::Response;
 use super::handler::{Failure, Guarded, Outcome};
-use super::house::Shared;
 use super::reply::put_reply;
+use super::session::{Session, State};
+use super::shared::Shared;
 use crate::error::{Fate, Kind};
 
 /// A call whose handler did not end at once.
@@ -28,7 +28,7 @@ pub(super) struct Job {
     pub(super) max_reply: usize,
 }
 
-impl Connection {
+impl Session {
     /// Gives a call a task of its own, which the table can end.
     pub(super) fn spawn(self: &Arc<Self>, job: Job) {
         let Job { id, mut handler, ticket, deadline, notify, awaited, max_reply } = job;
@@ -38,7 +38,7 @@ impl Connection {
             state.running.insert(id, deadline, bytes, awaited);
             self.look_by(&state, deadline);
         }
-        let place = Place { connection: Arc::clone(self), id, _ticket: ticket };
+        let place = Place { session: Arc::clone(self), id, _ticket: ticket };
         // Not under the lock: a runtime that shuts down drops the future at once, and with it the
         // place, which takes the lock.
         let task = tokio::spawn(async move {
@@ -60,7 +60,7 @@ impl Connection {
 
 /// A running call's place in the table, given back when its handler has ended or was dropped.
 struct Place {
-    connection: Arc<Connection>,
+    session: Arc<Session>,
     id: u64,
     _ticket: Ticket,
 }
@@ -69,11 +69,11 @@ impl Place {
     /// Answers, if somebody waits. A client that does not read its replies has room for a window
     /// of them in the outbox and for another that waits before it; the rest is dropped.
     async fn end(self, outcome: Outcome, max_reply: usize) {
-        let connection = Arc::clone(&self.connection);
+        let session = Arc::clone(&self.session);
         let bytes = outcome.as_ref().map_or(0, |response| response.body.len());
-        let limit = connection.outbox_limit();
+        let limit = session.outbox_limit();
         let waits = {
-            let mut state = connection.state.lock();
+            let mut state = session.state.lock();
             if state.outbox.len() <= limit {
                 return self.answer(&mut state, outcome, max_reply);
             }
@@ -83,11 +83,11 @@ impl Place {
                 return self.answer(&mut state, Err(failure), max_reply);
             }
             state.held += bytes;
-            Held { connection: Arc::clone(&connection), bytes }
+            Held { session: Arc::clone(&session), bytes }
         };
         loop {
-            connection.room().await;
-            let mut state = connection.state.lock();
+            session.room().await;
+            let mut state = session.state.lock();
             if state.outbox.len() <= limit {
                 self.answer(&mut state, outcome, max_reply);
                 break;
@@ -98,46 +98,46 @@ impl Place {
 
     fn answer(&self, state: &mut State, outcome: Outcome, max_reply: usize) {
         if state.running.end(self.id) {
-            let load = self.connection.server.load();
+            let load = self.session.server.load();
             state.outbox.append(|out| put_reply(out, self.id, outcome, load, max_reply));
-            self.connection.to_write.notify_one();
+            self.session.to_write.notify_one();
         }
     }
 
     /// Tells the caller that the handler has started.
     fn acknowledge(&self) {
-        let mut state = self.connection.state.lock();
+        let mut state = self.session.state.lock();
         if state.running.acknowledged(self.id) {
-            let (load, done) = (self.connection.server.load(), Ok(Response::default()));
+            let (load, done) = (self.session.server.load(), Ok(Response::default()));
             state.outbox.append(|out| put_reply(out, self.id, done, load, usize::MAX));
-            self.connection.to_write.notify_one();
+            self.session.to_write.notify_one();
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = self.connection.state.lock();
+        let mut state = self.session.state.lock();
         // Still awaited only if the handler's task ended without an answer.
         let why = "the handler's task ended";
         let failure = Failure::new(Kind::Internal, Fate::HandlerDropped, why);
         self.answer(&mut state, Err(failure), usize::MAX);
         state.busy = Instant::now();
         if state.drained_at.is_some() {
-            self.connection.to_keep.notify_one();
+            self.session.to_keep.notify_one();
         }
     }
 }
 
 /// A reply's share of what waits for room in the outbox.
 struct Held {
-    connection: Arc<Connection>,
+    session: Arc<Session>,
     bytes: usize,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.connection.state.lock().held -= self.bytes;
+        self.session.state.lock().held -= self.bytes;
     }
 }
 

@@ -5,36 +5,38 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Phase;
-use super::connection::{Connection, End, LINGER, State};
 use super::handler::Failure;
 use super::reply::put_reply;
+use super::session::{End, Session, State};
+use super::shared::Phase;
 use crate::call::after;
 use crate::error::{Fate, Kind};
 use crate::protocol::{FrameType, WireError, encode_frame};
 
+/// How long a connection that ends waits for its peer to have read everything.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
 /// The least time between two looks at deadlines.
 const SWEEP: Duration = Duration::from_millis(10);
 
 /// Looks after deadlines, slow frames, idleness and drain.
-pub(super) async fn keep(connection: &Connection, phases: &mut watch::Receiver<Phase>) -> End {
-    let settings = &connection.server.settings;
+pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>) -> End {
+    let settings = &session.server.settings;
     loop {
         let now = Instant::now();
         let phase = *phases.borrow_and_update();
         let next = {
-            let mut state = connection.state.lock();
+            let mut state = session.state.lock();
             let overdue = state.running.drop_overdue(now);
             let why = "the handler was dropped at its deadline";
-            connection.give_up(&mut state, overdue, Kind::DeadlineExceeded, why);
+            session.give_up(&mut state, overdue, Kind::DeadlineExceeded, why);
             let idle_at = after(state.busy, settings.idle_timeout);
             if phase != Phase::Serving || (state.running.is_empty() && now >= idle_at) {
-                connection.drain(&mut state);
+                session.drain(&mut state);
             }
             if phase == Phase::Cut {
                 let all = state.running.drop_all();
                 let why = "the server stopped before the handler ended";
-                connection.give_up(&mut state, all, Kind::Unavailable, why);
+                session.give_up(&mut state, all, Kind::Unavailable, why);
                 return End::Done;
             }
             let all_said = state.outbox.is_empty() && state.writing.is_none();
@@ -58,7 +60,7 @@ pub(super) async fn keep(connection: &Connection, phases: &mut watch::Receiver<P
         };
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
-            () = connection.to_keep.notified() => {}
+            () = session.to_keep.notified() => {}
             changed = phases.changed() => {
                 // Nobody is left to drain for.
                 if changed.is_err() {
@@ -69,7 +71,7 @@ pub(super) async fn keep(connection: &Connection, phases: &mut watch::Receiver<P
     }
 }
 
-impl Connection {
+impl Session {
     /// Tells the client, once, that nothing after what it has sent so far will be started.
     fn drain(&self, state: &mut State) {
         if state.drained_at.is_none() {

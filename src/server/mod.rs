@@ -11,7 +11,9 @@ mod reader;
 mod reply;
 mod running;
 mod service;
+mod session;
 mod settings;
+mod shared;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -29,9 +31,10 @@ use tokio::time::{sleep, timeout};
 
 pub use self::context::{Context, Request, Response, State};
 pub use self::handler::{Failure, Handler, HandlerFuture, Method, MethodService, Outcome};
-use self::house::{Entry, House, Phase, Shared};
+use self::house::House;
 pub use self::service::{InvalidService, Service};
 pub use self::settings::ServerSettings;
+use self::shared::{Entry, Phase, Shared};
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::Registrar;
 use crate::transport::Listener;

@@ -9,12 +9,12 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::time::Instant;
 
-use super::connection::{Connection, End};
 use super::context::{Context, Request, Response};
 use super::handler::{Failure, Guarded, Outcome, codec_of};
-use super::house::{Entry, deadline_in};
 use super::job::{Job, Ticket};
 use super::reply::{put_reply, too_large};
+use super::session::{End, Session};
+use super::shared::{Entry, deadline_in};
 use crate::call::{CodecId, after};
 use crate::error::Kind;
 use crate::protocol::{
@@ -40,20 +40,16 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) async fn run(
-        &mut self,
-        connection: &Arc<Connection>,
-        from: &mut ReadHalf<Stream>,
-    ) -> End {
+    pub(super) async fn run(&mut self, session: &Arc<Session>, from: &mut ReadHalf<Stream>) -> End {
         loop {
             // First what came with the handshake, then what each read brings.
             let whole = self.frames.whole();
-            let taken = self.take_in(connection);
+            let taken = self.take_in(session);
             let full = {
-                let mut state = connection.state.lock();
+                let mut state = session.state.lock();
                 if !self.replies.is_empty() {
                     state.outbox.append(|out| out.append(&mut self.replies));
-                    connection.to_write.notify_one();
+                    session.to_write.notify_one();
                 }
                 if self.frames.whole() != whole {
                     // The time for the next frame starts anew.
@@ -64,10 +60,10 @@ impl Reader {
                     (true, since) => Some(since.unwrap_or_else(Instant::now)),
                 };
                 if state.partial.is_some() {
-                    let due = after(Instant::now(), connection.server.settings.frame_timeout);
-                    connection.look_by(&state, due);
+                    let due = after(Instant::now(), session.server.settings.frame_timeout);
+                    session.look_by(&state, due);
                 }
-                let full = state.outbox.len() > connection.outbox_limit();
+                let full = state.outbox.len() > session.outbox_limit();
                 if full {
                     // The frame is not slow while it is we who do not read.
                     state.partial = None;
@@ -77,7 +73,7 @@ impl Reader {
             match taken {
                 Err(error) => return End::Refused(error),
                 Ok(more) if more || full => {
-                    connection.room().await;
+                    session.room().await;
                     if more {
                         continue;
                     }
@@ -93,16 +89,16 @@ impl Reader {
 
     /// Takes what was read, frame by frame; true: there may be more, for which the outbox has no
     /// room.
-    fn take_in(&mut self, connection: &Arc<Connection>) -> Result<bool, WireError> {
+    fn take_in(&mut self, session: &Arc<Session>) -> Result<bool, WireError> {
         let now = Instant::now();
         let mut since = now;
         while let Some(frame) = self.frames.next_frame()? {
             match frame {
                 OwnedFrame::Whole(header, payload) => match header.frame {
                     FrameType::Call => {
-                        self.take_call(connection, header, payload, now, &mut since)?;
+                        self.take_call(session, header, payload, now, &mut since)?;
                     }
-                    FrameType::Cancel => connection.state.lock().running.cancel(header.id),
+                    FrameType::Cancel => session.state.lock().running.cancel(header.id),
                     FrameType::Ping => {
                         encode_frame(&mut self.replies, FrameType::Pong, 0, 0, |out| {
                             out.extend_from_slice(&payload);
@@ -114,19 +110,19 @@ impl Reader {
                     }
                 },
                 OwnedFrame::Oversized(header) if header.frame == FrameType::Call => {
-                    connection.state.lock().take_id(header.id)?;
-                    let failure = too_large(connection.server.settings.limits.max_body);
-                    self.answer(connection, header.id, Err(failure));
+                    session.state.lock().take_id(header.id)?;
+                    let failure = too_large(session.server.settings.limits.max_body);
+                    self.answer(session, header.id, Err(failure));
                 }
                 OwnedFrame::Oversized(header) => {
                     return Err(WireError::Side(header.frame as u8));
                 }
             }
             if self.replies.len() > GATHERED {
-                let mut state = connection.state.lock();
+                let mut state = session.state.lock();
                 state.outbox.append(|out| out.append(&mut self.replies));
-                connection.to_write.notify_one();
-                if state.outbox.len() > connection.outbox_limit() {
+                session.to_write.notify_one();
+                if state.outbox.len() > session.outbox_limit() {
                     return Ok(true);
                 }
             }
@@ -137,7 +133,7 @@ impl Reader {
     /// Takes a call: refuses it, answers it in place, or gives it a task.
     fn take_call(
         &mut self,
-        connection: &Arc<Connection>,
+        session: &Arc<Session>,
         header: Header,
         mut payload: Bytes,
         now: Instant,
@@ -145,11 +141,11 @@ impl Reader {
     ) -> Result<(), WireError> {
         let (head, body) = decode_call(&payload)?;
         let before_body = payload.len() - body.len();
-        let method = self.method(connection, &head)?;
+        let method = self.method(session, &head)?;
         let CallHead { codec, remaining_ms, metadata, .. } = head;
         payload.advance(before_body);
         let id = header.id;
-        let admitted = connection.admit(id, payload.len(), remaining_ms)?;
+        let admitted = session.admit(id, payload.len(), remaining_ms)?;
         let ready = admitted.and_then(|()| {
             let entry = method?;
             let own = codec_of(codec, &entry.codecs);
@@ -164,17 +160,17 @@ impl Reader {
         let (entry, own) = match ready {
             Ok(ready) => ready,
             Err(failure) => {
-                self.answer(connection, id, Err(failure));
+                self.answer(session, id, Err(failure));
                 return Ok(());
             }
         };
-        let ticket = Ticket::new(&connection.server, payload.len());
+        let ticket = Ticket::new(&session.server, payload.len());
         let deadline = deadline_in(now, remaining_ms);
         let context = Context {
             method: Arc::clone(&entry.name),
             deadline,
             metadata,
-            peer: Arc::clone(&connection.peer),
+            peer: Arc::clone(&session.peer),
             idempotent: header.flags.has(Flags::IDEMPOTENT),
         };
         let request = Request { context, codec, body: payload };
@@ -191,33 +187,33 @@ impl Reader {
             *since = after;
             match polled {
                 Poll::Ready(Ok(_)) if notify => {
-                    self.answer(connection, id, Ok(Response::default()));
+                    self.answer(session, id, Ok(Response::default()));
                     return Ok(());
                 }
                 Poll::Ready(outcome) => {
-                    self.answer(connection, id, outcome);
+                    self.answer(session, id, outcome);
                     return Ok(());
                 }
                 Poll::Pending if notify => {
-                    self.answer(connection, id, Ok(Response::default()));
+                    self.answer(session, id, Ok(Response::default()));
                     awaited = false;
                 }
                 Poll::Pending => {}
             }
         }
         let max_reply = self.max_reply;
-        connection.spawn(Job { id, handler, ticket, deadline, notify, awaited, max_reply });
+        session.spawn(Job { id, handler, ticket, deadline, notify, awaited, max_reply });
         Ok(())
     }
 
     /// The method that a call names, or why there is none.
     fn method(
         &mut self,
-        connection: &Connection,
+        session: &Session,
         head: &CallHead<'_>,
     ) -> Result<Result<Arc<Entry>, Failure>, WireError> {
         let find = |name: &str| {
-            connection.server.methods.get(name).cloned().ok_or_else(|| {
+            session.server.methods.get(name).cloned().ok_or_else(|| {
                 Failure::rejected(
                     Kind::Unimplemented,
                     format!("there is no method {:?} here", name),
@@ -240,8 +236,8 @@ impl Reader {
         })
     }
 
-    fn answer(&mut self, connection: &Connection, id: u64, outcome: Outcome) {
-        let load = connection.server.load();
+    fn answer(&mut self, session: &Session, id: u64, outcome: Outcome) {
+        let load = session.server.load();
         put_reply(&mut self.replies, id, outcome, load, self.max_reply);
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::time::Instant;
 
-use super::connection::{Connection, End};
+use super::session::{End, Session};
 use crate::call::after;
 use crate::transport::Stream;
 
@@ -21,22 +21,22 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) async fn run(&mut self, connection: &Connection) -> End {
+    pub(super) async fn run(&mut self, session: &Session) -> End {
         loop {
-            connection.to_write.notified().await;
+            session.to_write.notified().await;
             // Handlers that are ready to answer get their turn first, so that one write carries
             // all of their replies.
-            if connection.state.lock().running.len() > 1 {
+            if session.state.lock().running.len() > 1 {
                 tokio::task::yield_now().await;
             }
-            if self.flush(connection).await.is_err() {
+            if self.flush(session).await.is_err() {
                 return End::Lost;
             }
         }
     }
 
     /// Writes until nothing waits. Dropping the future loses nothing: the next call goes on.
-    pub(super) async fn flush(&mut self, connection: &Connection) -> io::Result<()> {
+    pub(super) async fn flush(&mut self, session: &Session) -> io::Result<()> {
         loop {
             while self.done < self.batch.len() {
                 let written = self.to.write(&self.batch[self.done..]).await?;
@@ -45,7 +45,7 @@ impl Writer {
                 }
                 self.done += written;
                 if self.done < self.batch.len() {
-                    connection.state.lock().writing = Some(Instant::now());
+                    session.state.lock().writing = Some(Instant::now());
                 }
             }
             self.to.flush().await?;
@@ -53,21 +53,21 @@ impl Writer {
             if self.batch.capacity() > KEPT {
                 self.batch = Vec::new();
             }
-            let mut state = connection.state.lock();
+            let mut state = session.state.lock();
             state.outbox.take(&mut self.batch);
             let now = Instant::now();
             state.writing = (!self.batch.is_empty()).then_some(now);
             if !self.batch.is_empty() {
-                connection.look_by(&state, after(now, connection.server.settings.frame_timeout));
+                session.look_by(&state, after(now, session.server.settings.frame_timeout));
             }
             if self.batch.is_empty() {
                 if state.drained_at.is_some() {
-                    connection.to_keep.notify_one();
+                    session.to_keep.notify_one();
                 }
                 return Ok(());
             }
             drop(state);
-            connection.to_read.notify_waiters();
+            session.to_read.notify_waiters();
         }
     }
 }

@@ -1,0 +1,72 @@
+//! What all connections of a server share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::handler::Handler;
+use super::settings::ServerSettings;
+use crate::call::Codec;
+
+/// How far a server has come; connections follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Serving,
+    /// Nothing new is started.
+    Draining,
+    /// The grace has passed.
+    Cut,
+}
+
+/// What all connections of a server share.
+pub(super) struct Shared {
+    pub(super) methods: HashMap<Arc<str>, Arc<Entry>>,
+    pub(super) settings: ServerSettings,
+    /// Calls in flight over all connections: the load that every reply tells.
+    pub(super) in_flight: AtomicUsize,
+    pub(super) bytes_in_flight: AtomicUsize,
+    /// Connections by the host they come from.
+    pub(super) hosts: Mutex<HashMap<Arc<str>, usize>>,
+}
+
+/// A method with its full name.
+pub(super) struct Entry {
+    pub(super) name: Arc<str>,
+    pub(super) handler: Arc<dyn Handler>,
+    pub(super) codecs: Arc<Vec<Codec>>,
+    /// How many of its next calls get a task of their own at once.
+    pub(super) away: AtomicU32,
+}
+
+impl Entry {
+    /// Whether the next call may be polled in place, by the connection's own task.
+    pub(super) fn runs_in_place(&self) -> bool {
+        let away = self.away.load(Relaxed);
+        if away > 0 {
+            // Two calls at once may count as one: the number is no promise.
+            self.away.store(away - 1, Relaxed);
+        }
+        away == 0
+    }
+
+    /// It computed for long and held up its connection: the next calls are kept away from it. Not
+    /// for good, since a machine that was busy looks just the same.
+    pub(super) fn was_slow(&self) {
+        self.away.store(1000, Relaxed);
+    }
+}
+
+impl Shared {
+    pub(super) fn load(&self) -> u32 {
+        self.in_flight.load(Relaxed) as u32
+    }
+}
+
+/// The instant a number of milliseconds ahead; far ahead if the clock cannot tell.
+pub(super) fn deadline_in(now: Instant, ms: u32) -> Instant {
+    now + Duration::from_millis(ms.into())
+}
