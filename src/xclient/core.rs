@@ -78,7 +78,8 @@ impl Core {
             let pause = self.pause(&endpoint, &tried, &error, number);
             let next = Instant::now() + pause.unwrap_or_default();
             // The budget is asked last: it is drawn upon only for an attempt that will be made.
-            let again = error.may_be_sent_again(call.idempotent)
+            let again = call.only.is_none()
+                && error.may_be_sent_again(call.idempotent)
                 && next < deadline
                 && !self.closed.load(Relaxed)
                 && self.retry.allows(number, sent, left, tried.iter().any(|e| endpoint.is(e)));
