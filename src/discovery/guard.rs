@@ -12,6 +12,10 @@ use tokio::time::Instant;
 use super::Resolved;
 use crate::instance::{Address, Instance, InstanceId};
 
+/// How long an instance that a source lacks is kept while the source says that it has just started:
+/// longer than our registry warms up, whose longest lease is 5 min unless it is set.
+const LONGEST_WARMING: Duration = Duration::from_secs(360);
+
 /// The last believed list, and the instances that are missing from the source's answers without
 /// proof.
 ///
@@ -145,7 +149,8 @@ impl Known {
     fn missed(self, warming: bool, too_many: bool, lease: Duration, now: Instant) -> Option<Self> {
         let since = self.missing.map_or(now, |missing| missing.since);
         let again = self.missing.is_some();
-        if again && now.saturating_duration_since(since) >= lease {
+        let patience = if warming { lease.max(LONGEST_WARMING) } else { lease };
+        if again && now.saturating_duration_since(since) >= patience {
             return None;
         }
         let before = self.missing.is_some_and(|missing| missing.guarded);

@@ -73,7 +73,14 @@ pub async fn empty_and_shrunken_lists(harness: &dyn Harness) -> Outcome {
             loses_none(&scene, &resolver, known, "an unproven answer").await;
             scene.advance(LEASE / 2).await;
         }
-        // Asked again, since a source that was warming may be warm by now.
+        // What a source that has just started lacks is kept for as long as it says so.
+        while scene.resolve().await.warming {
+            loses_none(&scene, &resolver, known, "a source that warms up").await;
+            scene.advance(LEASE).await;
+            for one in &instances[..left] {
+                scene.put(one).await?;
+            }
+        }
         if !scene.resolve().await.is_proven() {
             loses_none(&scene, &resolver, known, "a second one before a lease has passed").await;
             scene.advance(LEASE).await;

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 
 /// How many sweeps late a sweep may be before the process counts as having stood still.
 const TOLERATED: u32 = 2;
+/// How many sweeps in a row must have come in time for a late one to be a pause.
+const STEADY: u32 = 10;
 
 /// The time by which leases age.
 ///
@@ -20,12 +22,14 @@ pub(super) struct LeaseClock {
     swept: Option<Instant>,
     /// How long the process has stood still, in all.
     paused: Duration,
+    /// Sweeps that have come in time since the last late one; enough of them at the start.
+    on_time: u32,
 }
 
 impl LeaseClock {
     /// A clock whose owner calls [`swept`](Self::swept) at this interval.
     pub(super) fn new(sweep: Duration) -> Self {
-        Self { sweep, swept: None, paused: Duration::ZERO }
+        Self { sweep, swept: None, paused: Duration::ZERO, on_time: STEADY }
     }
 
     /// The leases' time at `now`, which never runs backwards as long as `now` does not.
@@ -33,12 +37,17 @@ impl LeaseClock {
         if let Some(swept) = self.swept {
             let late = now.saturating_duration_since(swept + self.sweep);
             if late > self.sweep * TOLERATED {
-                self.paused += late;
+                // A process that is always late is slow, and not paused: were each delay forgiven,
+                // what is dead would be listed for ever.
+                if self.on_time >= STEADY {
+                    self.paused += late;
+                    tracing::warn!(
+                        late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
+                        "the sweep came late: every lease is extended by as much"
+                    );
+                }
+                self.on_time = 0;
                 self.swept = None;
-                tracing::warn!(
-                    late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
-                    "the sweep came late: every lease is extended by as much"
-                );
             }
         }
         now - self.paused
@@ -46,7 +55,9 @@ impl LeaseClock {
 
     /// Notes that the sweep ran.
     pub(super) fn swept(&mut self, now: Instant) {
-        self.swept = Some(now);
+        if self.swept.replace(now).is_some() {
+            self.on_time = self.on_time.saturating_add(1);
+        }
     }
 }
 

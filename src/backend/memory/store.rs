@@ -97,6 +97,10 @@ impl Store {
         let instance = &registration.instance;
         match self.slot(&group, &instance.id).map(|slot| slot.instance.epoch) {
             Some(held) if instance.epoch < held => return Err(stale(held)),
+            // The same epoch elsewhere is another process that took the same id.
+            Some(held) if instance.epoch == held && !self.is_at(&group, instance) => {
+                return Err(stale(held));
+            }
             Some(held) if instance.epoch == held => {}
             Some(_) => self.replace(&group, instance.clone()),
             None => self.insert(&group, instance.clone())?,
@@ -131,6 +135,10 @@ impl Store {
         }
         self.extend(&group, &instance.id, ttl, now);
         Ok(Renewal::Renewed)
+    }
+
+    fn is_at(&self, group: &Option<ServiceName>, instance: &Instance) -> bool {
+        self.slot(group, &instance.id).is_some_and(|slot| slot.instance.address == instance.address)
     }
 
     /// Removes it, unless the lease is another's or a newer registration of the same id stands.

@@ -158,12 +158,14 @@ fn a_warm_answer_that_loses_too_much_does_not_decide() {
 }
 
 #[test]
-fn a_doubt_ends_a_lease_later_even_if_the_source_still_warms_up() {
+fn a_doubt_outlasts_a_warm_up_but_not_one_without_end() {
     let start = Instant::now();
     let mut guard = holding(&[1, 2], start);
     assert!(guard.answer(warming(&[1]), start));
-    assert!(guard.answer(warming(&[1]), after(start, 14)));
-    assert!(!guard.answer(warming(&[1]), after(start, 15)));
+    assert!(guard.answer(warming(&[1]), after(start, 15)));
+    assert!(guard.answer(warming(&[1]), after(start, 359)));
+    assert_eq!(ports(&guard), (vec![1, 2], vec![2]));
+    assert!(!guard.answer(warming(&[1]), after(start, 360)));
     assert_eq!(ports(&guard), (vec![1], vec![]));
 }
 

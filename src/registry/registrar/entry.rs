@@ -83,7 +83,9 @@ impl Entry {
     /// the registry does not say.
     pub(super) fn interval(&self) -> Duration {
         let granted = self.lease.as_ref().and_then(|lease| lease.ttl);
-        (granted.unwrap_or(self.registration.ttl) / 3).max(MIN_INTERVAL)
+        let asked = self.registration.ttl;
+        // No registry can make it renew later than it asked for.
+        (granted.unwrap_or(asked).min(asked) / 3).max(MIN_INTERVAL)
     }
 
     /// Tells whoever waits, if still someone does.

@@ -85,7 +85,9 @@ fn registry_kind(problem: &Problem) -> RegistryErrorKind {
 }
 
 fn is_temporary(problem: &Problem) -> bool {
-    matches!(problem.status, 408 | 429 | 500..)
+    // What is refused in foreign words was not refused by a registry: something stands in for it.
+    let foreign = problem.kind.is_empty() && !matches!(problem.status, 400 | 401 | 403);
+    foreign || matches!(problem.status, 408 | 429 | 500..)
 }
 
 impl fmt::Display for Failure {

@@ -31,8 +31,18 @@ pub(super) async fn post(
 }
 
 /// The list. It has no revision, so that it proves nothing.
-pub(super) async fn list(site: &Site) -> Result<Found, Failure> {
-    let answer = site.ask(&Ask::get(&*site.location.path), Duration::ZERO).await?;
+///
+/// The service is named only to a registry that has spoken `/v1` before, which was out of reach for
+/// a moment: it must not list other services' instances. To any other the question stays as plain
+/// as the seed's.
+pub(super) async fn list(site: &Site, service: Option<&ServiceName>) -> Result<Found, Failure> {
+    let target = match service {
+        Some(service) if site.has_spoken_v1() => {
+            format!("{}?service={service}", site.location.path)
+        }
+        _ => site.location.path.to_string(),
+    };
+    let answer = site.ask(&Ask::get(&*target), Duration::ZERO).await?;
     succeeded(&answer)?;
     let mut lines = answer.headers.get_all(api::SERVERS).iter().peekable();
     if lines.peek().is_none() {

@@ -1,6 +1,7 @@
 //! One registry, and which of the two APIs it speaks.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -12,7 +13,7 @@ use super::exchange::{Answer, Ask, Connections};
 use super::failure::Failure;
 use super::urls::Location;
 use super::{Found, api, seed, v1};
-use crate::instance::ServiceName;
+use crate::instance::{Health, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, Renewal};
 use crate::transport::Transport;
 
@@ -27,6 +28,7 @@ pub(super) struct Site {
     transport: Arc<dyn Transport>,
     timeout: Duration,
     connections: Connections,
+    spoke_v1: AtomicBool,
     /// When `/v1` is worth asking for again; `None` while it is spoken.
     fallback: Mutex<Option<Instant>>,
 }
@@ -44,6 +46,7 @@ impl Site {
             transport,
             timeout,
             connections: Connections::default(),
+            spoke_v1: AtomicBool::new(false),
             fallback: Mutex::new(None),
         }
     }
@@ -53,8 +56,7 @@ impl Site {
         if let Some(lease) = v1::register(self, registration).await? {
             return Ok(lease);
         }
-        let address = &registration.instance.address;
-        seed::post(self, Some(&registration.service), address.as_str()).await?;
+        self.post_if_up(registration).await?;
         Ok(Lease::new("", None))
     }
 
@@ -68,10 +70,19 @@ impl Site {
             return Ok(renewed);
         }
         for Held { registration, .. } in held {
-            let address = &registration.instance.address;
-            seed::post(self, Some(&registration.service), address.as_str()).await?;
+            self.post_if_up(registration).await?;
         }
         Ok(held.iter().map(|_| Ok(Renewal::Renewed)).collect())
+    }
+
+    /// By the seed's contract an instance is listed or not: one that takes no calls is left to run
+    /// out.
+    async fn post_if_up(&self, registration: &Registration) -> Result<(), Failure> {
+        let instance = &registration.instance;
+        if instance.health != Health::Up {
+            return Ok(());
+        }
+        seed::post(self, Some(&registration.service), instance.address.as_str()).await
     }
 
     /// The seed's contract has no such verb: there the entry lives until its time is over.
@@ -89,7 +100,7 @@ impl Site {
         {
             return Ok(found);
         }
-        seed::list(self).await
+        seed::list(self, service).await
     }
 
     /// The list once it differs from the revision `after`, or once the wait is over. `None`: there
@@ -103,7 +114,7 @@ impl Site {
     }
 
     pub(super) async fn ask(&self, ask: &Ask, longer: Duration) -> Result<Answer, Failure> {
-        let limit = self.timeout + longer;
+        let limit = self.timeout.saturating_add(longer);
         self.connections.ask(&*self.transport, &self.location, ask, limit).await
     }
 
@@ -128,7 +139,12 @@ impl Site {
         self.fallback.lock().is_none_or(|again| again <= Instant::now())
     }
 
+    pub(super) fn has_spoken_v1(&self) -> bool {
+        self.spoke_v1.load(Relaxed)
+    }
+
     fn found_v1(&self) {
+        self.spoke_v1.store(true, Relaxed);
         if self.fallback.lock().take().is_some() {
             tracing::info!(url = self.location.url, "fallback left: the registry speaks /v1");
         }
@@ -146,6 +162,10 @@ impl Site {
     }
 }
 
+fn is_json(answer: &Answer) -> bool {
+    answer.content_type().eq_ignore_ascii_case(api::JSON)
+}
+
 fn is_problem(answer: &Answer) -> bool {
     answer.content_type().eq_ignore_ascii_case(api::PROBLEM_JSON)
 }
@@ -156,7 +176,8 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
     if status.is_success() {
         return match serde_json::from_slice(&answer.body) {
             Ok(read) => Ok(Some(read)),
-            Err(error) if error.is_data() => {
+            // Damaged JSON is no sign that there is no `/v1`.
+            Err(error) if error.is_data() || is_json(answer) => {
                 Err(Failure::Nonsense(format!("the answer is not what was asked for: {error}")))
             }
             Err(_) => Ok(None),

@@ -401,6 +401,29 @@ async fn another_registry_stands_in_and_is_kept() {
     assert_eq!(registry.resolve(&foo()).await.unwrap().instances.len(), 1);
 }
 
+/// Something in front of a healthy registry answers one request in its place.
+#[tokio::test(start_paused = true)]
+async fn one_stray_answer_does_not_mix_services() {
+    let net = Memory::new();
+    let server = RegistryServer::new();
+    let state = server.registry().clone();
+    let mut bar = registration("two", "tcp@b:2", 1);
+    bar.service = "Bar".parse().unwrap();
+    state.register(&registration("one", "tcp@a:1", 1)).await.unwrap();
+    state.register(&bar).await.unwrap();
+    let serving = start(&net, "one", server.clone()).await;
+    let registry = client(&net, URL);
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
+    end(serving).await;
+    let stray = scripted(&net, "one", |_| http("404 Not Found", "", "default backend")).await;
+    let error = registry.resolve(&foo()).await.unwrap_err();
+    assert_eq!(error.kind(), crate::discovery::DiscoveryErrorKind::Unavailable, "{error}");
+    stray.abort();
+    let _ = stray.await;
+    let _serving = start(&net, "one", server).await;
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
+}
+
 /// The first accepts and never answers; the caller's limit is that of a request.
 #[tokio::test(start_paused = true)]
 async fn a_registry_that_hangs_does_not_keep_its_callers_from_the_next() {
