@@ -81,4 +81,16 @@ mod tests {
         clock.swept(at(95_500));
         assert_eq!(clock.read(at(96_000)), at(66_000));
     }
+    #[test]
+    fn a_process_that_is_always_late_ages_all_the_same() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut clock = LeaseClock::new(SWEEP);
+        clock.swept(at(0));
+        for n in 1..=100 {
+            // Only the first delay, of 1,150 ms, may have been a pause.
+            assert_eq!(clock.read(at(n * 1_650)), at(n * 1_650 - 1_150), "sweep {n}");
+            clock.swept(at(n * 1_650));
+        }
+    }
 }

@@ -424,6 +424,35 @@ async fn one_stray_answer_does_not_mix_services() {
     assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
 }
 
+/// Another web server has taken the first one's place.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_that_is_no_registrys_leads_to_the_next() {
+    let net = Memory::new();
+    let _first = scripted(&net, "one", |_| http("404 Not Found", "", "default backend")).await;
+    let server = RegistryServer::new();
+    let state = server.registry().clone();
+    let _second = start(&net, "two", server).await;
+    let registry = client(&net, BOTH);
+    registry.register(&registration("one", "tcp@a:1", 1)).await.unwrap();
+    assert_eq!(state.services(), [foo()]);
+}
+
+/// The seed's contract knows no health: whoever takes no calls must not be listed anew.
+#[tokio::test(start_paused = true)]
+async fn without_v1_a_draining_instance_is_not_posted() {
+    let net = Memory::new();
+    let (servers, _serving) = seed(&net, "one").await;
+    let registry = client(&net, URL);
+    let mut one = registration("one", "tcp@a:1", 1);
+    let lease = registry.register(&one).await.unwrap();
+    assert_eq!(std::mem::take(&mut *servers.lock()).len(), 1);
+    one.instance.health = crate::instance::Health::Draining;
+    registry.register(&one).await.unwrap();
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    assert!(servers.lock().is_empty());
+}
+
 /// The first accepts and never answers; the caller's limit is that of a request.
 #[tokio::test(start_paused = true)]
 async fn a_registry_that_hangs_does_not_keep_its_callers_from_the_next() {

@@ -154,6 +154,15 @@ fn a_renewal_with_a_higher_epoch_carries_the_new_state() {
 }
 
 #[test]
+fn the_same_id_and_epoch_elsewhere_is_another_process() {
+    let mut table = Table::new();
+    table.register(&foo("a", "tcp@a:1", 5)).unwrap();
+    let error = table.register(&foo("a", "tcp@b:2", 5)).unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::StaleEpoch { held: 5 });
+    assert_eq!(table.instance("a").address.as_str(), "tcp@a:1");
+}
+
+#[test]
 fn the_newer_registration_takes_the_address() {
     let mut table = Table::new();
     let old = table.register(&foo("a", "tcp@a:1", 9)).unwrap();
