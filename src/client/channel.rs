@@ -79,8 +79,38 @@ impl Channel {
     /// # Errors
     /// Of every class; an endpoint that cannot be reached is `Unavailable`, not sent.
     pub async fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
-        let connection = self.connection(deadline).await?;
+        let connection = self.connection_of(self.line(), deadline).await?;
         connection.exchange(call, deadline).await
+    }
+
+    /// Waits until the endpoint answers a ping, dialling first if need be, for at most until
+    /// `deadline`.
+    ///
+    /// # Errors
+    /// `Unavailable`, not sent, if it does not.
+    pub async fn ping(&self, deadline: Instant) -> Result<(), Error> {
+        let at = self.line();
+        let suspect = self.inner.lines[at].lock().connection.clone().filter(Connection::is_suspect);
+        let answered = async {
+            match suspect {
+                // A network that was cut may take long to resend what was lost: a new connection
+                // stands sooner, and takes the place of this one.
+                Some(silent) => tokio::select! {
+                    answered = silent.ping() => answered.map_err(|error| error.to_string()),
+                    replaced = self.inner.replace(at) => replaced.map_err(|why| why.to_string()),
+                },
+                None => {
+                    let connection = self.connection_of(at, deadline).await;
+                    let connection = connection.map_err(|error| error.message().to_owned())?;
+                    connection.ping().await.map_err(|error| error.to_string())
+                }
+            }
+        };
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(why)) => Err(no_connection(&format!("no answer to a ping: {why}"))),
+            Err(_) => Err(no_connection("no answer to a ping in time")),
+        }
     }
 
     /// Closes all connections: what is in flight fails by its class.
@@ -97,11 +127,15 @@ impl Channel {
         }
     }
 
-    async fn connection(&self, deadline: Instant) -> Result<Connection, Error> {
-        let at = match self.inner.lines.len() {
+    /// Whose turn it is.
+    fn line(&self) -> usize {
+        match self.inner.lines.len() {
             1 => 0,
             n => self.next.fetch_add(1, Relaxed) % n,
-        };
+        }
+    }
+
+    async fn connection_of(&self, at: usize, deadline: Instant) -> Result<Connection, Error> {
         let mut result = {
             let mut line = self.inner.lines[at].lock();
             if let Some(connection) = &line.connection
@@ -212,6 +246,22 @@ impl Inner {
             let _ = done.send(Some(dialled));
         });
         Dial { result, task: task.abort_handle() }
+    }
+
+    /// Puts a new connection in the place of a silent one, whose calls it keeps.
+    async fn replace(&self, at: usize) -> Result<(), Arc<str>> {
+        let fresh = self.connect().await?;
+        let mut line = self.lines[at].lock();
+        if self.closed.load(Relaxed) {
+            fresh.close();
+        }
+        let silent = line.connection.replace(fresh);
+        drop(line);
+        self.endpoint.stats().connected();
+        if let Some(silent) = silent {
+            silent.replaced();
+        }
+        Ok(())
     }
 
     async fn connect(&self) -> Result<Connection, Arc<str>> {

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use bytes::BytesMut;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -19,7 +19,9 @@ use super::waiting::Waiting;
 use super::{ConnectionSettings, Exchange};
 use crate::call::Call;
 use crate::discovery::Endpoint;
-use crate::protocol::{FrameReader, Hello, Limits, Outbox, decode_hello, hello_len};
+use crate::protocol::{
+    FrameReader, FrameType, Hello, Limits, Outbox, decode_hello, encode_frame, hello_len,
+};
 use crate::transport::Stream;
 
 /// One connection to one server. Cheap to clone; any number of calls share it.
@@ -93,11 +95,15 @@ impl Connection {
                 busy: Instant::now(),
                 pinged: None,
                 suspect: false,
+                accused: false,
+                replaced: false,
+                probes: 0,
                 keeper_parked: false,
                 stray: 0,
             }),
             to_write: Notify::new(),
             to_keep: Notify::new(),
+            ponged: watch::Sender::new(0),
             written: AtomicU64::new(0),
             settings,
             endpoint,
@@ -115,6 +121,32 @@ impl Connection {
         Exchange::new(&self.handle.shared, call, deadline)
     }
 
+    /// Sends a ping and waits for its answer, for as long as that takes: the caller bounds it.
+    ///
+    /// # Errors
+    /// If the connection is closed, or ends first.
+    pub async fn ping(&self) -> io::Result<()> {
+        let shared = &self.handle.shared;
+        let mut answers = shared.ponged.subscribe();
+        let number = {
+            let mut state = shared.state.lock();
+            state.probes += 1;
+            let number = state.probes;
+            state.outbox.append(|out| {
+                encode_frame(out, FrameType::Ping, 0, 0, |out| {
+                    out.extend_from_slice(&number.to_be_bytes());
+                });
+            });
+            number
+        };
+        shared.to_write.notify_one();
+        let ended = answers.wait_for(|answered| *answered >= number).await;
+        match ended.map(|answered| *answered) {
+            Ok(u64::MAX) | Err(_) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Ok(_) => Ok(()),
+        }
+    }
+
     /// Whether new calls can be sent: neither closed nor draining.
     pub fn is_open(&self) -> bool {
         matches!(self.handle.shared.state.lock().phase, Phase::Open)
@@ -128,6 +160,21 @@ impl Connection {
     /// Replies that came for no call: late, doubled, or lies.
     pub fn stray_replies(&self) -> u64 {
         self.handle.shared.state.lock().stray
+    }
+
+    /// Whether its peer owes it the answer to a ping.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.handle.shared.state.lock().suspect
+    }
+
+    /// Another connection to the same endpoint stands: this one's silence says nothing more of it.
+    pub(super) fn replaced(&self) {
+        let shared = &self.handle.shared;
+        let mut state = shared.state.lock();
+        let suspect = state.suspect;
+        state.replaced = true;
+        shared.trust(&mut state, Instant::now());
+        state.suspect = suspect;
     }
 
     /// Closes the connection: what is in flight fails by its class.

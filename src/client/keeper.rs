@@ -113,12 +113,15 @@ fn check_silence(
     }
     if !state.suspect {
         state.suspect = true;
-        if let Some(endpoint) = &shared.endpoint {
-            endpoint.stats().set_ejected(true);
+        if let Some(endpoint) = &shared.endpoint
+            && !state.replaced
+        {
+            state.accused = true;
             tracing::warn!(
                 endpoint = %endpoint.instance().address,
-                "ejected: a ping is not answered"
+                "suspect: a ping is not answered"
             );
+            endpoint.stats().suspect(now);
         }
         wakers.extend(state.waiting.all());
     }

@@ -59,12 +59,8 @@ fn take_in(
     let now = Instant::now();
     let mut state = shared.state.lock();
     state.heard = now;
-    state.suspect = false;
-    if state.pinged.take().is_some()
-        && let Some(endpoint) = &shared.endpoint
-    {
-        endpoint.stats().set_ejected(false);
-    }
+    state.pinged = None;
+    shared.trust(&mut state, now);
     let mut write = false;
     while let Some(frame) = reader.next_frame()? {
         match frame {
@@ -124,7 +120,20 @@ fn take_frame(
             });
             return Ok(true);
         }
-        FrameType::Pong | FrameType::Void => {}
+        FrameType::Pong => {
+            if let Ok(number) = <[u8; 8]>::try_from(&*payload) {
+                shared.ponged.send_if_modified(|last| {
+                    let number = u64::from_be_bytes(number);
+                    // A number that was never given proves nothing.
+                    let news = number > *last && number <= state.probes;
+                    if news {
+                        *last = number;
+                    }
+                    news
+                });
+            }
+        }
+        FrameType::Void => {}
         FrameType::ConnectionError => {
             tracing::warn!(
                 endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::Waker;
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::ConnectionSettings;
@@ -31,6 +31,9 @@ pub(super) struct Shared {
     pub(super) to_write: Notify,
     /// The first call since the keeper had nothing to look after.
     pub(super) to_keep: Notify,
+    /// The number of the last ping of [`Connection::ping`](super::Connection::ping) that was
+    /// answered.
+    pub(super) ponged: watch::Sender<u64>,
     /// How far the socket has taken the outgoing stream.
     pub(super) written: AtomicU64,
     pub(super) settings: ConnectionSettings,
@@ -53,6 +56,12 @@ pub(super) struct State {
     pub(super) pinged: Option<Ping>,
     /// That ping is not answered in time.
     pub(super) suspect: bool,
+    /// Its endpoint's statistics were told so.
+    pub(super) accused: bool,
+    /// Another connection has taken its place: what it knows of its peer is no longer the news.
+    pub(super) replaced: bool,
+    /// How many pings were asked for from outside; the keeper's own have number 0.
+    pub(super) probes: u64,
     /// Set while the keeper sleeps for long, so that a first call wakes it.
     pub(super) keeper_parked: bool,
     /// Replies to nobody: late after a cancel, doubled, or lies.
@@ -86,6 +95,7 @@ impl Shared {
             return;
         }
         state.phase = Phase::Closed(why.into());
+        self.trust(&mut state, Instant::now());
         let State { calls, outbox, .. } = &mut *state;
         let written = self.written.load(Relaxed);
         let mut wakers = calls.fail(|_, call| {
@@ -102,10 +112,20 @@ impl Shared {
         drop(state);
         wakers.into_iter().for_each(Waker::wake);
         if let Some(endpoint) = &self.endpoint {
-            // A drain or a suspicion ends with its connection: whoever answers there next is
+            // A drain ends with its connection, as a suspicion does: whoever answers there next is
             // somebody new, and if nobody does, connecting fails and is put off.
             endpoint.stats().set_draining(false);
-            endpoint.stats().set_ejected(false);
+        }
+        self.ponged.send_replace(u64::MAX);
+    }
+
+    /// Takes back that the peer is suspect, if that was said.
+    pub(super) fn trust(&self, state: &mut State, now: Instant) {
+        state.suspect = false;
+        if std::mem::take(&mut state.accused)
+            && let Some(endpoint) = &self.endpoint
+        {
+            endpoint.stats().trust(now);
         }
     }
 }

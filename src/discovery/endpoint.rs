@@ -1,10 +1,11 @@
 //! The client's view of an instance: what it registered, and what calls to it have shown.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
 use super::EndpointStats;
+use super::outlier::Outliers;
 use crate::instance::{Health, Instance};
 
 /// An instance and its live statistics. The statistics survive every new snapshot for as long as
@@ -18,11 +19,20 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// A new endpoint without history.
+    /// A new endpoint without history, outside of any resolver: nobody ejects it.
     pub fn new(instance: impl Into<Arc<Instance>>, now: Instant) -> Self {
+        Self::among(Weak::new(), instance, now)
+    }
+
+    /// A new endpoint without history, whose failures are told to `outliers`.
+    pub(super) fn among(
+        outliers: Weak<Outliers>,
+        instance: impl Into<Arc<Instance>>,
+        now: Instant,
+    ) -> Self {
         Self {
             instance: instance.into(),
-            stats: Arc::new(EndpointStats::new(now)),
+            stats: Arc::new(EndpointStats::new(now, outliers)),
             doubtful: false,
         }
     }
@@ -72,7 +82,7 @@ impl Endpoint {
 
     /// What tells this endpoint from every other that is alive.
     pub(crate) fn key(&self) -> usize {
-        Arc::as_ptr(&self.stats) as usize
+        self.stats.key()
     }
 
     /// Counts an attempt; the guard's end tells the statistics how it went.
@@ -115,7 +125,12 @@ pub enum Outcome {
         /// What the server said it had in flight.
         load: u32,
     },
-    /// The endpoint is to blame: no connection, no answer, overloaded, a panic.
+    /// It refused the attempt for lack of capacity: it lives, and others may have more.
+    Overloaded,
+    /// There was no connection, and nothing was sent. Reconnecting is put off, which keeps calls
+    /// away as an ejection would.
+    Unreachable,
+    /// The endpoint is to blame: no answer, unavailable, a panic.
     Failed,
     /// The caller left.
     Abandoned,

@@ -1,7 +1,9 @@
 //! The door through which clients learn which instances live.
 
+mod caught;
 mod endpoint;
 mod guard;
+mod outlier;
 mod resolver;
 mod stats;
 mod updates;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use self::endpoint::{Endpoint, EndpointSet, InFlight, Outcome};
+pub use self::outlier::{OutlierEjection, Probe};
 pub use self::resolver::{Resolver, ResolverBuilder, ResolverStats, Snapshot, SnapshotStatus};
 pub use self::stats::EndpointStats;
 pub use self::updates::{Update, UpdateSender, UpdateStream};

@@ -10,7 +10,7 @@ mod tests;
 mod worker;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 pub use self::builder::ResolverBuilder;
 use self::shared::Shared;
 pub use self::snapshot::{Snapshot, SnapshotStatus};
-use super::{Discovery, DiscoveryError, Endpoint};
+use super::{Discovery, DiscoveryError, Endpoint, Probe};
 use crate::instance::{Instance, ServiceName};
 use crate::selector::PickContext;
 
@@ -36,6 +36,8 @@ use crate::selector::PickContext;
 ///   [`Resolved::is_proven`](super::Resolved::is_proven). Without it the vanished endpoints stay,
 ///   [doubtful](Endpoint::is_doubtful), until an answer one lease (15 s) later still lacks them.
 /// - Endpoints keep their statistics for as long as one id stands at one address.
+/// - An endpoint that fails while its lease holds is ejected for a while, and comes back slowly; see
+///   [`OutlierEjection`](super::OutlierEjection).
 /// - Of two instances with one address the one with the higher epoch is listed.
 ///
 /// # Clone
@@ -92,6 +94,12 @@ pub struct ResolverStats {
     pub updates: u64,
     /// Answers whose losses were not believed.
     pub guarded: u64,
+    /// How often an endpoint was ejected: for how calls to it went, or for a ping without answer.
+    pub ejections: u64,
+    /// How often one was taken back.
+    pub readmissions: u64,
+    /// Whether ejection is ignored at present, since too few endpoints would stay usable.
+    pub panicking: bool,
 }
 
 impl Resolver {
@@ -195,6 +203,13 @@ impl Resolver {
     /// Dropping the future leaves nothing behind.
     pub async fn listed(&self) {
         self.until(|snapshot| snapshot.status.is_listed()).await;
+    }
+
+    /// Lends it a way to ask an ejected endpoint whether it answers, for as long as the probe lives
+    /// elsewhere. One that the [builder](ResolverBuilder::probe) was given goes first; an
+    /// [`XClient`](crate::XClient) lends its own.
+    pub fn lend_probe(&self, probe: Weak<dyn Probe>) {
+        self.handle.shared.probes.lend(probe);
     }
 
     /// What it has done so far.

@@ -1,14 +1,19 @@
 //! What is known of an endpoint from the calls made to it; survives every new snapshot.
 
+use std::sync::Weak;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Outcome;
+use super::outlier::Outliers;
+use crate::call::after;
 
 /// The time over which an observation loses all but 1/e of its weight (Finagle's Peak EWMA: 10 s).
 const DECAY: Duration = Duration::from_secs(10);
+/// What an endpoint that comes back takes of its calls at first (Envoy's `min_weight_percent`).
+const LEAST_SHARE: f64 = 0.1;
 
 /// Live statistics of one endpoint, readable at any time and shared by all snapshots that hold it.
 #[derive(Debug)]
@@ -31,11 +36,25 @@ pub struct EndpointStats {
     /// Microseconds since `born` until which no connection will be tried; 0: none.
     retry_at: AtomicU64,
     draining: AtomicBool,
+    /// What a pick reads; the table of outliers decides it.
     ejected: AtomicBool,
+    /// How many connections wait for the answer to a ping that is late.
+    suspects: AtomicU32,
+    ejections: AtomicU32,
+    /// Failures since the last success.
+    row: AtomicU32,
+    overloaded: AtomicU64,
+    /// Succeeded and failed as of the last look at shares.
+    looked: [AtomicU64; 2],
+    /// Microseconds since `born` from which and until which it comes back slowly; 0: it does not.
+    slow_from: AtomicU64,
+    slow_until: AtomicU64,
+    /// Who is told of failures; nobody for an endpoint outside of a resolver.
+    outliers: Weak<Outliers>,
 }
 
 impl EndpointStats {
-    pub(crate) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant, outliers: Weak<Outliers>) -> Self {
         Self {
             born: now,
             in_flight: AtomicU32::new(0),
@@ -49,6 +68,14 @@ impl EndpointStats {
             retry_at: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             ejected: AtomicBool::new(false),
+            suspects: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+            row: AtomicU32::new(0),
+            overloaded: AtomicU64::new(0),
+            looked: [AtomicU64::new(0), AtomicU64::new(0)],
+            slow_from: AtomicU64::new(0),
+            slow_until: AtomicU64::new(0),
+            outliers,
         }
     }
 
@@ -99,9 +126,44 @@ impl EndpointStats {
         self.draining.load(Relaxed)
     }
 
-    /// Whether it is ejected: suspected of being dead though its lease holds.
+    /// How many attempts it refused for lack of capacity.
+    pub fn overloaded(&self) -> u64 {
+        self.overloaded.load(Relaxed)
+    }
+
+    /// How many attempts in a row have failed through the endpoint.
+    pub fn consecutive_failures(&self) -> u32 {
+        self.row.load(Relaxed)
+    }
+
+    /// Whether it is ejected: it gets no calls while another is usable, though its lease holds.
     pub fn is_ejected(&self) -> bool {
         self.ejected.load(Relaxed)
+    }
+
+    /// How often it was ejected for how calls to it went.
+    pub fn ejections(&self) -> u32 {
+        self.ejections.load(Relaxed)
+    }
+
+    /// Whether a connection to it waits for the answer to a ping that is late.
+    pub fn is_suspect(&self) -> bool {
+        self.suspects.load(Relaxed) > 0
+    }
+
+    /// The share of its calls that an endpoint takes which comes back from an ejection, from 0.1 to
+    /// 1; `None` if it takes all.
+    pub fn slow_start(&self, now: Instant) -> Option<f64> {
+        let until = self.slow_until.load(Relaxed);
+        if until == 0 {
+            return None;
+        }
+        let (from, now) = (self.slow_from.load(Relaxed), self.micros(now));
+        if now >= until || until <= from {
+            self.slow_until.store(0, Relaxed);
+            return None;
+        }
+        Some((now.saturating_sub(from) as f64 / (until - from) as f64).max(LEAST_SHARE))
     }
 
     /// Says whether the endpoint is draining.
@@ -109,9 +171,58 @@ impl EndpointStats {
         self.draining.store(draining, Relaxed);
     }
 
-    /// Ejects the endpoint or takes it back.
-    pub fn set_ejected(&self, ejected: bool) {
+    /// A connection waits for the answer to a ping that is late. Each such word is taken back by a
+    /// [`trust`](Self::trust).
+    pub fn suspect(&self, now: Instant) {
+        if self.suspects.fetch_add(1, Relaxed) == 0
+            && let Some(outliers) = self.outliers.upgrade()
+        {
+            outliers.suspected(self, now);
+        }
+    }
+
+    /// The connection that suspected it has heard of it, or has ended.
+    pub fn trust(&self, now: Instant) {
+        if self.suspects.fetch_sub(1, Relaxed) == 1
+            && let Some(outliers) = self.outliers.upgrade()
+        {
+            outliers.suspected(self, now);
+        }
+    }
+
+    /// Whether picks pass it by.
+    pub(crate) fn set_ejected(&self, ejected: bool) {
         self.ejected.store(ejected, Relaxed);
+    }
+
+    /// What tells it from every other that is alive.
+    pub(crate) fn key(&self) -> usize {
+        std::ptr::from_ref(self) as usize
+    }
+
+    pub(super) fn count_ejection(&self) {
+        self.ejections.fetch_add(1, Relaxed);
+    }
+
+    /// Forgets the failures in a row.
+    pub(super) fn forgive(&self) {
+        self.row.store(0, Relaxed);
+    }
+
+    /// Forgets what was bad, and comes back slowly.
+    pub(super) fn begin_anew(&self, now: Instant, slow_start: Duration) {
+        self.forgive();
+        self.success.store(1.0_f64.to_bits(), Relaxed);
+        self.slow_from.store(self.micros(now), Relaxed);
+        self.slow_until.store(self.micros(after(now, slow_start)), Relaxed);
+    }
+
+    /// Successes and failures since this was asked last.
+    pub(super) fn since_last_look(&self) -> (u64, u64) {
+        let (succeeded, failed) = (self.succeeded(), self.failed());
+        let [seen_succeeded, seen_failed] = &self.looked;
+        let before = (seen_succeeded.swap(succeeded, Relaxed), seen_failed.swap(failed, Relaxed));
+        (succeeded - before.0, failed - before.1)
     }
 
     /// A connection stands.
@@ -144,10 +255,24 @@ impl EndpointStats {
             Outcome::Succeeded { load } => {
                 self.load.store(load, Relaxed);
                 self.succeeded.fetch_add(1, Relaxed);
+                self.forgive();
                 true
+            }
+            Outcome::Overloaded => {
+                self.overloaded.fetch_add(1, Relaxed);
+                self.forgive();
+                false
+            }
+            Outcome::Unreachable => {
+                self.failed.fetch_add(1, Relaxed);
+                false
             }
             Outcome::Failed => {
                 self.failed.fetch_add(1, Relaxed);
+                let row = self.row.fetch_add(1, Relaxed).saturating_add(1);
+                if let Some(outliers) = self.outliers.upgrade() {
+                    outliers.failed(self, row, now);
+                }
                 false
             }
         };

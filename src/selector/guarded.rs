@@ -6,6 +6,8 @@ pub(crate) mod fixture;
 mod tests;
 
 use super::{PickContext, Picker};
+#[cfg(doc)]
+use crate::discovery::EndpointStats;
 use crate::discovery::{Endpoint, EndpointSet};
 use crate::instance::Health;
 
@@ -15,7 +17,8 @@ const ASKS: u32 = 3;
 /// Asks `picker` for an endpoint of `set`, and answers in its place if no answer of it stands.
 ///
 /// An answer stands if the endpoint is usable ([`Endpoint::is_usable`]), was not tried for this
-/// call before, and has a weight; one of weight 0 stands only while no other is usable. The picker
+/// call before, and has a weight; one of weight 0 stands only while no other is usable. An endpoint
+/// in its slow start ([`EndpointStats::slow_start`]) stands as often as its share says. The picker
 /// is asked three times at most, and no more once it answers `None`. Then a random endpoint, by
 /// weight, of the first of these groups that has any is taken:
 ///
@@ -34,6 +37,7 @@ pub fn guarded_pick(picker: &dyn Picker, set: &EndpointSet, cx: &PickContext<'_>
         if let Some(endpoint) = set.at(index)
             && is_open(endpoint, cx)
             && (endpoint.instance().weight > 0 || !weighted_is_usable(set, cx))
+            && takes_its_turn(endpoint, cx)
         {
             return Some(index);
         }
@@ -44,6 +48,14 @@ pub fn guarded_pick(picker: &dyn Picker, set: &EndpointSet, cx: &PickContext<'_>
 /// Whether an endpoint is usable and was not tried for this call before.
 pub(super) fn is_open(endpoint: &Endpoint, cx: &PickContext<'_>) -> bool {
     endpoint.is_usable(cx.now) && !was_tried(endpoint, cx)
+}
+
+/// Whether an endpoint that comes back slowly takes this call.
+fn takes_its_turn(endpoint: &Endpoint, cx: &PickContext<'_>) -> bool {
+    endpoint
+        .stats()
+        .slow_start(cx.now)
+        .is_none_or(|share| ((cx.random() >> 11) as f64) < share * (1_u64 << 53) as f64)
 }
 
 /// Each endpoint's share as the policies' tables count it: its weight, and 0 if the snapshot itself
@@ -84,7 +96,8 @@ fn instead(set: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
         }
         // One pass and no memory (reservoir sampling): each takes the place of the one before it
         // with the probability that makes the last one standing a choice by weight.
-        let share = u64::from(weight.max(1));
+        let slow = endpoint.stats().slow_start(cx.now).unwrap_or(1.0);
+        let share = (f64::from(weight.max(1)) * slow * 1024.0) as u64;
         total += share;
         if cx.random() % total < share {
             chosen = Some(index);

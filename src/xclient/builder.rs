@@ -15,7 +15,7 @@ use super::stack::{Boxed, BoxedLayer, Stack, boxed};
 use super::{Inner, XClient};
 use crate::call::{Call, Codec, Reply};
 use crate::client::ConnectionSettings;
-use crate::discovery::{Discovery, Resolver};
+use crate::discovery::{Discovery, OutlierEjection, Probe, Resolver};
 use crate::error::{BoxError, Error, Fate, Kind};
 use crate::instance::ServiceName;
 use crate::selector::Selector;
@@ -34,6 +34,7 @@ pub struct XClientBuilder {
     transport: Arc<dyn Transport>,
     connection: ConnectionSettings,
     zone: Option<String>,
+    ejection: OutlierEjection,
     seed: Option<u64>,
     layers: Vec<BoxedLayer<Call>>,
     attempt_layers: Vec<BoxedLayer<Attempt>>,
@@ -65,6 +66,7 @@ impl XClientBuilder {
             transport: Arc::new(Net::default()),
             connection: ConnectionSettings::default(),
             zone: None,
+            ejection: OutlierEjection::default(),
             seed: None,
             layers: Vec::new(),
             attempt_layers: Vec::new(),
@@ -141,6 +143,14 @@ impl XClientBuilder {
         self
     }
 
+    /// Sets when instances are ejected for how calls to them go, and how they come back. It has no
+    /// effect with [`XClient::with_resolver`]: a shared resolver has settings of its own. Default:
+    /// [`OutlierEjection::default`].
+    pub fn outlier_ejection(mut self, ejection: OutlierEjection) -> Self {
+        self.ejection = ejection;
+        self
+    }
+
     /// Sets what the selector's random numbers start from. Default: random.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -193,6 +203,7 @@ impl XClientBuilder {
                 let transport = Arc::clone(&self.transport);
                 let resolver = Resolver::builder(service, discovery)
                     .seed(seed)
+                    .outlier_ejection(self.ejection)
                     .speaks(move |protocol: &str| transport.speaks(protocol));
                 match self.selector {
                     Some(selector) => resolver.selector(selector).build(),
@@ -201,6 +212,8 @@ impl XClientBuilder {
             }
         };
         let channels = Arc::new(Channels::new(self.transport, self.connection));
+        let probe: Arc<dyn Probe> = Arc::<Channels>::clone(&channels);
+        resolver.lend_probe(Arc::downgrade(&probe));
         let base = AttemptService { channels: Arc::clone(&channels) };
         let core = Arc::new(Core {
             resolver,

@@ -3,12 +3,19 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
+use async_trait::async_trait;
 use parking_lot::RwLock;
+use tokio::time::Instant;
 
 use crate::client::{Channel, ConnectionSettings};
-use crate::discovery::{Endpoint, Resolver};
+use crate::discovery::{Endpoint, Probe, Resolver};
+use crate::error::BoxError;
 use crate::transport::Transport;
+
+/// How long a probe may take at most; the resolver that asks for it has a limit of its own.
+const PROBE: Duration = Duration::from_secs(30);
 
 /// A client's channels, one an endpoint.
 pub(super) struct Channels {
@@ -64,5 +71,12 @@ impl Channels {
         self.closed.store(true, Relaxed);
         let open = std::mem::take(&mut *self.open.write());
         open.into_values().for_each(|channel| channel.close());
+    }
+}
+
+#[async_trait]
+impl Probe for Channels {
+    async fn probe(&self, endpoint: &Endpoint) -> Result<(), BoxError> {
+        Ok(self.to(endpoint).ping(Instant::now() + PROBE).await?)
     }
 }

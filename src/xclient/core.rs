@@ -231,10 +231,14 @@ fn outcome(answer: &Result<Reply, Error>, endpoint: &Endpoint) -> Outcome {
         // The service's own errors are answers; a defect is not.
         (Execution::Executed, Kind::Internal) => Outcome::Failed,
         (Execution::Executed, _) => answered,
-        (Execution::Rejected, Kind::Unavailable | Kind::ResourceExhausted) => Outcome::Failed,
+        (Execution::Rejected, Kind::ResourceExhausted) => Outcome::Overloaded,
+        (Execution::Rejected, Kind::Unavailable) => Outcome::Failed,
         (Execution::Rejected, _) => answered,
-        (Execution::NotSent, Kind::InvalidArgument | Kind::ResourceExhausted) => Outcome::Abandoned,
-        (Execution::NotSent | Execution::MaybeExecuted, _) => Outcome::Failed,
+        // Of what was never sent only a missing connection is the endpoint's, and that is put off
+        // anyway: a backoff, and no ejection.
+        (Execution::NotSent, Kind::Unavailable) => Outcome::Unreachable,
+        (Execution::NotSent, _) => Outcome::Abandoned,
+        (Execution::MaybeExecuted, _) => Outcome::Failed,
     }
 }
 

@@ -4,10 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::shared::{Shared, Speaks};
 use super::worker::{Timing, Worker};
 use super::{Handle, Resolver};
-use crate::discovery::Discovery;
+use crate::discovery::outlier::{self, Outliers, Probes};
+use crate::discovery::{Discovery, OutlierEjection, Probe};
 use crate::instance::ServiceName;
 use crate::selector::{P2c, Selector};
 
@@ -26,6 +29,8 @@ pub struct ResolverBuilder {
     zone: Option<String>,
     timing: Timing,
     lease: Duration,
+    ejection: OutlierEjection,
+    probe: Option<Arc<dyn Probe>>,
     seed: Option<u64>,
 }
 
@@ -43,6 +48,8 @@ impl ResolverBuilder {
                 timeout: Duration::from_secs(10),
             },
             lease: Duration::from_secs(15),
+            ejection: OutlierEjection::default(),
+            probe: None,
             seed: None,
         }
     }
@@ -92,6 +99,22 @@ impl ResolverBuilder {
         self
     }
 
+    /// Sets when endpoints are ejected for how calls to them go, and how they come back. Default:
+    /// [`OutlierEjection::default`].
+    #[must_use]
+    pub fn outlier_ejection(mut self, ejection: OutlierEjection) -> Self {
+        self.ejection = ejection;
+        self
+    }
+
+    /// Sets how an ejected endpoint is asked whether it answers. Default: by a ping of a client
+    /// that uses this resolver; without one, it is taken back once its time is over.
+    #[must_use]
+    pub fn probe(mut self, probe: impl Probe) -> Self {
+        self.probe = Some(Arc::new(probe));
+        self
+    }
+
     /// Sets the seed of the jitter in intervals and pauses. Default: random.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
@@ -112,11 +135,21 @@ impl ResolverBuilder {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn build(self) -> Resolver {
-        let shared = Shared::new(self.service, self.selector, self.speaks, self.zone, self.lease);
-        let shared = Arc::new(shared);
         let seed = self.seed.unwrap_or_else(rand::random);
+        let shared = Arc::new(Shared::new(
+            self.service,
+            self.selector,
+            self.speaks,
+            self.zone,
+            self.lease,
+            Outliers::new(self.ejection, seed, Instant::now()),
+            Probes::new(self.probe),
+        ));
         let worker = Worker::new(Arc::clone(&shared), self.discovery, self.timing, seed);
-        let task = tokio::spawn(worker.run());
+        let outliers = outlier::keep(Arc::clone(&shared.outliers), Arc::clone(&shared.probes));
+        let task = tokio::spawn(async move {
+            tokio::join!(worker.run(), outliers);
+        });
         Resolver { handle: Arc::new(Handle { shared, task }) }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::discovery::guard::Known;
+use crate::discovery::outlier::Outliers;
 use crate::discovery::{Endpoint, EndpointSet};
 use crate::instance::{Address, Health, InstanceId};
 
@@ -25,6 +26,7 @@ pub(super) fn merge(
     known: &[Known],
     old: &EndpointSet,
     speaks: &dyn Fn(&str) -> bool,
+    outliers: &Arc<Outliers>,
     now: Instant,
 ) -> Merged {
     let mut listed: Vec<&Known> = known.iter().collect();
@@ -38,7 +40,8 @@ pub(super) fn merge(
         old.iter().map(|endpoint| (&endpoint.instance().address, endpoint)).collect();
     let endpoint = |known: &Known| match holders.get(&known.instance.address) {
         Some(holder) if holder.instance().id == known.instance.id => renewed(holder, known),
-        _ => Endpoint::new(Arc::clone(&known.instance), now).doubted(known.is_doubtful()),
+        _ => Endpoint::among(Arc::downgrade(outliers), Arc::clone(&known.instance), now)
+            .doubted(known.is_doubtful()),
     };
     let endpoints: Vec<Endpoint> = listed.into_iter().map(endpoint).collect();
     let changed = endpoints.len() != old.len() || !endpoints.iter().zip(old).all(is_same);

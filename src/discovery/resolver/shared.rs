@@ -13,6 +13,7 @@ use super::flight::Flights;
 use super::merge::merge;
 use super::{ResolverStats, Snapshot, SnapshotStatus};
 use crate::discovery::guard::Guard;
+use crate::discovery::outlier::{Outliers, Probes};
 use crate::discovery::{DiscoveryError, EndpointSet, Resolved, Update};
 use crate::instance::{Instance, ServiceName};
 use crate::selector::{Picker, Selector};
@@ -31,6 +32,8 @@ pub(super) struct Shared {
     /// Wakes those who wait for a snapshot.
     changes: watch::Sender<()>,
     pub(super) flights: Flights,
+    pub(super) outliers: Arc<Outliers>,
+    pub(super) probes: Arc<Probes>,
     resolved: AtomicU64,
     errors: AtomicU64,
     updates: AtomicU64,
@@ -52,6 +55,8 @@ impl Shared {
         speaks: Speaks,
         zone: Option<String>,
         lease: Duration,
+        outliers: Outliers,
+        probes: Probes,
     ) -> Self {
         let endpoints = Arc::new(EndpointSet::default());
         let picker: Arc<dyn Picker> = Arc::from(selector.prepare(&endpoints));
@@ -75,6 +80,8 @@ impl Shared {
             list: Mutex::new(list),
             changes: watch::Sender::new(()),
             flights: Flights::new(),
+            outliers: Arc::new(outliers),
+            probes: Arc::new(probes),
             resolved: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             updates: AtomicU64::new(0),
@@ -101,6 +108,9 @@ impl Shared {
             errors: self.errors.load(Relaxed),
             updates: self.updates.load(Relaxed),
             guarded: self.guarded.load(Relaxed),
+            ejections: self.outliers.ejections(),
+            readmissions: self.outliers.readmissions(),
+            panicking: self.outliers.is_panicking(),
         }
     }
 
@@ -217,10 +227,11 @@ impl Shared {
     /// something of them changed.
     fn publish(&self, list: &List, revision: Option<Arc<str>>, now: Instant) {
         let old = self.snapshot();
-        let merged = merge(list.guard.known(), &old.endpoints, &*self.speaks, now);
+        let merged = merge(list.guard.known(), &old.endpoints, &*self.speaks, &self.outliers, now);
         let (endpoints, picker, generation) = if merged.changed {
             let set = Arc::new(EndpointSet::new(merged.endpoints));
             let picker: Arc<dyn Picker> = Arc::from(self.selector.prepare(&set));
+            self.outliers.follow(&set, now);
             (set, picker, old.generation + 1)
         } else {
             let (set, picker) = (Arc::clone(&old.endpoints), Arc::clone(&old.picker));

@@ -1,0 +1,345 @@
+//! Which endpoints are ejected, why, and until when: a table to which time is an argument.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::OutlierEjection;
+use crate::call::after;
+use crate::discovery::{Endpoint, EndpointSet, EndpointStats};
+
+/// How often the table is gone through again while an endpoint is ejected: whether enough others
+/// are usable changes by itself, as reconnects are put off or succeed.
+const REVIEW: Duration = Duration::from_secs(1);
+
+/// The outliers among a resolver's endpoints.
+///
+/// Two things eject an endpoint: a connection to it whose ping is not answered, for as long as that
+/// lasts, and a *case*, made by how calls to it went, for a time that grows. What a pick reads is
+/// one flag on the endpoint, which is set here alone, within the quota and unless too few would
+/// stay.
+pub(crate) struct Outliers {
+    settings: OutlierEjection,
+    state: Mutex<State>,
+    /// Something is due earlier than it was.
+    pub(super) changed: Notify,
+    ejections: AtomicU64,
+    readmissions: AtomicU64,
+    panicking: AtomicBool,
+}
+
+struct State {
+    endpoints: Arc<EndpointSet>,
+    /// By the endpoint's key.
+    cases: HashMap<usize, Case>,
+    rng: StdRng,
+    /// When shares were taken last.
+    evaluated: Instant,
+    /// Whether any endpoint is suspect or has an open case.
+    troubled: bool,
+}
+
+/// An endpoint that is ejected, or was lately.
+struct Case {
+    endpoint: Endpoint,
+    /// How many ejections are not yet forgotten.
+    level: u32,
+    opened: Instant,
+    /// `None`: taken back.
+    out: Option<Out>,
+}
+
+struct Out {
+    /// When it may be probed, or, without a probe, is taken back.
+    until: Instant,
+    probing: bool,
+    /// For a ping without answer alone: the answer to that ping ends it too.
+    suspicion: bool,
+}
+
+/// Why an endpoint is ejected.
+enum Reason {
+    Row(u32),
+    Share { own: f64, others: f64 },
+}
+
+impl Outliers {
+    pub(crate) fn new(settings: OutlierEjection, seed: u64, now: Instant) -> Self {
+        Self {
+            settings,
+            state: Mutex::new(State {
+                endpoints: Arc::default(),
+                cases: HashMap::new(),
+                rng: StdRng::seed_from_u64(seed),
+                evaluated: now,
+                troubled: false,
+            }),
+            changed: Notify::new(),
+            ejections: AtomicU64::new(0),
+            readmissions: AtomicU64::new(0),
+            panicking: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn settings(&self) -> &OutlierEjection {
+        &self.settings
+    }
+
+    /// How many ejections there were.
+    pub(crate) fn ejections(&self) -> u64 {
+        self.ejections.load(Relaxed)
+    }
+
+    /// How many times an endpoint was taken back.
+    pub(crate) fn readmissions(&self) -> u64 {
+        self.readmissions.load(Relaxed)
+    }
+
+    /// Whether ejection is ignored, since too few endpoints would stay usable.
+    pub(crate) fn is_panicking(&self) -> bool {
+        self.panicking.load(Relaxed)
+    }
+
+    /// Takes the endpoints of a new snapshot; what is no longer listed is forgotten.
+    pub(crate) fn follow(&self, endpoints: &Arc<EndpointSet>, now: Instant) {
+        let mut state = self.state.lock();
+        state.endpoints = Arc::clone(endpoints);
+        if !state.cases.is_empty() {
+            let listed: HashMap<usize, &Endpoint> =
+                endpoints.iter().map(|endpoint| (endpoint.key(), endpoint)).collect();
+            state.cases.retain(|key, case| match listed.get(key) {
+                Some(endpoint) => {
+                    case.endpoint = (*endpoint).clone();
+                    true
+                }
+                None => false,
+            });
+        }
+        self.review(&mut state, now);
+    }
+
+    /// An endpoint has failed so many times in a row.
+    pub(crate) fn failed(&self, stats: &EndpointStats, row: u32, now: Instant) {
+        let threshold = self.settings.consecutive_failures;
+        if threshold == 0 || row < threshold {
+            return;
+        }
+        let mut state = self.state.lock();
+        let found = state.endpoints.iter().find(|endpoint| endpoint.key() == stats.key()).cloned();
+        if let Some(endpoint) = found {
+            self.eject(&mut state, endpoint, &Reason::Row(row), now);
+        }
+    }
+
+    /// A connection's ping is not answered, or now is: what `stats` count has changed.
+    pub(crate) fn suspected(&self, stats: &EndpointStats, now: Instant) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let key = stats.key();
+        let Some(endpoint) = state.endpoints.iter().find(|endpoint| endpoint.key() == key) else {
+            return;
+        };
+        let case = state.cases.entry(key).or_insert_with(|| Case {
+            endpoint: endpoint.clone(),
+            level: 0,
+            opened: now,
+            out: None,
+        });
+        match &case.out {
+            None if stats.is_suspect() => {
+                let until = after(now, jittered(&mut state.rng, self.settings.probe_interval));
+                case.opened = now;
+                case.out = Some(Out { until, probing: false, suspicion: true });
+                self.ejections.fetch_add(1, Relaxed);
+            }
+            Some(out) if out.suspicion && !stats.is_suspect() => {
+                case.out = None;
+                stats.begin_anew(now, self.settings.slow_start);
+                self.readmissions.fetch_add(1, Relaxed);
+            }
+            _ => {}
+        }
+        self.review(state, now);
+        drop(guard);
+        self.changed.notify_one();
+    }
+
+    /// When something is due next; `None` while nothing is.
+    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
+        let state = self.state.lock();
+        let probe = state.cases.values().filter_map(|case| case.out.as_ref());
+        let probe = probe.filter(|out| !out.probing).map(|out| out.until).min();
+        let review = state.troubled.then(|| now + REVIEW);
+        let shares = (state.endpoints.len() > 1 || !state.cases.is_empty())
+            .then(|| after(state.evaluated, self.settings.interval));
+        [probe, review, shares].into_iter().flatten().min()
+    }
+
+    /// Does what is due; the endpoints to be probed now.
+    pub(super) fn turn(&self, now: Instant) -> Vec<Endpoint> {
+        let mut state = self.state.lock();
+        if now >= after(state.evaluated, self.settings.interval) {
+            self.take_shares(&mut state, now);
+        }
+        self.review(&mut state, now);
+        let mut probed = Vec::new();
+        for case in state.cases.values_mut() {
+            if let Some(out) = &mut case.out
+                && !out.probing
+                && now >= out.until
+            {
+                out.probing = true;
+                probed.push(case.endpoint.clone());
+            }
+        }
+        probed
+    }
+
+    /// A probe ended; an endpoint that answered is taken back.
+    pub(super) fn probed(&self, endpoint: &Endpoint, answered: bool, now: Instant) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let Some(case) = state.cases.get_mut(&endpoint.key()) else { return };
+        let Some(out) = &mut case.out else { return };
+        if answered {
+            case.out = None;
+            endpoint.stats().begin_anew(now, self.settings.slow_start);
+            self.readmissions.fetch_add(1, Relaxed);
+            tracing::info!(
+                endpoint = %endpoint.instance().address,
+                after = ?now.saturating_duration_since(case.opened),
+                "taken back: it answers"
+            );
+        } else {
+            out.probing = false;
+            out.until = after(now, jittered(&mut state.rng, self.settings.probe_interval));
+        }
+        self.review(state, now);
+    }
+
+    fn eject(&self, state: &mut State, endpoint: Endpoint, reason: &Reason, now: Instant) {
+        let key = endpoint.key();
+        let known = state.cases.get(&key);
+        if known.is_some_and(|case| case.out.is_some()) {
+            return;
+        }
+        let ready = state.endpoints.iter().filter(|endpoint| endpoint.is_ready()).count();
+        let open = |endpoint: &&Endpoint| {
+            endpoint.stats().is_suspect()
+                || state.cases.get(&endpoint.key()).is_some_and(|case| case.out.is_some())
+        };
+        let ejected = state.endpoints.iter().filter(|e| e.is_ready()).filter(open).count();
+        if ejected >= self.settings.quota(ready) {
+            tracing::debug!(
+                endpoint = %endpoint.instance().address, %reason, ejected, ready,
+                "not ejected: no more may be"
+            );
+            // It has as many tries again.
+            endpoint.stats().forgive();
+            return;
+        }
+        let level = known.map_or(0, |case| case.level);
+        let time = jittered(&mut state.rng, self.settings.time(level));
+        tracing::warn!(endpoint = %endpoint.instance().address, %reason, ?time, "ejected");
+        endpoint.stats().count_ejection();
+        self.ejections.fetch_add(1, Relaxed);
+        let out = Some(Out { until: after(now, time), probing: false, suspicion: false });
+        state.cases.insert(key, Case { endpoint, level: level + 1, opened: now, out });
+        self.review(state, now);
+        self.changed.notify_one();
+    }
+
+    /// Compares the endpoints' shares of successes, and forgets what is long ago.
+    fn take_shares(&self, state: &mut State, now: Instant) {
+        state.evaluated = now;
+        state.cases.retain(|_, case| {
+            if case.out.is_none() {
+                case.level = case.level.saturating_sub(1);
+            }
+            case.level > 0 || case.out.is_some()
+        });
+        let shares: Vec<(Endpoint, f64)> = state
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| {
+                let (succeeded, failed) = endpoint.stats().since_last_look();
+                let calls = succeeded + failed;
+                (calls >= self.settings.min_calls.max(1))
+                    .then(|| (endpoint.clone(), succeeded as f64 / calls as f64))
+            })
+            .collect();
+        if self.settings.success_ratio <= 0.0 || shares.len() < 2 {
+            return;
+        }
+        let sum: f64 = shares.iter().map(|(_, share)| share).sum();
+        let mut worst_first = shares.clone();
+        worst_first.sort_by(|(_, a), (_, b)| a.total_cmp(b));
+        for (endpoint, own) in worst_first {
+            let others = (sum - own) / (shares.len() - 1) as f64;
+            if own < others * self.settings.success_ratio {
+                self.eject(state, endpoint, &Reason::Share { own, others }, now);
+            }
+        }
+    }
+
+    /// Sets each endpoint's flag: within the quota, the suspects first, and then who was ejected
+    /// first; none if too few would stay usable.
+    fn review(&self, state: &mut State, now: Instant) {
+        let ready = || state.endpoints.iter().filter(|endpoint| endpoint.is_ready());
+        let opened = |endpoint: &&Endpoint| {
+            let case = state.cases.get(&endpoint.key());
+            case.filter(|case| case.out.is_some()).map(|case| case.opened)
+        };
+        let mut bad: Vec<(bool, Option<Instant>, &Endpoint)> = ready()
+            .filter_map(|endpoint| {
+                let (suspect, opened) = (endpoint.stats().is_suspect(), opened(&endpoint));
+                (suspect || opened.is_some()).then_some((!suspect, opened, endpoint))
+            })
+            .collect();
+        state.troubled = !bad.is_empty();
+        bad.sort_by_key(|(certain, opened, _)| (*certain, *opened));
+        let all = ready().count();
+        bad.truncate(self.settings.quota(all));
+        let usable = ready()
+            .filter(|endpoint| !endpoint.is_doubtful() && !endpoint.stats().in_backoff(now))
+            .filter(|endpoint| !bad.iter().any(|(.., ejected)| ejected.is(endpoint)))
+            .count();
+        let panicking = !bad.is_empty() && (usable as f64) < all as f64 * self.settings.panic_below;
+        if self.panicking.swap(panicking, Relaxed) != panicking {
+            if panicking {
+                tracing::warn!(usable, ready = all, "too few are usable: ejection is ignored");
+            } else {
+                tracing::warn!(usable, ready = all, "enough are usable: ejection holds again");
+            }
+        }
+        for endpoint in state.endpoints.iter() {
+            let ejected = !panicking && bad.iter().any(|(.., bad)| bad.is(endpoint));
+            endpoint.stats().set_ejected(ejected);
+        }
+    }
+}
+
+/// A fifth more or less.
+fn jittered(rng: &mut StdRng, time: Duration) -> Duration {
+    time.mul_f64(rng.random_range(0.8..=1.2))
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Row(failures) => write!(f, "{failures} failures in a row"),
+            Self::Share { own, others } => {
+                let (own, others) = (own * 100.0, others * 100.0);
+                write!(f, "{own:.0} % of its calls succeed, and {others:.0} % of the others'")
+            }
+        }
+    }
+}
