@@ -2,8 +2,10 @@
 
 mod body;
 mod codec;
+mod inherited;
 mod metadata;
 mod method;
+mod race;
 mod time;
 
 use std::borrow::Cow;
@@ -16,8 +18,11 @@ use tokio::time::Instant;
 
 pub use self::body::{FromBody, IntoBody, Raw};
 pub use self::codec::{Codec, CodecError, CodecId, CustomCodec};
+pub(crate) use self::inherited::enter;
+pub use self::inherited::{inherited, within};
 pub use self::metadata::{InvalidMetadata, Metadata};
 pub use self::method::{InvalidMethod, MethodName};
+pub(crate) use self::race::Racer;
 pub(crate) use self::time::after;
 use crate::error::{Error, Fate, Kind};
 use crate::instance::Address;
@@ -50,6 +55,8 @@ pub struct Call {
     pub only: Option<Address>,
     /// Whether an empty acknowledgement that the handler has started is answer enough. Default: no.
     pub notify: bool,
+    /// Set while this is one of several copies under way.
+    pub(crate) racer: Option<Racer>,
 }
 
 impl Call {
@@ -67,6 +74,7 @@ impl Call {
             hash_key: None,
             only: None,
             notify: false,
+            racer: None,
         }
     }
 

@@ -96,7 +96,8 @@ fn check_silence(
         let written = shared.written.load(Relaxed);
         state.pinged = Some(Ping { end: place.end, written, since: now });
         shared.to_write.notify_one();
-        return Some(after(now, settings.ping_timeout));
+        // The answer's time runs from when it is written, which is seen soon.
+        return Some(after(now, settings.sweep));
     };
     // A ping behind large bodies is not late while the socket takes them.
     let written = shared.written.load(Relaxed);

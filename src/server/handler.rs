@@ -7,10 +7,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
+use tokio::time::Instant;
 use tower::{Service as TowerService, ServiceExt};
 
 use super::context::{Context, Request, Response, State};
-use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody};
+use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody, enter};
 use crate::error::{BoxError, Execution, Fate, Kind, Status};
 
 /// What a handler's future comes to.
@@ -189,18 +190,23 @@ where
 }
 
 /// A handler whose panic is a value: it fails its own call and nothing else.
-pub(super) struct Guarded(pub(super) HandlerFuture);
+pub(super) struct Guarded {
+    future: HandlerFuture,
+    /// Calls that it makes end by then.
+    deadline: Instant,
+}
 
 impl Guarded {
     /// Starts a handler, which may panic before there is a future.
-    pub(super) fn start(handler: impl FnOnce() -> HandlerFuture) -> Self {
-        match catch_unwind(AssertUnwindSafe(handler)) {
-            Ok(future) => Self(future),
+    pub(super) fn start(deadline: Instant, handler: impl FnOnce() -> HandlerFuture) -> Self {
+        let future = match catch_unwind(AssertUnwindSafe(|| enter(deadline, handler))) {
+            Ok(future) => future,
             Err(panic) => {
                 let failure = panicked(&*panic);
-                Self(Box::pin(std::future::ready(Err(failure))))
+                Box::pin(std::future::ready(Err(failure)))
             }
-        }
+        };
+        Self { future, deadline }
     }
 }
 
@@ -209,7 +215,9 @@ impl Future for Guarded {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Outcome> {
         // A handler that panicked is never polled again, so nothing half-done is seen.
-        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx))) {
+        let Self { future, deadline } = &mut *self;
+        let poll = || enter(*deadline, || future.as_mut().poll(cx));
+        match catch_unwind(AssertUnwindSafe(poll)) {
             Ok(poll) => poll,
             Err(panic) => Poll::Ready(Err(panicked(&*panic))),
         }

@@ -174,7 +174,7 @@ impl Reader {
             idempotent: header.flags.has(Flags::IDEMPOTENT),
         };
         let request = Request { context, codec, body: payload };
-        let mut handler = Guarded::start(|| entry.handler.handle(request, own));
+        let mut handler = Guarded::start(deadline, || entry.handler.handle(request, own));
         let notify = header.flags.has(Flags::NOTIFY);
         let mut awaited = true;
         // Most handlers are done at once: then neither a task nor a waker is needed.

@@ -30,6 +30,7 @@ pub struct XClientBuilder {
     attempt_timeout: Option<Duration>,
     retry: Retry,
     idempotent: bool,
+    inherit: bool,
     codec: Codec,
     transport: Arc<dyn Transport>,
     connection: ConnectionSettings,
@@ -62,6 +63,7 @@ impl XClientBuilder {
             attempt_timeout: None,
             retry: Retry::default(),
             idempotent: false,
+            inherit: true,
             codec: Codec::default(),
             transport: Arc::new(Net::default()),
             connection: ConnectionSettings::default(),
@@ -84,6 +86,13 @@ impl XClientBuilder {
     /// Sets how long a call may take in all, if it does not say. Default: 10 s.
     pub fn deadline(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Says whether calls made inside a handler end by the deadline of the call that it handles
+    /// ([`within`](crate::call::within)). Default: true.
+    pub fn inherit_deadline(mut self, inherit: bool) -> Self {
+        self.inherit = inherit;
         self
     }
 
@@ -215,11 +224,13 @@ impl XClientBuilder {
         let probe: Arc<dyn Probe> = Arc::<Channels>::clone(&channels);
         resolver.lend_probe(Arc::downgrade(&probe));
         let base = AttemptService { channels: Arc::clone(&channels) };
+        let service = resolver.service().clone();
         let core = Arc::new(Core {
             resolver,
             channels,
             attempts: Stack::new(base, self.attempt_layers),
-            retry: self.retry,
+            retry: self.retry.of(&service),
+            inherit: self.inherit,
             timeout: self.timeout,
             attempt_timeout: self.attempt_timeout,
             idempotent: self.idempotent,

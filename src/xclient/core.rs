@@ -13,7 +13,7 @@ use super::attempt::Attempt;
 use super::channels::Channels;
 use super::retry::Retry;
 use super::stack::Stack;
-use crate::call::{Call, Reply, after};
+use crate::call::{Call, Racer, Reply, after, inherited};
 use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::selector::PickContext;
@@ -28,6 +28,8 @@ pub(super) struct Core {
     pub(super) timeout: Duration,
     pub(super) attempt_timeout: Option<Duration>,
     pub(super) idempotent: bool,
+    /// Calls made inside a handler end by its deadline.
+    pub(super) inherit: bool,
     pub(super) zone: Option<String>,
     /// What the next call's random numbers start from.
     pub(super) seed: AtomicU64,
@@ -44,6 +46,10 @@ impl Core {
             (Some(deadline), None) => deadline,
             (Some(deadline), Some(timeout)) => deadline.min(within(timeout)),
         };
+        let deadline = match inherited().filter(|_| self.inherit) {
+            Some(outer) => deadline.min(outer),
+            None => deadline,
+        };
         call.deadline = Some(deadline);
         call.attempt_timeout = call.attempt_timeout.or(self.attempt_timeout);
         call.idempotent |= self.idempotent;
@@ -52,6 +58,12 @@ impl Core {
 
     /// Makes one attempt after another, until one succeeds or none may follow.
     pub(super) async fn run(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
+        if Instant::now() >= deadline {
+            return Err(too_late());
+        }
+        if let Some(racer) = call.racer.as_ref().filter(|racer| racer.second) {
+            return self.run_second(call, racer, deadline).await;
+        }
         self.retry.count_call();
         let mut tried = Vec::new();
         let mut last: Option<Error> = None;
@@ -59,6 +71,9 @@ impl Core {
         // Those that reached the wire: what never left costs nobody anything.
         let mut sent = 0;
         for number in 1.. {
+            if let Some(racer) = &call.racer {
+                tried = self.tried(racer);
+            }
             let picked = self.select(call, number, &tried, deadline).await;
             let endpoint = match (picked, last.take()) {
                 (Ok(endpoint), _) => endpoint,
@@ -66,6 +81,9 @@ impl Core {
                 (Err(_), Some(error)) => return Err(error),
                 (Err(error), None) => return Err(error),
             };
+            if let Some(racer) = &call.racer {
+                racer.tries(&endpoint.instance().address);
+            }
             let error = match self.attempt(call, &endpoint, number, deadline).await {
                 Ok(mut reply) => {
                     reply.from = Some((endpoint.instance().address.clone(), number));
@@ -74,11 +92,14 @@ impl Core {
                 Err(error) => error.at(&endpoint.instance().address).on_attempt(number),
             };
             let left = error.execution() != Execution::NotSent;
-            sent += u32::from(left);
-            let pause = self.pause(&endpoint, &tried, &error, number);
+            sent = match &call.racer {
+                Some(racer) if left => racer.sent(),
+                _ => sent + u32::from(left),
+            };
+            let pause = self.pause(call, &endpoint, &tried, &error, number);
             let next = Instant::now() + pause.unwrap_or_default();
             // The budget is asked last: it is drawn upon only for an attempt that will be made.
-            let again = call.only.is_none()
+            let again = self.may_go_on(call, &endpoint, number, next)
                 && error.may_be_sent_again(call.idempotent)
                 && next < deadline
                 && !self.closed.load(Relaxed)
@@ -96,6 +117,55 @@ impl Core {
             }
         }
         Err(last.unwrap_or_else(|| self.nobody("no attempt was made")))
+    }
+
+    /// Whether there is anywhere else to go. A call that names its instance goes back there, as
+    /// often as others go elsewhere, if the instance can be reached: its server may only have
+    /// drained a connection that was idle.
+    fn may_go_on(&self, call: &Call, endpoint: &Endpoint, number: u32, next: Instant) -> bool {
+        call.only.is_none() || (number < self.retry.most() && !endpoint.stats().in_backoff(next))
+    }
+
+    /// The second of two copies of a call makes one attempt, where none was made, within the budget.
+    async fn run_second(
+        &self,
+        call: &Call,
+        racer: &Racer,
+        deadline: Instant,
+    ) -> Result<Reply, Error> {
+        let tried = self.tried(racer);
+        let number = racer.tried().len() as u32 + 1;
+        if number > self.retry.most() {
+            return Err(self.nobody("no attempt is left to hedge with"));
+        }
+        let endpoint = self.select(call, number, &tried, deadline).await?;
+        if tried.iter().any(|other| other.is(&endpoint)) || !endpoint.is_usable(Instant::now()) {
+            return Err(self.nobody("there is no other instance to hedge with"));
+        }
+        if !self.retry.withdraw() {
+            return Err(self.nobody("the retry budget is spent"));
+        }
+        let number = racer.tries(&endpoint.instance().address);
+        match self.attempt(call, &endpoint, number, deadline).await {
+            Ok(mut reply) => {
+                reply.from = Some((endpoint.instance().address.clone(), number));
+                Ok(reply)
+            }
+            Err(error) => {
+                if error.execution() != Execution::NotSent {
+                    racer.sent();
+                }
+                Err(error.at(&endpoint.instance().address).on_attempt(number))
+            }
+        }
+    }
+
+    /// The endpoints that a call or its copy tried.
+    fn tried(&self, racer: &Racer) -> Vec<Endpoint> {
+        let addresses = racer.tried();
+        let snapshot = self.resolver.snapshot();
+        let was_tried = |e: &&Endpoint| addresses.contains(&e.instance().address);
+        snapshot.endpoints.iter().filter(was_tried).cloned().collect()
     }
 
     /// An endpoint for an attempt. Waits for discovery only before its first list.
@@ -175,6 +245,7 @@ impl Core {
     /// How long to wait before the next attempt: not at all if somebody else can be asked at once.
     fn pause(
         &self,
+        call: &Call,
         endpoint: &Endpoint,
         tried: &[Endpoint],
         error: &Error,
@@ -186,6 +257,7 @@ impl Core {
             .endpoints
             .iter()
             .any(|e| e.is_usable(now) && !e.is(endpoint) && !tried.iter().any(|t| t.is(e)));
+        let other = other && call.only.is_none();
         (!other || error.kind() == Kind::ResourceExhausted).then(|| self.retry.pause(number))
     }
 
@@ -199,6 +271,11 @@ impl Drop for Core {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn too_late() -> Error {
+    let why = "the deadline had passed before the call was made";
+    Error::new(Kind::DeadlineExceeded, Fate::NeverWritten, why)
 }
 
 /// One attempt on the wire, counted by its endpoint's statistics.

@@ -2,9 +2,11 @@
 
 mod attempt;
 mod broadcast;
+mod budget;
 mod builder;
 mod channels;
 mod core;
+mod hedge;
 mod retry;
 mod stack;
 
@@ -22,6 +24,7 @@ pub use self::attempt::{Attempt, AttemptService};
 pub use self::builder::XClientBuilder;
 use self::core::Core;
 pub use self::core::CoreService;
+pub use self::hedge::{Hedge, HedgeStats, Hedged};
 pub use self::retry::Retry;
 use self::stack::Stack;
 use crate::call::{Call, Codec, Reply};

@@ -9,14 +9,18 @@ use tokio::time::{Sleep, sleep};
 use tower::retry::Policy;
 use tower::retry::budget::{Budget, TpsBudget};
 
+use super::budget;
+
 use crate::call::{Call, Reply};
 use crate::error::{Error, Execution};
+use crate::instance::ServiceName;
 
 /// When a call is tried again: only if its failure and its caller's word allow it, at most three
-/// attempts on the wire, within a budget that all calls of a client fill.
+/// attempts on the wire, within a budget that the calls of all clients of the service in this
+/// process fill.
 ///
 /// It is the policy of the client's own retry, and a policy for tower's `RetryLayer`. Clones share
-/// the budget.
+/// the budget, and so do clients that are given clones of one.
 #[derive(Clone)]
 pub struct Retry {
     attempts: u32,
@@ -24,6 +28,8 @@ pub struct Retry {
     cap: Duration,
     /// An attempt after one that was sent takes from it; every call puts a fifth in.
     budget: Arc<TpsBudget>,
+    /// The budget was named: it is not the one that the service's clients share.
+    named: bool,
     /// Attempts made so far, where tower's layer counts.
     made: u32,
     /// The strongest class of those.
@@ -37,8 +43,8 @@ impl Retry {
             attempts: attempts.max(1),
             first: Duration::from_millis(50),
             cap: Duration::from_secs(1),
-            // A fifth of the calls, and ten a second, counted over ten seconds (Envoy: 20 %).
-            budget: Arc::new(TpsBudget::new(Duration::from_secs(10), 10, 0.2)),
+            budget: budget::own(),
+            named: false,
             made: 0,
             strongest: Execution::NotSent,
         }
@@ -58,12 +64,31 @@ impl Retry {
         self
     }
 
-    /// Sets the budget: a share of the calls, and a number a second, counted over ten seconds.
-    /// Default: 0.2 and 10.
+    /// Sets a budget of one's own: a share of the calls, and a number a second, counted over ten
+    /// seconds. Default: 0.2 and 10, shared by all clients of the service in this process.
     #[must_use]
     pub fn budget(mut self, share: f32, per_second: u32) -> Self {
-        self.budget = Arc::new(TpsBudget::new(Duration::from_secs(10), per_second, share));
+        self.budget = budget::sized(share, per_second);
+        self.named = true;
         self
+    }
+
+    /// With the budget of this service's clients, unless it has one of its own.
+    pub(super) fn of(mut self, service: &ServiceName) -> Self {
+        if !self.named {
+            self.budget = budget::shared(service);
+        }
+        self
+    }
+
+    /// How many attempts may reach the wire.
+    pub(super) fn most(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Takes an attempt from the budget, if it has one.
+    pub(super) fn withdraw(&self) -> bool {
+        self.budget.withdraw()
     }
 
     pub(super) fn count_call(&self) {
