@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Connection, ConnectionSettings};
 use crate::call::{Call, Reply, after};
 use crate::discovery::Endpoint;
-use crate::error::{Error, Fate, Kind};
+use crate::error::{Error, Execution, Fate, Kind};
 use crate::transport::Transport;
 
 /// The way to one endpoint, shared by all calls to it: one connection, or as many as set.
@@ -79,8 +79,17 @@ impl Channel {
     /// # Errors
     /// Of every class; an endpoint that cannot be reached is `Unavailable`, not sent.
     pub async fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
-        let connection = self.connection_of(self.line(), deadline).await?;
-        connection.exchange(call, deadline).await
+        let at = self.line();
+        let connection = self.connection_of(at, deadline).await?;
+        let answer = connection.exchange(call, deadline).await;
+        match answer {
+            // Its server drained the connection, for being idle perhaps, before the call was sent.
+            Err(error) if error.execution() == Execution::NotSent && connection.is_draining() => {
+                let connection = self.connection_of(at, deadline).await?;
+                connection.exchange(call, deadline).await
+            }
+            answer => answer,
+        }
     }
 
     /// Waits until the endpoint answers a ping, dialling first if need be, for at most until

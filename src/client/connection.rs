@@ -162,6 +162,11 @@ impl Connection {
         self.handle.shared.state.lock().stray
     }
 
+    /// Whether its server takes no more calls on it.
+    pub(super) fn is_draining(&self) -> bool {
+        matches!(self.handle.shared.state.lock().phase, Phase::Draining)
+    }
+
     /// Whether its peer owes it the answer to a ping.
     pub(super) fn is_suspect(&self) -> bool {
         self.handle.shared.state.lock().suspect

@@ -25,6 +25,8 @@ pub struct Error(Box<Inner>);
 
 struct Inner {
     kind: Kind,
+    fate: Fate,
+    /// The fate's, or the strongest one of an earlier attempt's and it.
     execution: Execution,
     endpoint: Option<Address>,
     /// Counted from 1; 0 before the first attempt.
@@ -38,6 +40,7 @@ impl Error {
     pub fn new(kind: Kind, fate: Fate, message: impl Into<Cow<'static, str>>) -> Self {
         Self(Box::new(Inner {
             kind,
+            fate,
             execution: fate.execution(),
             endpoint: None,
             attempt: 0,
@@ -64,6 +67,11 @@ impl Error {
     /// Whether the call was executed, as far as can be known here.
     pub fn execution(&self) -> Execution {
         self.0.execution
+    }
+
+    /// What happened to the last attempt.
+    pub(crate) fn fate(&self) -> Fate {
+        self.0.fate
     }
 
     /// The endpoint of the last attempt; `None` if the call never had one.

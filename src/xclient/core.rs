@@ -99,7 +99,7 @@ impl Core {
             let pause = self.pause(call, &endpoint, &tried, &error, number);
             let next = Instant::now() + pause.unwrap_or_default();
             // The budget is asked last: it is drawn upon only for an attempt that will be made.
-            let again = self.may_go_on(call, &endpoint, number, next)
+            let again = self.may_go_on(call, &error, number)
                 && error.may_be_sent_again(call.idempotent)
                 && next < deadline
                 && !self.closed.load(Relaxed)
@@ -119,11 +119,11 @@ impl Core {
         Err(last.unwrap_or_else(|| self.nobody("no attempt was made")))
     }
 
-    /// Whether there is anywhere else to go. A call that names its instance goes back there, as
-    /// often as others go elsewhere, if the instance can be reached: its server may only have
-    /// drained a connection that was idle.
-    fn may_go_on(&self, call: &Call, endpoint: &Endpoint, number: u32, next: Instant) -> bool {
-        call.only.is_none() || (number < self.retry.most() && !endpoint.stats().in_backoff(next))
+    /// Whether there is anywhere else to go. A call that names its instance goes back there only
+    /// after a drain, and once: it may have been that of a connection that was idle.
+    fn may_go_on(&self, call: &Call, error: &Error, number: u32) -> bool {
+        let drained = error.fate() == Fate::AboveDrain && number < self.retry.most().min(2);
+        call.only.is_none() || drained
     }
 
     /// The second of two copies of a call makes one attempt, where none was made, within the budget.
