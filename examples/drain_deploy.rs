@@ -41,7 +41,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let workers: Vec<_> = (0..WORKERS)
         .map(|worker| tokio::spawn(work(client.clone(), worker, Arc::clone(&stop))))
         .collect();
-    for old in servers.drain(..).collect::<Vec<_>>() {
+    for old in std::mem::take(&mut servers) {
         let started = Instant::now();
         // First the new one, so that there are never fewer than before.
         servers.push(Running::start(&url, 2, &ledger).await?);
