@@ -44,7 +44,8 @@ impl Access {
         if is_seed_path && self.open_seed_path {
             return Ok(Caller::default());
         }
-        let identity = parts.extensions.get::<Peer>().and_then(|peer| peer.identity.as_ref());
+        let peer = parts.extensions.get::<Peer>();
+        let identity = peer.and_then(|peer| peer.identity.as_ref()).filter(|it| !it.is_empty());
         let Some(tokens) = self.tokens.read().clone() else {
             return match identity {
                 Some(identity) if self.identified => {
@@ -232,6 +233,7 @@ mod tests {
         assert!(access.is_restricted());
         assert_eq!(name(&access, &parts("/v1", &[], Some("me"))).as_deref(), Some("me"));
         assert!(access.caller(&parts("/v1", &[], None), false).is_err());
+        assert!(access.caller(&parts("/v1", &[], Some("")), false).is_err());
         assert!(access.caller(&parts(DEFAULT_PATH, &[], None), false).is_err());
     }
 }

@@ -15,6 +15,8 @@ use crate::instance::ServiceName;
 /// The longest name of a token and the longest identity, in bytes.
 const MAX_NAME: usize = 64;
 const MAX_IDENTITY: usize = 512;
+/// Each of them is compared with what every request shows.
+const MAX_ENTRIES: usize = 1000;
 /// The largest file.
 const MAX_FILE: u64 = 1024 * 1024;
 const IDENTITY: &str = "identity:";
@@ -89,6 +91,9 @@ impl Tokens {
                 let entry = Entry::parse(part).map_err(invalid)?;
                 if entries.iter().any(|known| known.is_proven_as(&entry)) {
                     return Err(invalid("the same token or identity is there twice".to_owned()));
+                }
+                if entries.len() == MAX_ENTRIES {
+                    return Err(invalid(format!("more than {MAX_ENTRIES} entries")));
                 }
                 entries.push(entry.into());
             }

@@ -256,23 +256,26 @@ fn what_is_asked_for_is_bounded() {
 fn a_full_registry_renews_what_it_holds_and_lets_nothing_grow() {
     let mut table = Table::with(|limits| limits.quota.bytes = 1200);
     let small = foo("a", "tcp@a:1", 1).ttl(TTL);
-    let mut held = table.register(&small).unwrap();
-    table.register(&foo("b", "tcp@b:1", 1).ttl(TTL)).unwrap();
+    let held = table.register(&small).unwrap();
+    let other = table.register(&foo("b", "tcp@b:1", 1).ttl(TTL)).unwrap();
     let full = RegistryErrorKind::Full;
     assert_eq!(kind(table.register(&foo("c", "tcp@c:1", 1)).unwrap_err()), full);
 
     let mut large = foo("a", "tcp@a:1", 2).ttl(TTL);
     large.instance = large.instance.meta("k", "v".repeat(500));
-    for _ in 0..3 {
+    let grown = Held { registration: large.clone(), lease: held.lease.clone() };
+    for round in 0..6 {
         table.pass(TTL / 2);
-        assert_eq!(table.store.renew(&held, table.now).unwrap(), Renewal::Renewed);
-        assert_eq!(kind(table.register(&large).unwrap_err()), full);
-        table.pass(TTL / 2);
-        held.registration = large.clone();
-        assert_eq!(kind(table.store.renew(&held, table.now).unwrap_err()), full);
-        held.registration = small.clone();
+        assert_eq!(table.store.renew(&other, table.now).unwrap(), Renewal::Renewed);
+        // Each of them extends the lease.
+        match round % 3 {
+            0 => assert_eq!(table.store.renew(&held, table.now).unwrap(), Renewal::Renewed),
+            1 => assert_eq!(kind(table.store.renew(&grown, table.now).unwrap_err()), full),
+            _ => assert_eq!(kind(table.register(&large).unwrap_err()), full),
+        }
     }
-    // The other one has left.
+    assert_eq!(table.list(None).len(), 2);
+    table.store.deregister(&other, table.now);
     table.register(&large).unwrap();
 }
 
