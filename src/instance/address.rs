@@ -1,7 +1,7 @@
 //! Where an instance is reached: `tcp@127.0.0.1:7001`, `tcp@[::1]:7001`, `unix@/run/foo.sock`.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -80,6 +80,16 @@ impl Address {
     /// Whether the host is `0.0.0.0` or `::`, which can be bound but not dialled by others.
     pub fn is_unspecified(&self) -> bool {
         matches!(self.host(), Some("0.0.0.0" | "::"))
+    }
+
+    /// Whether what listens there is reached from its own machine alone: no host at all (`unix`,
+    /// `mem`), a loopback address, or `localhost`.
+    pub fn is_local(&self) -> bool {
+        match self.host() {
+            None => matches!(self.protocol(), "unix" | "mem"),
+            Some("localhost") => true,
+            Some(host) => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+        }
     }
 
     fn parse(text: &str, to_bind: bool) -> Result<Self, InvalidAddress> {
@@ -196,6 +206,26 @@ fn check_host_and_port(target: &str, to_bind: bool) -> Result<u16, &'static str>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_reach_is_told_apart() {
+        for (address, local) in [
+            ("tcp@127.0.0.1:1", true),
+            ("tcp@127.9.9.9:1", true),
+            ("tcp@[::1]:1", true),
+            ("tcp@localhost:1", true),
+            ("unix@/run/registry.sock", true),
+            ("mem@registry", true),
+            ("tcp@0.0.0.0:1", false),
+            ("tcp@[::]:1", false),
+            ("tcp@[::ffff:127.0.0.1]:1", false),
+            ("tcp@10.0.0.7:1", false),
+            ("tcp@example.org:1", false),
+            ("tcp@localhost.example.org:1", false),
+        ] {
+            assert_eq!(address.parse::<Address>().unwrap().is_local(), local, "{address}");
+        }
+    }
 
     #[test]
     fn parts_of_an_address() {

@@ -33,8 +33,8 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
 /// Dropping a future leaves it open whether the verb took effect. All three may be repeated.
 ///
 /// # Errors
-/// [`RegistryErrorKind::Unavailable`] is worth repeating; every other kind fails the same way
-/// again until something changes.
+/// [`RegistryErrorKind::Unavailable`] is worth repeating, and so is [`RegistryErrorKind::Full`];
+/// every other kind fails the same way again until something changes.
 ///
 /// # Implementing
 /// `&self` everywhere: an implementation is shared. A client library's own keepalive is allowed if
@@ -134,6 +134,7 @@ pub enum Renewal {
 pub struct RegistryError {
     kind: RegistryErrorKind,
     message: String,
+    retry_after: Option<Duration>,
     #[source]
     source: Option<BoxError>,
 }
@@ -157,12 +158,15 @@ pub enum RegistryErrorKind {
     /// The caller may not.
     #[error("not allowed")]
     NotAllowed,
+    /// A cap of the registry is reached: there is room again when others have left.
+    #[error("registry full")]
+    Full,
 }
 
 impl RegistryError {
     /// An error of this kind, with the reason in words.
     pub fn new(kind: RegistryErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), retry_after: None, source: None }
     }
 
     /// An error worth repeating.
@@ -177,6 +181,13 @@ impl RegistryError {
         self
     }
 
+    /// Adds how long the registry asks to be left alone.
+    #[must_use]
+    pub fn retry_in(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait;
+        self
+    }
+
     /// What kind of failure it is.
     pub fn kind(&self) -> RegistryErrorKind {
         self.kind
@@ -185,5 +196,10 @@ impl RegistryError {
     /// The reason in words.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// How long the registry asks to be left alone; `None`: it does not say.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
     }
 }

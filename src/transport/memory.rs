@@ -67,7 +67,7 @@ impl Transport for Memory {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         bound.insert(address.as_str().to_owned(), sender);
-        Ok(Listener::new(Accepting { connections }, address))
+        Ok(Listener::new(Accepting { connections }, address).in_process())
     }
 }
 

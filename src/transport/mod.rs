@@ -146,6 +146,7 @@ pub trait Accept: Send + 'static {
 pub struct Listener {
     accept: Box<dyn Accept>,
     address: Address,
+    in_process: bool,
 }
 
 impl Listener {
@@ -161,12 +162,25 @@ impl Listener {
 
     /// Wraps what accepts, with the address that clients dial.
     pub fn new(accept: impl Accept, address: Address) -> Self {
-        Self { accept: Box::new(accept), address }
+        Self { accept: Box::new(accept), address, in_process: false }
+    }
+
+    /// Says that only this process can connect to it, whatever its address looks like.
+    #[must_use]
+    pub fn in_process(mut self) -> Self {
+        self.in_process = true;
+        self
     }
 
     /// The address as bound: never port 0.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Whether only this machine reaches it: a Unix socket, a loopback address, `localhost`, or a
+    /// network in memory.
+    pub fn is_local(&self) -> bool {
+        self.in_process || self.address.is_local()
     }
 
     /// The next connection. Dropping the future loses none.

@@ -5,6 +5,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use srpc::instance::{Address, InvalidAddress, ServiceName};
 
+use crate::access::Access;
+use crate::caps::Caps;
+use crate::credentials::Credentials;
 use crate::exit::{self, Exit};
 use crate::output::Format;
 
@@ -81,6 +84,10 @@ pub(crate) struct Registry {
     /// The longest lease, and that of an instance which asks for none; 0: the latter never expires
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Duration,
+    #[command(flatten)]
+    pub(crate) access: Access,
+    #[command(flatten)]
+    pub(crate) caps: Caps,
 }
 
 // `srpc serve`
@@ -118,6 +125,8 @@ pub(crate) struct Serve {
     /// The most connections from one address [default: 256]
     #[arg(long, value_name = "N", value_parser = positive_count)]
     pub(crate) max_connections_per_host: Option<u64>,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 // `srpc list`
@@ -125,6 +134,8 @@ pub(crate) struct Serve {
 pub(crate) struct List {
     /// Only this service's instances
     pub(crate) service: Option<ServiceName>,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 // `srpc call`
@@ -149,6 +160,8 @@ pub(crate) struct Call {
     /// Metadata that travels with the call; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     pub(crate) meta: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 // `srpc bench`
@@ -178,6 +191,8 @@ pub(crate) struct Bench {
     /// A second execution does no harm: send calls again when their fate is unknown
     #[arg(long)]
     pub(crate) idempotent: bool,
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
 }
 
 /// `300ms`, `2s`, `5m`, `1h` or a bare `0`.
@@ -209,7 +224,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// `200`, `10k` or `2m`.
-fn positive_count(text: &str) -> Result<u64, String> {
+pub(crate) fn positive_count(text: &str) -> Result<u64, String> {
     let (digits, times) = match text.strip_suffix('k') {
         Some(digits) => (digits, 1000),
         None => text.strip_suffix('m').map_or((text, 1), |digits| (digits, 1_000_000)),

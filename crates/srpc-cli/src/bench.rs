@@ -30,7 +30,7 @@ const PROGRESS: Duration = Duration::from_millis(500);
 /// Makes many calls and prints what they took. Failed calls are data, not a failure.
 pub(crate) async fn run(shared: &Shared, args: &args::Bench) -> Result<(), Exit> {
     let argument = target::argument(&args.json)?;
-    let target = Target::parse(shared, &args.target, &args.method)?;
+    let target = Target::parse(shared, &args.credentials, &args.target, &args.method)?;
     let mut signals = Signals::new()?;
     let call = Call::new(target.method().to_owned())
         .args_in(&Codec::Json, &*argument)?

@@ -20,7 +20,7 @@ const APPEARING: Duration = Duration::from_secs(1);
 /// Makes one call, or one to each instance, and prints what was answered.
 pub(crate) async fn run(shared: &Shared, args: &args::Call) -> Result<(), Exit> {
     let argument = target::argument(&args.json)?;
-    let target = Target::parse(shared, &args.target, &args.method)?;
+    let target = Target::parse(shared, &args.credentials, &args.target, &args.method)?;
     let deadline = Instant::now() + shared.timeout;
     let mut call = Call::new(target.method().to_owned())
         .args_in(&Codec::Json, &*argument)?

@@ -1,8 +1,11 @@
 //! The `srpc` command: runs a registry and a demo service, lists instances, calls and measures.
 
+mod access;
 mod args;
 mod bench;
 mod call;
+mod caps;
+mod credentials;
 mod demo;
 mod exit;
 mod list;

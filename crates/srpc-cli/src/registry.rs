@@ -1,7 +1,5 @@
 //! What does `srpc registry` do?
 
-use std::net::IpAddr;
-
 use srpc::backend::http::{DEFAULT_PATH, RegistryServer};
 use srpc::instance::Address;
 use srpc::transport::{Net, Transport};
@@ -14,23 +12,24 @@ use crate::signals::{self, Signals};
 /// Runs a registry until told to stop.
 pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Exit> {
     let bind = &args.bind;
+    let builder = RegistryServer::builder().ttl((!args.ttl.is_zero()).then_some(args.ttl));
+    let server = args.caps.apply(args.access.apply(bind, builder)?).build();
     let listener = Net::default()
         .bind(bind)
         .await
         .map_err(|error| Exit::failed(format!("cannot listen on {bind}: {error}")))?;
-    if !is_local(listener.address()) {
-        output::note("warning: whoever reaches this registry may register and be sent calls");
-    }
-    let server = RegistryServer::builder().ttl((!args.ttl.is_zero()).then_some(args.ttl)).build();
     let signals = Signals::new()?;
     output::print_listening(shared.output, &url(listener.address()))?;
-    signals::serve_until_told(signals, |stopped| {
-        server.serve(listener, async move {
+    let serving = signals::serve_until_told(signals, |stopped| {
+        server.clone().serve(listener, async move {
             // Whether told or left alone, it is over.
             let _ = stopped.await;
         })
-    })
-    .await
+    });
+    tokio::select! {
+        ended = serving => ended,
+        () = args.access.reload(&server) => Ok(()),
+    }
 }
 
 fn url(address: &Address) -> String {
@@ -40,30 +39,13 @@ fn url(address: &Address) -> String {
     }
 }
 
-fn is_local(address: &Address) -> bool {
-    match address.host() {
-        None | Some("localhost") => true,
-        Some(host) => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn what_others_reach_is_told_apart() {
-        for (address, local) in [
-            ("tcp@127.0.0.1:1", true),
-            ("tcp@[::1]:1", true),
-            ("tcp@localhost:1", true),
-            ("unix@/run/registry.sock", true),
-            ("tcp@0.0.0.0:1", false),
-            ("tcp@[::]:1", false),
-            ("tcp@example.org:1", false),
-        ] {
-            assert_eq!(is_local(&address.parse().unwrap()), local, "{address}");
-        }
+    fn the_url_is_what_a_client_is_given() {
         assert_eq!(url(&"tcp@[::1]:9".parse().unwrap()), "http://[::1]:9/srpc/registry");
+        assert_eq!(url(&"unix@/run/r.sock".parse().unwrap()), "unix@/run/r.sock");
     }
 }

@@ -63,7 +63,7 @@ fn with_limits(mut server: Server, args: &args::Serve) -> Server {
 
 fn with_registry(mut server: Server, shared: &Shared, args: &args::Serve) -> Result<Server, Exit> {
     if let Some(urls) = shared.registry() {
-        let registry = target::registry(urls, shared.timeout)?;
+        let registry = target::registry(urls, shared.timeout, &args.credentials)?;
         server = server.registrar(Registrar::builder(Arc::new(registry)).ttl(args.ttl).build());
     }
     if let Some(address) = &args.advertise {

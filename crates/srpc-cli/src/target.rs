@@ -16,6 +16,7 @@ use srpc::transport::{Net, Transport};
 use tokio::time::{Instant, timeout_at};
 
 use crate::args::Shared;
+use crate::credentials::Credentials;
 use crate::exit::Exit;
 
 /// The limit of a registry request where `--timeout` is the call's.
@@ -34,7 +35,12 @@ pub(crate) struct Target {
 impl Target {
     /// Reads TARGET, an address if it contains an `@` and else a service's name, and METHOD, which
     /// needs no service if TARGET names it.
-    pub(crate) fn parse(shared: &Shared, target: &str, method: &str) -> Result<Self, Exit> {
+    pub(crate) fn parse(
+        shared: &Shared,
+        credentials: &Credentials,
+        target: &str,
+        method: &str,
+    ) -> Result<Self, Exit> {
         if target.contains('@') {
             let list = StaticList::parse(target).map_err(usage)?;
             let service = MethodName::parse(method).map_err(usage)?.service;
@@ -51,7 +57,7 @@ impl Target {
             method.to_owned()
         };
         MethodName::parse(&method).map_err(usage)?;
-        let registry = registry(shared.required_registry()?, REGISTRY_TIMEOUT)?;
+        let registry = registry(shared.required_registry()?, REGISTRY_TIMEOUT, credentials)?;
         Ok(Self { service, method, discovery: Arc::new(registry) })
     }
 
@@ -74,8 +80,16 @@ impl Target {
 }
 
 /// The client of a registry.
-pub(crate) fn registry(urls: &str, timeout: Duration) -> Result<HttpRegistry, Exit> {
-    HttpRegistry::builder(urls).timeout(timeout).build().map_err(usage)
+pub(crate) fn registry(
+    urls: &str,
+    timeout: Duration,
+    credentials: &Credentials,
+) -> Result<HttpRegistry, Exit> {
+    let mut builder = HttpRegistry::builder(urls).timeout(timeout);
+    if let Some(token) = credentials.token()? {
+        builder = builder.token(token);
+    }
+    builder.build().map_err(usage)
 }
 
 /// Waits until `deadline` for the first list, and then up to `patience` for an instance on it;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
 pub(super) const UNKNOWN_LEASE: &str = "urn:srpc:unknown-lease";
 pub(super) const STALE_EPOCH: &str = "urn:srpc:stale-epoch";
+pub(super) const NOT_ALLOWED: &str = "urn:srpc:not-allowed";
+pub(super) const FULL: &str = "urn:srpc:full";
 
 /// The longest that a server holds a long poll, in milliseconds.
 pub(super) const MAX_WAIT_MS: u64 = 60_000;
@@ -76,6 +79,7 @@ pub(super) struct Renewed {
 #[serde(tag = "status", rename_all = "lowercase")]
 pub(super) enum Outcome {
     Renewed,
+    Deregistered,
     Lost {
         #[serde(rename = "type")]
         kind: Cow<'static, str>,
@@ -93,6 +97,14 @@ pub(super) enum Outcome {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Deregister {
     pub(super) held: Vec<Leaving>,
+}
+
+/// The answer to a deregistration.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Deregistered {
+    /// One for each of `held`, in order; empty where all went well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) results: Vec<Outcome>,
 }
 
 /// One registration to be taken back.
@@ -161,6 +173,9 @@ pub(super) struct Problem {
     /// The result of each lease, where a renewal failed for all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) results: Option<Vec<Outcome>>,
+    /// The header `Retry-After`.
+    #[serde(skip)]
+    pub(super) retry_after: Option<Duration>,
 }
 
 fn default_ttl_ms() -> u64 {

@@ -23,10 +23,12 @@ mod api;
 mod client;
 mod heartbeat;
 mod server;
+mod token;
 
 pub use self::client::{HttpRegistry, HttpRegistryBuilder, InvalidUrl};
 pub use self::heartbeat::heartbeat;
-pub use self::server::{RegistryServer, RegistryServerBuilder};
+pub use self::server::{InvalidTokens, RegistryServer, RegistryServerBuilder, Tokens, Unprotected};
+pub use self::token::{InvalidToken, Token};
 
 /// Where the contract of one header is served, and what a URL without a path means.
 pub const DEFAULT_PATH: &str = "/srpc/registry";

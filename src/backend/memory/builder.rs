@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::quota::Quota;
 use super::store::{Limits, Store};
 use super::{MemoryRegistry, Shared};
 
@@ -24,7 +25,7 @@ impl MemoryRegistryBuilder {
             limits: Limits {
                 default_ttl: Some(Duration::from_secs(5 * 60)),
                 sweep: Duration::from_millis(500),
-                max_instances: 100_000,
+                quota: Quota::default(),
                 warming: false,
             },
         }
@@ -46,11 +47,36 @@ impl MemoryRegistryBuilder {
         self
     }
 
-    /// How many instances it takes, of all services and none; one more is refused as invalid.
-    /// Default: 100,000.
+    /// How many instances it takes, of all services and none; one more is refused as
+    /// [`Full`](crate::registry::RegistryErrorKind::Full). Default: 100,000.
     #[must_use]
     pub fn max_instances(mut self, max: usize) -> Self {
-        self.limits.max_instances = max;
+        self.limits.quota.instances = max;
+        self
+    }
+
+    /// How many instances may be registered from one address, behind a
+    /// registry server. Default: 10,000.
+    #[must_use]
+    pub fn max_instances_per_host(mut self, max: usize) -> Self {
+        self.limits.quota.per_host = max;
+        self
+    }
+
+    /// How many instances may be registered with tokens of one name, behind a
+    /// registry server. Default: 10,000.
+    #[must_use]
+    pub fn max_instances_per_token(mut self, max: usize) -> Self {
+        self.limits.quota.per_token = max;
+        self
+    }
+
+    /// How much all that is registered may take, in bytes, by an estimate: the texts, 512 for each
+    /// instance and 64 for each entry of metadata. What is registered may be renewed all the same,
+    /// and may shrink. Default: 256 MiB.
+    #[must_use]
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.limits.quota.bytes = bytes;
         self
     }
 

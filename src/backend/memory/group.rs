@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Entry;
+use super::quota::Account;
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
 
 /// The service; `None` for what was registered by its address alone.
@@ -36,6 +37,8 @@ pub(super) struct Slot {
     pub(super) number: u64,
     /// Whether it came through `register`, not through `register_address`.
     pub(super) registered: bool,
+    /// What it takes, and on whose account.
+    pub(super) account: Account,
 }
 
 impl Group {

@@ -4,6 +4,7 @@ mod builder;
 mod clock;
 mod group;
 mod listing;
+mod quota;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::builder::MemoryRegistryBuilder;
 pub use self::listing::{Entry, Listing};
+#[cfg(feature = "http")]
+pub(in crate::backend) use self::quota::Owner;
 use self::store::Store;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateStream};
 use crate::instance::{Address, Health, InstanceId, ServiceName};
@@ -69,6 +72,29 @@ impl MemoryRegistry {
     pub fn register_address(&self, service: Option<&ServiceName>, address: &Address) -> bool {
         self.shared.keep_sweeping();
         self.shared.with(|store, now| store.register_address(service, address, now))
+    }
+
+    /// The same on somebody's account, which its caps are counted by.
+    #[cfg(feature = "http")]
+    pub(in crate::backend) fn register_address_by(
+        &self,
+        service: Option<&ServiceName>,
+        address: &Address,
+        owner: &Owner,
+    ) -> bool {
+        self.shared.keep_sweeping();
+        self.shared.with(|store, now| store.register_address_by(service, address, owner, now))
+    }
+
+    /// [`Registry::register`] on somebody's account.
+    #[cfg(feature = "http")]
+    pub(in crate::backend) fn register_by(
+        &self,
+        registration: &Registration,
+        owner: &Owner,
+    ) -> Result<Lease, RegistryError> {
+        self.shared.keep_sweeping();
+        self.shared.with(|store, now| store.register_by(registration, owner, now))
     }
 
     /// What is registered for a service; for `None`, everything. Never an expired entry.

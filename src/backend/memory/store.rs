@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::Listing;
 use super::clock::LeaseClock;
 use super::group::{Group, GroupName, Slot};
+use super::quota::{Ledger, Owner, Quota, weight};
 use crate::discovery::Resolved;
 use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
@@ -31,7 +32,7 @@ const MIN_WARMING: Duration = Duration::from_secs(15);
 pub(super) struct Limits {
     pub(super) default_ttl: Option<Duration>,
     pub(super) sweep: Duration,
-    pub(super) max_instances: usize,
+    pub(super) quota: Quota,
     pub(super) warming: bool,
 }
 
@@ -51,8 +52,8 @@ pub(super) struct Store {
     version: u64,
     /// None of them is empty.
     groups: BTreeMap<GroupName, Group>,
-    /// How many slots there are in all groups.
-    instances: usize,
+    /// What the slots of all groups take, and on whose account.
+    ledger: Ledger,
     /// By when which slot is to be looked at: one item for each slot that can expire.
     queue: BTreeMap<(Instant, u64), (GroupName, InstanceId)>,
     next_number: u64,
@@ -71,7 +72,7 @@ impl Store {
             revision: 0,
             version: 0,
             groups: BTreeMap::new(),
-            instances: 0,
+            ledger: Ledger::new(limits.quota.clone()),
             queue: BTreeMap::new(),
             next_number: 0,
             clock: LeaseClock::new(limits.sweep),
@@ -82,9 +83,19 @@ impl Store {
         }
     }
 
+    /// Registers on nobody's account.
     pub(super) fn register(
         &mut self,
         registration: &Registration,
+        now: Instant,
+    ) -> Result<Lease, RegistryError> {
+        self.register_by(registration, &Owner::default(), now)
+    }
+
+    pub(super) fn register_by(
+        &mut self,
+        registration: &Registration,
+        owner: &Owner,
         now: Instant,
     ) -> Result<Lease, RegistryError> {
         let now = self.settle(now);
@@ -102,8 +113,13 @@ impl Store {
                 return Err(stale(held));
             }
             Some(held) if instance.epoch == held => {}
-            Some(_) => self.replace(&group, instance.clone()),
-            None => self.insert(&group, instance.clone())?,
+            Some(_) => {
+                if let Err(full) = self.replace(&group, instance.clone()) {
+                    self.extend(&group, &instance.id, ttl, now);
+                    return Err(full);
+                }
+            }
+            None => self.insert(&group, instance.clone(), owner)?,
         }
         let lease = match self.slot_mut(&group, &instance.id) {
             Some(slot) => {
@@ -130,11 +146,13 @@ impl Store {
         if instance.epoch < epoch {
             return Err(stale(epoch));
         }
-        if instance.epoch > epoch {
-            self.replace(&group, instance.clone());
-        }
+        // A full registry may lack the room for the new state; the lease holds all the same.
+        let replaced = match instance.epoch > epoch {
+            true => self.replace(&group, instance.clone()),
+            false => Ok(()),
+        };
         self.extend(&group, &instance.id, ttl, now);
-        Ok(Renewal::Renewed)
+        replaced.map(|()| Renewal::Renewed)
     }
 
     fn is_at(&self, group: &Option<ServiceName>, instance: &Instance) -> bool {
@@ -161,6 +179,16 @@ impl Store {
         address: &Address,
         now: Instant,
     ) -> bool {
+        self.register_address_by(service, address, &Owner::default(), now)
+    }
+
+    pub(super) fn register_address_by(
+        &mut self,
+        service: Option<&ServiceName>,
+        address: &Address,
+        owner: &Owner,
+        now: Instant,
+    ) -> bool {
         let now = self.settle(now);
         let leases = self.leases_at(service, address);
         if !leases.is_empty() {
@@ -175,7 +203,7 @@ impl Store {
         // An id that is this address's text may have been registered for another address: it stays.
         let stands = match self.slot(&group, &id) {
             Some(slot) => slot.instance.address == *address,
-            None => self.insert(&group, instance).is_ok(),
+            None => self.insert(&group, instance, owner).is_ok(),
         };
         if stands {
             self.extend(&group, &id, self.limits.default_ttl, now);
@@ -313,12 +341,15 @@ impl Store {
     }
 
     /// Adds a slot without a date, at an address from which it drives the holder away.
-    fn insert(&mut self, name: &GroupName, instance: Instance) -> Result<(), RegistryError> {
-        let takes_over = self.holder(name, &instance.address).is_some();
-        let max = self.limits.max_instances;
-        if !takes_over && self.instances >= max {
-            return Err(invalid(format!("the registry is full: it holds {max} instances")));
-        }
+    fn insert(
+        &mut self,
+        name: &GroupName,
+        instance: Instance,
+        owner: &Owner,
+    ) -> Result<(), RegistryError> {
+        let holder = self.groups.get(name).and_then(|group| group.holder(&instance.address));
+        let freed = holder.map(|holder| &holder.account);
+        let account = self.ledger.open(owner, weight(name, &instance), freed)?;
         self.free(name, &instance);
         let slot = Slot {
             lease: format!("{:032x}", self.rng.random::<u128>()).into(),
@@ -327,10 +358,10 @@ impl Store {
             queued: None,
             number: self.next_number,
             registered: false,
+            account,
             instance,
         };
         self.next_number += 1;
-        self.instances += 1;
         self.groups.entry(name.clone()).or_default().insert(slot);
         self.changed(name);
         Ok(())
@@ -338,12 +369,17 @@ impl Store {
 
     /// Gives the slot of this id a newer state. The lease stays: who renews it with an older epoch
     /// learns that it is stale.
-    fn replace(&mut self, name: &GroupName, instance: Instance) {
+    fn replace(&mut self, name: &GroupName, instance: Instance) -> Result<(), RegistryError> {
+        let group = self.groups.get_mut(name);
+        if let Some(slot) = group.and_then(|group| group.slot_mut(&instance.id)) {
+            self.ledger.resize(&mut slot.account, weight(name, &instance))?;
+        }
         self.free(name, &instance);
         if let Some(group) = self.groups.get_mut(name) {
             group.replace(instance);
         }
         self.changed(name);
+        Ok(())
     }
 
     /// Drives another holder away from the address that this instance takes.
@@ -367,7 +403,7 @@ impl Store {
         if let Some(queued) = slot.queued {
             self.queue.remove(&(queued, slot.number));
         }
-        self.instances -= 1;
+        self.ledger.close(&slot.account);
         self.changed(name);
     }
 

@@ -320,9 +320,11 @@ impl Book {
                 if current {
                     let doublings = 1_u32 << (entry.failures - 1).min(16);
                     let most = FIRST_BACKOFF.saturating_mul(doublings).min(entry.interval());
+                    // What the registry asks for, but no longer than a lease can wait.
+                    let least = error.retry_after().unwrap_or_default().min(entry.interval());
                     entry.tell(Err(error));
                     let backoff = self.rng.random_range(Duration::ZERO..=most);
-                    entry.phase = Phase::Pending { due: now + backoff };
+                    entry.phase = Phase::Pending { due: now + least + backoff };
                 }
             }
         }

@@ -32,7 +32,12 @@ pub(crate) struct Ended {
 impl Process {
     /// Starts `srpc` with these arguments.
     pub(crate) fn start(args: &[&str]) -> Self {
-        Self::spawn(args, Stdio::null())
+        Self::spawn(args, &[], Stdio::null())
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Self {
+        Self::spawn(args, environment, Stdio::null())
     }
 
     /// Starts a server and waits for its first line, of which the address is returned.
@@ -44,7 +49,15 @@ impl Process {
 
     /// Like [`listening`](Self::listening), for a port that may still be taken.
     pub(crate) fn try_listening(args: &[&str]) -> Result<(Self, String), Ended> {
-        let mut process = Self::start(args);
+        Self::try_listening_in(&[], args)
+    }
+
+    /// The same with these variables in its environment.
+    pub(crate) fn try_listening_in(
+        environment: &[(&str, &str)],
+        args: &[&str],
+    ) -> Result<(Self, String), Ended> {
+        let mut process = Self::start_in(environment, args);
         match process.line() {
             Some(line) => {
                 let address = line.strip_prefix("listening on ").map(str::to_owned);
@@ -111,11 +124,16 @@ impl Process {
         }
     }
 
-    fn spawn(args: &[&str], stdin: Stdio) -> Self {
+    fn spawn(args: &[&str], environment: &[(&str, &str)], stdin: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_srpc"))
             .args(args)
             .env_remove("SRPC_REGISTRY")
             .env_remove("SRPC_LOG")
+            .env_remove("SRPC_TOKEN")
+            .env_remove("SRPC_TOKEN_FILE")
+            .env_remove("SRPC_TOKENS")
+            .env_remove("SRPC_TOKENS_FILE")
+            .envs(environment.iter().copied())
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -170,7 +188,7 @@ pub(crate) fn srpc(args: &[&str]) -> Ended {
 
 /// Runs `srpc` to its end with this on its standard input.
 pub(crate) fn srpc_reading(stdin: &str, args: &[&str]) -> Ended {
-    let mut process = Process::spawn(args, Stdio::piped());
+    let mut process = Process::spawn(args, &[], Stdio::piped());
     let mut pipe = process.child.stdin.take().unwrap();
     pipe.write_all(stdin.as_bytes()).unwrap();
     drop(pipe);

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::{ACCEPT, CONTENT_TYPE, HOST};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Incoming};
@@ -63,7 +63,11 @@ impl Ask {
         self
     }
 
-    fn request(&self, authority: &str) -> Result<Request<Full<Bytes>>, http::Error> {
+    fn request(
+        &self,
+        authority: &str,
+        token: Option<&HeaderValue>,
+    ) -> Result<Request<Full<Bytes>>, http::Error> {
         let mut request = Request::builder()
             .method(self.method.clone())
             .uri(self.target.as_str())
@@ -72,6 +76,9 @@ impl Ask {
             .body(Full::new(self.body.clone()))?;
         for (name, value) in &self.headers {
             request.headers_mut().insert(name, value.clone());
+        }
+        if let Some(token) = token {
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
         }
         Ok(request)
     }
@@ -86,6 +93,12 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// How long it asks to be left alone, where it says so in seconds.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        let value = self.headers.get(RETRY_AFTER)?.to_str().ok()?;
+        value.trim().parse().ok().map(Duration::from_secs)
+    }
+
     /// The media type without its parameters; empty where there is none.
     pub(super) fn content_type(&self) -> &str {
         let value = self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -95,12 +108,17 @@ impl Answer {
 }
 
 /// The connections to one registry that wait for their next request.
-#[derive(Default)]
 pub(super) struct Connections {
+    /// Shown with every request: no other registry gets it, since no redirect is followed.
+    token: Option<HeaderValue>,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Connections {
+    pub(super) fn new(token: Option<HeaderValue>) -> Self {
+        Self { token, idle: Mutex::default() }
+    }
+
     /// Asks and waits for the answer, connecting included, for at most `limit`. Dropping the future
     /// closes the connection; no task works on for it.
     pub(super) async fn ask(
@@ -141,7 +159,7 @@ impl Connections {
         ask: &Ask,
     ) -> Result<Answer, Failure> {
         let request = ask
-            .request(&location.authority)
+            .request(&location.authority, self.token.as_ref())
             .map_err(|error| Failure::Nonsense(format!("this cannot be asked: {error}")))?;
         let answer = connection.exchange(request).await?;
         self.keep(connection);

@@ -38,6 +38,7 @@ impl Failure {
             detail: text.trim().chars().take(MAX_TEXT).collect(),
             held_epoch: None,
             results: None,
+            retry_after: answer.retry_after(),
         }))
     }
 
@@ -53,7 +54,21 @@ impl Failure {
 
     /// The same failure for one more lease.
     pub(super) fn registry_error(&self) -> RegistryError {
-        RegistryError::new(self.registry_kind(), self.to_string())
+        RegistryError::new(self.registry_kind(), self.to_string()).retry_in(match self {
+            Self::Problem(problem) => problem.retry_after,
+            Self::Unavailable { .. } | Self::Nonsense(_) => None,
+        })
+    }
+
+    /// A refusal of the one who asks names the registry: the others may know him.
+    pub(super) fn naming(self, url: &str) -> Self {
+        match self {
+            Self::Problem(mut problem) if matches!(problem.status, 401 | 403) => {
+                problem.title = format!("{url}: {}", problem.title).into();
+                Self::Problem(problem)
+            }
+            other => other,
+        }
     }
 
     fn registry_kind(&self) -> RegistryErrorKind {
@@ -79,6 +94,7 @@ fn registry_kind(problem: &Problem) -> RegistryErrorKind {
             RegistryErrorKind::StaleEpoch { held: held.unwrap_or(u64::MAX) }
         }
         (401 | 403, _) => RegistryErrorKind::NotAllowed,
+        _ if problem.kind == api::FULL => RegistryErrorKind::Full,
         _ if is_temporary(problem) => RegistryErrorKind::Unavailable,
         _ => RegistryErrorKind::Invalid,
     }
@@ -87,7 +103,9 @@ fn registry_kind(problem: &Problem) -> RegistryErrorKind {
 fn is_temporary(problem: &Problem) -> bool {
     // What is refused in foreign words was not refused by a registry: something stands in for it.
     let foreign = problem.kind.is_empty() && !matches!(problem.status, 400 | 401 | 403);
-    foreign || matches!(problem.status, 408 | 429 | 500..)
+    // Of two registries that stand in for each other, not one part of the instances each.
+    let full = problem.kind == api::FULL;
+    foreign || (matches!(problem.status, 408 | 429 | 500..) && !full)
 }
 
 impl fmt::Display for Failure {

@@ -24,6 +24,7 @@ use self::failure::{Failure, Failures};
 use self::site::Site;
 pub use self::urls::InvalidUrl;
 use super::api;
+use super::token::Token;
 use crate::backend::memory::{Entry, Listing};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::ServiceName;
@@ -47,6 +48,8 @@ const BATCH_BYTES: usize = 768 * 1024;
 /// a change lists count as warming for 15 s: instances may not have come over yet.
 ///
 /// # Errors
+/// 401 and 403 are `NotAllowed`, and no reason to ask another registry or to fall back.
+///
 /// No failure is an empty list: no status but success, no page, no other JSON, no silence. Every
 /// request is over within its timeout, connecting included; several URLs share it evenly.
 ///
@@ -94,6 +97,7 @@ impl HttpRegistry {
         HttpRegistryBuilder {
             urls: urls.to_owned(),
             transport: Arc::new(Net::default()),
+            token: None,
             timeout: Duration::from_secs(5),
             long_poll: Duration::from_secs(30),
         }
@@ -184,7 +188,7 @@ impl Inner {
                 }
                 answered => {
                     self.answered(site);
-                    return answered;
+                    return answered.map_err(|failure| failure.naming(&site.location.url));
                 }
             }
         }
@@ -247,6 +251,7 @@ fn weight(held: &Held) -> usize {
 pub struct HttpRegistryBuilder {
     urls: String,
     transport: Arc<dyn Transport>,
+    token: Option<Token>,
     timeout: Duration,
     long_poll: Duration,
 }
@@ -255,6 +260,13 @@ impl HttpRegistryBuilder {
     /// What connections go over. Default: real sockets.
     pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
         self.transport = transport;
+        self
+    }
+
+    /// What is shown to every one of the registries, in a header; nobody else gets it. Without TLS
+    /// whoever can listen on the way reads it. Default: none.
+    pub fn token(mut self, token: Token) -> Self {
+        self.token = Some(token);
         self
     }
 
@@ -284,9 +296,12 @@ impl HttpRegistryBuilder {
             0 | 1 => self.timeout,
             several => self.timeout.mul_f64(0.9) / several,
         };
+        let token = self.token.as_ref().map(Token::header);
         let locations = locations.into_iter().enumerate();
         let sites = locations
-            .map(|(index, location)| Site::new(index, location, Arc::clone(&self.transport), share))
+            .map(|(index, location)| {
+                Site::new(index, location, Arc::clone(&self.transport), share, token.clone())
+            })
             .collect();
         Ok(HttpRegistry {
             inner: Arc::new(Inner {
@@ -304,6 +319,7 @@ impl fmt::Debug for HttpRegistryBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpRegistryBuilder")
             .field("urls", &self.urls)
+            .field("token", &self.token)
             .field("timeout", &self.timeout)
             .field("long_poll", &self.long_poll)
             .finish_non_exhaustive()

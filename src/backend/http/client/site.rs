@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -39,13 +39,14 @@ impl Site {
         location: Location,
         transport: Arc<dyn Transport>,
         timeout: Duration,
+        token: Option<HeaderValue>,
     ) -> Self {
         Self {
             index,
             location,
             transport,
             timeout,
-            connections: Connections::default(),
+            connections: Connections::new(token),
             spoke_v1: AtomicBool::new(false),
             fallback: Mutex::new(None),
         }
@@ -187,6 +188,7 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
         let mut problem: Box<api::Problem> = serde_json::from_slice(&answer.body)
             .map_err(|error| Failure::Nonsense(format!("status {status}, and {error}")))?;
         problem.status = status.as_u16();
+        problem.retry_after = answer.retry_after();
         return Err(Failure::Problem(problem));
     }
     match status {

@@ -535,3 +535,137 @@ impl Transport for Counting {
         self.net.bind(address).await
     }
 }
+
+const TOKEN: &str = "0123456789abcdef-shop";
+
+fn with_token(net: &Memory, urls: &str, token: &str) -> HttpRegistry {
+    let builder = HttpRegistry::builder(urls).token(token.parse().unwrap());
+    assert!(!format!("{builder:?}").contains(token));
+    builder.transport(Arc::new(net.clone())).build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_shown_and_a_wrong_one_is_not_allowed() {
+    let net = Memory::new();
+    let tokens = format!("shop read,write:Foo {TOKEN}").parse().unwrap();
+    let server = RegistryServer::builder().tokens(tokens).build();
+    let _serving = start(&net, "one", server).await;
+    let one = registration("one", "tcp@a:1", 1);
+    let registry = with_token(&net, URL, TOKEN);
+    let lease = registry.register(&one).await.unwrap();
+    assert_eq!(registry.resolve(&foo()).await.unwrap().instances.len(), 1);
+    let mut other = one.clone();
+    other.service = "Bar".parse().unwrap();
+    let error = registry.register(&other).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::NotAllowed);
+    assert!(error.message().contains("write:Bar") && error.message().contains(URL), "{error}");
+    let both = [held(&one, &lease), held(&other, &lease)];
+    let renewed = registry.renew(&both).await;
+    assert!(matches!(renewed[0], Ok(Renewal::Renewed)));
+    assert_eq!(renewed[1].as_ref().unwrap_err().kind(), RegistryErrorKind::NotAllowed);
+    let left = registry.deregister(&both).await.unwrap_err();
+    assert_eq!(left.kind(), RegistryErrorKind::NotAllowed);
+    assert!(registry.resolve(&foo()).await.unwrap().instances.is_empty());
+
+    for registry in [client(&net, URL), with_token(&net, URL, "another-0123456789")] {
+        let error = registry.register(&one).await.unwrap_err();
+        assert_eq!(error.kind(), RegistryErrorKind::NotAllowed);
+        assert!(error.message().contains(URL), "{error}");
+        let renewed = registry.renew(&both[..1]).await;
+        assert_eq!(renewed[0].as_ref().unwrap_err().kind(), RegistryErrorKind::NotAllowed);
+        let error = registry.resolve(&foo()).await.unwrap_err();
+        assert_eq!(error.kind(), DiscoveryErrorKind::NotAllowed);
+        let mut watch = registry.watch(&foo()).unwrap();
+        let error = watch.next().await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), DiscoveryErrorKind::NotAllowed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_let_in_does_not_try_the_seeds_path() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let net = Memory::new();
+    for status in ["401 Unauthorized", "403 Forbidden"] {
+        let log = Arc::clone(&asked);
+        let serving = scripted(&net, "one", move |head| {
+            log.lock().push(head.lines().next().unwrap_or_default().to_owned());
+            http(status, "content-type: text/html\r\nconnection: close\r\n", "<html>")
+        })
+        .await;
+        let registry = with_token(&net, URL, TOKEN);
+        let error = registry.register(&registration("one", "tcp@a:1", 1)).await.unwrap_err();
+        assert_eq!(error.kind(), RegistryErrorKind::NotAllowed);
+        let error = registry.resolve(&foo()).await.unwrap_err();
+        assert_eq!(error.kind(), DiscoveryErrorKind::NotAllowed);
+        end(serving).await;
+    }
+    assert!(asked.lock().iter().all(|line| line.contains(" /v1/")), "{:?}", asked.lock());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_is_asked_too_often_is_left_alone_as_long_as_it_says() {
+    let net = Memory::new();
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&times);
+    let problem =
+        r#"{"type":"urn:srpc:too-many-requests","title":"Too many requests","status":429}"#;
+    let headers =
+        "content-type: application/problem+json\r\nretry-after: 3\r\nconnection: close\r\n";
+    let serving = scripted(&net, "one", move |_| {
+        log.lock().push(Instant::now());
+        http("429 Too Many Requests", headers, problem)
+    })
+    .await;
+    let registry = client(&net, URL);
+    let one = registration("one", "tcp@a:1", 1);
+    let error = registry.register(&one).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Unavailable);
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(3)));
+    times.lock().clear();
+
+    let registrar = crate::registry::Registrar::new(Arc::new(registry));
+    let refused = registrar.register(foo(), one.instance.clone()).await;
+    assert_eq!(refused.unwrap_err().kind(), RegistryErrorKind::Unavailable);
+    sleep(Duration::from_secs(600)).await;
+    let pauses: Vec<f64> =
+        times.lock().windows(2).map(|two| (two[1] - two[0]).as_secs_f64()).collect();
+    assert!(
+        pauses.len() > 60 && pauses.iter().all(|pause| (3.0..=8.1).contains(pause)),
+        "{pauses:?}"
+    );
+    end(serving).await;
+    let server = RegistryServer::new();
+    let _serving = start(&net, "one", server.clone()).await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(server.registry().list(None).entries.len(), 1, "it never gives up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_registry_is_asked_again_and_no_other_is() {
+    let net = Memory::new();
+    let one = RegistryServer::builder().max_instances(1).build();
+    let _one = start(&net, "one", one.clone()).await;
+    let two = RegistryServer::new();
+    let _two = start(&net, "two", two.clone()).await;
+    let registry = client(&net, BOTH);
+    let first = registration("first", "tcp@a:1", 1);
+    let lease = registry.register(&first).await.unwrap();
+    let second = registration("second", "tcp@a:2", 1);
+    let error = registry.register(&second).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Full);
+    assert!(error.retry_after().is_some());
+
+    let registrar = crate::registry::Registrar::new(Arc::new(registry.clone()));
+    assert!(registrar.register(foo(), second.instance.clone()).await.is_err());
+    for _ in 0..6 {
+        sleep(Duration::from_secs(5)).await;
+        let renewed = registry.renew(&[held(&first, &lease)]).await;
+        assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    }
+    registry.deregister(&[held(&first, &lease)]).await.unwrap();
+    sleep(Duration::from_secs(11)).await;
+    let listed = one.registry().list(None).entries;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(listed[0].instance.id, second.instance.id);
+    assert!(two.registry().list(None).entries.is_empty());
+}

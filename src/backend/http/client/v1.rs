@@ -72,8 +72,25 @@ pub(super) async fn deregister(site: &Site, held: &[Held]) -> Result<Option<()>,
         epoch: held.registration.instance.epoch,
     });
     let ask = post(api::DEREGISTER, &api::Deregister { held: leaving.collect() })?;
-    let answered = site.ask_v1::<IgnoredAny>(&ask, Duration::ZERO).await?;
-    Ok(answered.map(|IgnoredAny| ()))
+    let Some(answered) = site.ask_v1::<api::Deregistered>(&ask, Duration::ZERO).await? else {
+        return Ok(None);
+    };
+    let refused = answered.results.into_iter().find_map(|outcome| match outcome {
+        Outcome::Error { kind, detail, .. } => Some((kind, detail)),
+        _ => None,
+    });
+    match refused {
+        None => Ok(Some(())),
+        Some((kind, detail)) => Err(Failure::Problem(Box::new(api::Problem {
+            status: if kind == api::NOT_ALLOWED { 403 } else { 500 },
+            kind,
+            title: "not deregistered".into(),
+            detail,
+            held_epoch: None,
+            results: None,
+            retry_after: None,
+        }))),
+    }
 }
 
 /// The list; with `after`, once it differs from that revision or that wait is over.
@@ -150,13 +167,17 @@ impl Answered {
 fn renewal(outcome: Outcome) -> Result<Renewal, RegistryError> {
     match outcome {
         Outcome::Renewed => Ok(Renewal::Renewed),
+        Outcome::Deregistered => {
+            Err(RegistryError::unavailable("what was to be renewed was deregistered"))
+        }
         Outcome::Lost { .. } => Ok(Renewal::Lost),
         Outcome::Error { kind, detail, held_epoch } => {
             let kind = match (&*kind, held_epoch) {
                 (api::STALE_EPOCH, held) => {
                     RegistryErrorKind::StaleEpoch { held: held.unwrap_or(u64::MAX) }
                 }
-                ("urn:srpc:not-allowed", _) => RegistryErrorKind::NotAllowed,
+                (api::NOT_ALLOWED, _) => RegistryErrorKind::NotAllowed,
+                (api::FULL, _) => RegistryErrorKind::Full,
                 ("urn:srpc:invalid-registration" | "urn:srpc:invalid-request", _) => {
                     RegistryErrorKind::Invalid
                 }

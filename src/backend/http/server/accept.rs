@@ -1,10 +1,8 @@
 //! Accepts connections and owns them until the last one is closed.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -13,11 +11,11 @@ use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 
 use super::Limits;
+use super::meter::{Meter, Share};
 use super::stall::WriteTimeout;
 use crate::transport::{Listener, Stream};
 
@@ -41,7 +39,7 @@ pub(super) async fn run<H, F>(
 {
     let (stop, stopping) = watch::channel(false);
     let stopping = Stopping(stopping);
-    let slots = Slots::new(limits);
+    let slots = Meter::new(limits.max_connections, limits.max_connections_per_host);
     let mut connections = JoinSet::new();
     let mut pause = MIN_PAUSE;
     let mut shutdown = pin!(shutdown);
@@ -103,8 +101,13 @@ impl Stopping {
     }
 }
 
-async fn connection<H, F>(stream: Stream, slot: Slot, limits: Limits, handle: H, stopping: Stopping)
-where
+async fn connection<H, F>(
+    stream: Stream,
+    slot: Share,
+    limits: Limits,
+    handle: H,
+    stopping: Stopping,
+) where
     H: Fn(Request<Incoming>, Stopping) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
 {
@@ -153,63 +156,4 @@ fn is_of_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionRefused
     )
-}
-
-/// Counts open connections, in all and for each host.
-struct Slots {
-    open: Arc<Mutex<Open>>,
-    max: usize,
-    max_per_host: usize,
-}
-
-#[derive(Default)]
-struct Open {
-    all: usize,
-    by_host: HashMap<Arc<str>, usize>,
-}
-
-impl Slots {
-    fn new(limits: &Limits) -> Self {
-        Self {
-            open: Arc::default(),
-            max: limits.max_connections,
-            max_per_host: limits.max_connections_per_host,
-        }
-    }
-
-    fn take(&self, host: &Arc<str>) -> Option<Slot> {
-        let mut open = self.open.lock();
-        if open.all >= self.max {
-            return None;
-        }
-        // A unix socket has no host to tell one peer from another by.
-        if !host.is_empty() {
-            let of_host = open.by_host.get(host).copied().unwrap_or(0);
-            if of_host >= self.max_per_host {
-                return None;
-            }
-            open.by_host.insert(Arc::clone(host), of_host + 1);
-        }
-        open.all += 1;
-        Some(Slot { open: Arc::clone(&self.open), host: Arc::clone(host) })
-    }
-}
-
-/// One open connection; its drop gives the place to another.
-struct Slot {
-    open: Arc<Mutex<Open>>,
-    host: Arc<str>,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let mut open = self.open.lock();
-        open.all -= 1;
-        if let Some(of_host) = open.by_host.get_mut(&self.host) {
-            *of_host -= 1;
-            if *of_host == 0 {
-                open.by_host.remove(&self.host);
-            }
-        }
-    }
 }

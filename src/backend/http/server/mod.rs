@@ -1,14 +1,18 @@
 //! The registry as an HTTP server.
 
 mod accept;
+mod access;
 mod body;
 mod check;
+mod meter;
 mod problem;
 mod query;
+mod rate;
 mod seed;
 mod stall;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod v1;
 
 use std::fmt;
@@ -18,23 +22,36 @@ use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes, Incoming};
 use serde::Serialize;
 
 use self::accept::Stopping;
+use self::access::{Access, Caller};
+use self::meter::{Meter, Share};
 use self::problem::Refusal;
+use self::rate::{Rate, Rates};
+pub use self::tokens::{InvalidTokens, Tokens};
 use super::{DEFAULT_PATH, api};
-use crate::backend::memory::MemoryRegistry;
-use crate::transport::Listener;
+use crate::backend::memory::{MemoryRegistry, MemoryRegistryBuilder, Owner};
+use crate::instance::Address;
+use crate::transport::{Listener, Peer};
 
 /// The registry as an HTTP server: `/srpc/registry` and `/v1`. Clones share one state.
 ///
-/// It holds no more than a peer may cost it: headers, bodies, idle connections and stalled readers
-/// all have a time limit, and connections are capped, in all and for each address.
+/// # Who may do what
+/// With [`tokens`](RegistryServerBuilder::tokens) every request must show one, or come from a
+/// listed identity: 401 without, 403 where the scope lacks, whatever the path. Without them
+/// everybody may do everything, and [`serve`](Self::serve) refuses a listener that others than this
+/// machine reach, unless it is told to be [`insecure`](RegistryServerBuilder::insecure).
 ///
-/// Every request carries its [`Peer`](crate::transport::Peer) among its extensions.
+/// # What it may cost
+/// Headers, bodies, idle connections and stalled readers have a time limit; connections, requests a
+/// second, long polls, what is registered and answers that are not yet read are capped, in all, for
+/// each address and for each token. Whatever cap is reached, what is registered is renewed.
+///
+/// A request's [`Peer`] is among its extensions; without it, it comes from nowhere.
 #[derive(Clone)]
 pub struct RegistryServer {
     shared: Arc<Shared>,
@@ -43,6 +60,17 @@ pub struct RegistryServer {
 struct Shared {
     registry: MemoryRegistry,
     limits: Limits,
+    access: Access,
+    insecure: bool,
+    rates: Rates,
+    /// Requests under way, by token.
+    in_flight: Meter,
+    /// Long polls that are held, by address.
+    polls: Meter,
+    /// The same, by token.
+    polls_by_token: Meter,
+    /// Bytes of lists that are not yet sent, by address.
+    answers: Meter,
 }
 
 /// What a peer may cost.
@@ -55,6 +83,10 @@ struct Limits {
     max_body: usize,
     max_connections: usize,
     max_connections_per_host: usize,
+    max_in_flight_per_token: usize,
+    max_polls_per_host: Option<usize>,
+    max_answer_bytes: usize,
+    rate: Rate,
 }
 
 impl RegistryServer {
@@ -68,6 +100,11 @@ impl RegistryServer {
         RegistryServerBuilder {
             registry: None,
             ttl: Some(Duration::from_secs(300)),
+            caps: MemoryRegistry::builder(),
+            tokens: None,
+            identified: false,
+            open_seed_path: false,
+            insecure: false,
             limits: Limits {
                 header_timeout: Duration::from_secs(10),
                 body_timeout: Duration::from_secs(30),
@@ -76,6 +113,10 @@ impl RegistryServer {
                 max_body: 1024 * 1024,
                 max_connections: 10_000,
                 max_connections_per_host: 256,
+                max_in_flight_per_token: 5000,
+                max_polls_per_host: None,
+                max_answer_bytes: 256 * 1024 * 1024,
+                rate: Rate { all: 10_000, per_host: 1000, per_token: 5000 },
             },
         }
     }
@@ -85,6 +126,11 @@ impl RegistryServer {
         &self.shared.registry
     }
 
+    /// Puts these tokens in the place of those before, for every request from now on.
+    pub fn replace_tokens(&self, tokens: Tokens) {
+        self.shared.access.replace(tokens);
+    }
+
     /// Serves `listener` until `shutdown` ends: then stops accepting, answers every long poll at
     /// once, lets requests finish within the grace, and cuts the rest.
     ///
@@ -92,16 +138,23 @@ impl RegistryServer {
     /// connection and the listener; no task is left behind.
     ///
     /// # Errors
-    /// None at present: `Ok` after the last connection is closed.
+    /// `PermissionDenied` at once, with [`Unprotected`] inside, if others than this machine reach the
+    /// listener, nobody has to show a token or prove an identity, and it was not told to be
+    /// [`insecure`](RegistryServerBuilder::insecure). `Ok` after the last connection is closed.
     pub async fn serve(
         self,
         listener: Listener,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
+        let exposed = !listener.is_local();
+        if exposed && !self.shared.insecure && !self.shared.access.is_restricted() {
+            let unprotected = Unprotected { address: listener.address().clone() };
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, unprotected));
+        }
         let limits = self.shared.limits.clone();
         let handle = move |request: Request<Incoming>, stopping: Stopping| {
             let server = self.clone();
-            async move { server.answer(request, stopping.wait()).await }
+            async move { server.answer(request, exposed, stopping.wait()).await }
         };
         accept::run(listener, shutdown, &limits, handle).await;
         Ok(())
@@ -110,20 +163,22 @@ impl RegistryServer {
     /// Answers one request: mounts the registry in a server of one's own.
     ///
     /// The request's path must be the one of its origin (`/srpc/registry`, `/v1/...`): a router
-    /// must not strip it. Timeouts of headers and connections are the outer server's; the limits of
+    /// must not strip it. Who may do what is checked here; whom its listener lets in is the outer
+    /// server's, and so is it to insert the [`Peer`], without which nothing is counted by address. Timeouts of headers and connections are the outer server's; the limits of
     /// bodies hold. A long poll is answered when its time is over; dropping the future ends it.
     pub async fn handle<B: Body>(&self, request: Request<B>) -> Response<Full<Bytes>> {
-        self.answer(request, std::future::pending()).await
+        self.answer(request, false, std::future::pending()).await
     }
 
-    /// `stop` ends long polls early.
+    /// `exposed`: others than this machine may ask; `stop` ends long polls early.
     async fn answer<B: Body>(
         &self,
         request: Request<B>,
+        exposed: bool,
         stop: impl Future<Output = ()>,
     ) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
-        match self.route(&parts, body, stop).await {
+        match self.route(&parts, body, exposed, stop).await {
             Ok(response) => response,
             Err(refusal) => {
                 tracing::debug!(
@@ -142,15 +197,23 @@ impl RegistryServer {
         &self,
         parts: &Parts,
         body: B,
+        exposed: bool,
         stop: impl Future<Output = ()>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let Shared { registry, limits } = &*self.shared;
+        let shared = &*self.shared;
+        let limits = &shared.limits;
+        let renews = renews(parts);
+        shared.rates.host(&host(parts), renews)?;
+        // Before anything else is looked at.
+        let caller = shared.access.caller(parts, exposed)?;
+        let _under_way = shared.under_way(caller.name())?;
+        shared.rates.caller(caller.name(), renews)?;
         if body.size_hint().lower() > limits.max_body as u64 {
             return Err(Refusal::too_large(limits.max_body));
         }
         match parts.uri.path() {
-            DEFAULT_PATH => Ok(seed::answer(registry, parts)),
-            _ => v1::answer(registry, limits, parts, body, stop).await,
+            DEFAULT_PATH => seed::answer(shared, &caller, parts),
+            _ => v1::answer(shared, &caller, parts, body, stop).await,
         }
     }
 }
@@ -169,11 +232,52 @@ impl fmt::Debug for RegistryServer {
     }
 }
 
+impl Shared {
+    fn under_way(&self, token: Option<&Arc<str>>) -> Result<Option<Share>, Refusal> {
+        let Some(token) = token else { return Ok(None) };
+        let place = self.in_flight.take(token);
+        let busy = || {
+            let reason = "too many requests of this token are under way";
+            Refusal::too_many(reason, Duration::from_secs(1))
+        };
+        place.map(Some).ok_or_else(busy)
+    }
+
+    /// The places of a long poll. `None`: it is not to be held.
+    fn poll(&self, host: &Arc<str>, token: Option<&Arc<str>>) -> Option<(Share, Option<Share>)> {
+        let of_token = match token {
+            Some(token) => Some(self.polls_by_token.take(token)?),
+            None => None,
+        };
+        Some((self.polls.take(host)?, of_token))
+    }
+
+    /// Room for one more list: as long as earlier ones are unread there may be none.
+    fn room(&self, host: &Arc<str>) -> Result<Share, Refusal> {
+        self.answers.take(host).ok_or_else(Refusal::answers_unread)
+    }
+}
+
+/// Why a listener is not served: whoever reaches it could register, and be sent calls.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "others reach {address}, and nobody is asked for a token: give tokens, or say that it is to be insecure"
+)]
+pub struct Unprotected {
+    address: Address,
+}
+
 /// Configures a [`RegistryServer`].
 #[must_use]
 pub struct RegistryServerBuilder {
     registry: Option<MemoryRegistry>,
     ttl: Option<Duration>,
+    /// What its own registry holds at most.
+    caps: MemoryRegistryBuilder,
+    tokens: Option<Tokens>,
+    identified: bool,
+    open_seed_path: bool,
+    insecure: bool,
     limits: Limits,
 }
 
@@ -189,6 +293,102 @@ impl RegistryServerBuilder {
     /// that was given. Default: 5 minutes.
     pub fn ttl(mut self, ttl: Option<Duration>) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Who may do what. Default: everybody, everything.
+    pub fn tokens(mut self, tokens: Tokens) -> Self {
+        self.tokens = Some(tokens);
+        self
+    }
+
+    /// Where there are no [`tokens`](Self::tokens): answer only peers that have proved who they are
+    /// to the transport ([`Peer::identity`]), and let them do everything. Default: false.
+    pub fn identified(mut self, identified: bool) -> Self {
+        self.identified = identified;
+        self
+    }
+
+    /// Whether `/srpc/registry` is open to everybody, whatever the rest is: programs that speak
+    /// only that contract have no token to show. Without it the path needs one where there are
+    /// tokens, and is off where others than this machine reach a registry without. Default: false.
+    pub fn open_seed_path(mut self, open: bool) -> Self {
+        self.open_seed_path = open;
+        self
+    }
+
+    /// Whether a listener that others reach is served although nobody has to show a token.
+    /// Default: false.
+    pub fn insecure(mut self, insecure: bool) -> Self {
+        self.insecure = insecure;
+        self
+    }
+
+    /// How many instances are registered at most, of all services and none. Without effect on a
+    /// registry that was given, as the three that follow. Default: 100,000.
+    pub fn max_instances(mut self, instances: usize) -> Self {
+        self.caps = self.caps.max_instances(instances);
+        self
+    }
+
+    /// How many of them from one address. Default: 10,000.
+    pub fn max_instances_per_host(mut self, instances: usize) -> Self {
+        self.caps = self.caps.max_instances_per_host(instances);
+        self
+    }
+
+    /// How many of them with tokens of one name. Default: 10,000.
+    pub fn max_instances_per_token(mut self, instances: usize) -> Self {
+        self.caps = self.caps.max_instances_per_token(instances);
+        self
+    }
+
+    /// What all of them may take, in bytes, as [`MemoryRegistryBuilder::max_bytes`] counts.
+    /// Default: 256 MiB.
+    pub fn max_registered_bytes(mut self, bytes: usize) -> Self {
+        self.caps = self.caps.max_bytes(bytes);
+        self
+    }
+
+    /// How many requests a second are answered, those without a valid token apart; for a moment
+    /// twice as many. Renewals are counted by themselves, here and below, and may be as many.
+    /// Beyond it: 429. Default: 10,000.
+    pub fn rate(mut self, requests: u32) -> Self {
+        self.limits.rate.all = requests;
+        self
+    }
+
+    /// How many requests a second from one address. Default: 1,000.
+    pub fn rate_per_host(mut self, requests: u32) -> Self {
+        self.limits.rate.per_host = requests;
+        self
+    }
+
+    /// How many requests a second with tokens of one name. Default: 5,000.
+    pub fn rate_per_token(mut self, requests: u32) -> Self {
+        self.limits.rate.per_token = requests;
+        self
+    }
+
+    /// How many requests with tokens of one name are under way at most, of which half may be long
+    /// polls; one more is answered 429. Default: 5,000.
+    pub fn max_in_flight_per_token(mut self, requests: usize) -> Self {
+        self.limits.max_in_flight_per_token = requests;
+        self
+    }
+
+    /// How many long polls of one address are held; one more is answered at once, and its
+    /// connection closed. In all half of the connections may be held. Default: half of the
+    /// connections that one address may have.
+    pub fn max_polls_per_host(mut self, polls: usize) -> Self {
+        self.limits.max_polls_per_host = Some(polls);
+        self
+    }
+
+    /// How much memory lists may take that their readers have not taken yet, in bytes, of which one
+    /// address may have a quarter; a list beyond it is answered 503. Default: 256 MiB.
+    pub fn max_answer_bytes(mut self, bytes: usize) -> Self {
+        self.limits.max_answer_bytes = bytes;
         self
     }
 
@@ -237,10 +437,24 @@ impl RegistryServerBuilder {
 
     /// The server.
     pub fn build(self) -> RegistryServer {
-        let registry = self.registry.unwrap_or_else(|| {
-            MemoryRegistry::builder().default_ttl(self.ttl).warming(true).build()
-        });
-        RegistryServer { shared: Arc::new(Shared { registry, limits: self.limits }) }
+        let registry =
+            self.registry.unwrap_or_else(|| self.caps.default_ttl(self.ttl).warming(true).build());
+        let limits = self.limits;
+        let max_polls = limits.max_polls_per_host.unwrap_or(limits.max_connections_per_host / 2);
+        let max_polls_per_token = limits.max_in_flight_per_token / 2;
+        RegistryServer {
+            shared: Arc::new(Shared {
+                registry,
+                access: Access::new(self.tokens, self.identified, self.open_seed_path),
+                insecure: self.insecure,
+                rates: Rates::new(&limits.rate),
+                in_flight: Meter::new(usize::MAX, limits.max_in_flight_per_token),
+                polls: Meter::new(limits.max_connections / 2, max_polls),
+                polls_by_token: Meter::new(usize::MAX, max_polls_per_token),
+                answers: Meter::new(limits.max_answer_bytes, limits.max_answer_bytes / 4),
+                limits,
+            }),
+        }
     }
 }
 
@@ -248,9 +462,26 @@ impl fmt::Debug for RegistryServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistryServerBuilder")
             .field("ttl", &self.ttl)
+            .field("caps", &self.caps)
+            .field("tokens", &self.tokens)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
+}
+
+/// Where a request comes from; empty: not known.
+fn host(parts: &Parts) -> Arc<str> {
+    parts.extensions.get::<Peer>().map(|peer| Arc::clone(&peer.host)).unwrap_or_default()
+}
+
+fn owner(parts: &Parts, caller: &Caller) -> Owner {
+    Owner { host: host(parts), token: caller.name().cloned() }
+}
+
+/// Whether a request keeps alive what is registered. By the seed's contract that looks the same as
+/// a registration.
+fn renews(parts: &Parts) -> bool {
+    parts.method == Method::POST && matches!(parts.uri.path(), api::RENEW | DEFAULT_PATH)
 }
 
 fn respond(
@@ -267,4 +498,10 @@ fn respond(
 fn json(answer: &impl Serialize) -> Result<Response<Full<Bytes>>, Refusal> {
     let body = serde_json::to_vec(answer).map_err(Refusal::internal)?;
     Ok(respond(StatusCode::OK, api::JSON, body))
+}
+
+/// The same for a list, which may be large: it counts until it is sent.
+fn json_of(list: &impl Serialize, room: Share) -> Result<Response<Full<Bytes>>, Refusal> {
+    let body = serde_json::to_vec(list).map_err(Refusal::internal)?;
+    Ok(respond(StatusCode::OK, api::JSON, room.of(body, 1)))
 }

@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
-use http::header::{ALLOW, CONNECTION};
+use http::header::{ALLOW, CONNECTION, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -20,7 +21,7 @@ const MAX_DETAIL: usize = 512;
 pub(super) struct Refusal {
     status: StatusCode,
     problem: Box<Problem>,
-    allow: Option<&'static str>,
+    header: Option<(HeaderName, &'static str)>,
     /// The rest of the request is not worth reading.
     close: bool,
 }
@@ -40,8 +41,9 @@ impl Refusal {
             detail,
             held_epoch: None,
             results: None,
+            retry_after: None,
         };
-        Self { status, problem: Box::new(problem), allow: None, close: false }
+        Self { status, problem: Box::new(problem), header: None, close: false }
     }
 
     /// The body is no JSON at all.
@@ -87,7 +89,7 @@ impl Refusal {
         let detail = format!("use {allow}");
         let refusal =
             Self::new(status, "urn:srpc:method-not-allowed", "Method not allowed", detail);
-        Self { allow: Some(allow), ..refusal }
+        Self { header: Some((ALLOW, allow)), ..refusal }
     }
 
     pub(super) fn no_such_path() -> Self {
@@ -106,6 +108,33 @@ impl Refusal {
         Self::new(StatusCode::NOT_FOUND, kind, "Unknown instance", detail)
     }
 
+    /// Nobody that is known asks.
+    pub(super) fn unauthorized() -> Self {
+        let status = StatusCode::UNAUTHORIZED;
+        let detail = "a token that is known here is needed: `Authorization: Bearer TOKEN`";
+        let refusal = Self::new(status, "urn:srpc:unauthorized", "Unauthorized", detail);
+        Self { header: Some((WWW_AUTHENTICATE, "Bearer realm=\"srpc\"")), ..refusal }
+    }
+
+    /// Who asks is known, and may not.
+    pub(super) fn not_allowed(detail: impl fmt::Display) -> Self {
+        Self::new(StatusCode::FORBIDDEN, api::NOT_ALLOWED, "Not allowed", detail)
+    }
+
+    /// More than is answered: later perhaps.
+    pub(super) fn too_many(detail: impl fmt::Display, wait: Duration) -> Self {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self::new(status, "urn:srpc:too-many-requests", "Too many requests", detail).after(wait)
+    }
+
+    /// Answers that nobody has read yet fill the memory that there is for them.
+    pub(super) fn answers_unread() -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let detail = "too much of earlier answers has not been read yet";
+        Self::new(status, "urn:srpc:unavailable", "Not able right now", detail)
+            .after(Duration::from_secs(1))
+    }
+
     pub(super) fn internal(detail: impl fmt::Display) -> Self {
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Self::new(status, "urn:srpc:internal", "A defect of the registry", detail)
@@ -114,6 +143,11 @@ impl Refusal {
     /// Adds the result of every lease of a renewal.
     pub(super) fn with_results(mut self, results: Vec<Outcome>) -> Self {
         self.problem.results = Some(results);
+        self
+    }
+
+    fn after(mut self, wait: Duration) -> Self {
+        self.problem.retry_after = Some(wait);
         self
     }
 
@@ -144,8 +178,13 @@ impl Refusal {
         // A problem is strings and numbers: it always serializes.
         let body = serde_json::to_vec(&self.problem).unwrap_or_default();
         let mut response = respond(self.status, api::PROBLEM_JSON, body);
-        if let Some(allow) = self.allow {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        if let Some(wait) = self.problem.retry_after {
+            // Whole seconds, and never too few.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            response.headers_mut().insert(RETRY_AFTER, seconds.max(1).into());
         }
         if self.close {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -169,8 +208,11 @@ impl From<RegistryError> for Refusal {
                 refusal
             }
             RegistryErrorKind::Invalid => Self::invalid_registration(detail),
-            RegistryErrorKind::NotAllowed => {
-                Self::new(StatusCode::FORBIDDEN, "urn:srpc:not-allowed", "Not allowed", detail)
+            RegistryErrorKind::NotAllowed => Self::not_allowed(detail),
+            RegistryErrorKind::Full => {
+                let status = StatusCode::TOO_MANY_REQUESTS;
+                Self::new(status, api::FULL, "No room", detail)
+                    .after(error.retry_after().unwrap_or(Duration::from_secs(1)))
             }
         }
     }

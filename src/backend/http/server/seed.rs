@@ -2,50 +2,81 @@
 
 use std::collections::BTreeSet;
 
-use http::header::ALLOW;
+use http::header::{ALLOW, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Bytes;
 
+use super::access::Caller;
+use super::meter::Share;
+use super::problem::Refusal;
 use super::query::Query;
-use super::{api, respond};
+use super::{Shared, api, respond};
 use crate::backend::memory::MemoryRegistry;
 use crate::instance::{Address, Health, ServiceName};
 
 const TEXT: &str = "text/plain; charset=utf-8";
 
-pub(super) fn answer(registry: &MemoryRegistry, parts: &Parts) -> Response<Full<Bytes>> {
+/// Answers a request of this caller.
+///
+/// # Errors
+/// What is not of this contract: the caller may not, or there is no memory for its answer.
+pub(super) fn answer(
+    shared: &Shared,
+    caller: &Caller,
+    parts: &Parts,
+) -> Result<Response<Full<Bytes>>, Refusal> {
     match parts.method {
-        Method::GET => list(registry, parts),
-        Method::POST => register(registry, &parts.headers),
+        Method::GET => {
+            caller.may_read()?;
+            Ok(list(&shared.registry, parts, shared.room(&super::host(parts))?))
+        }
+        Method::POST => {
+            caller.may_write_something()?;
+            register(&shared.registry, caller, parts)
+        }
         _ => {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "use GET or POST");
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST"));
-            response
+            Ok(response)
         }
     }
 }
 
-fn register(registry: &MemoryRegistry, headers: &HeaderMap) -> Response<Full<Bytes>> {
+fn register(
+    registry: &MemoryRegistry,
+    caller: &Caller,
+    parts: &Parts,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let headers = &parts.headers;
+    let service = service(headers);
+    if let Ok(service) = &service {
+        caller.may_write(service.as_ref())?;
+    }
     let mut addresses = headers.get_all(api::SERVERS).iter();
     let address = addresses.next().map(HeaderValue::as_bytes).unwrap_or_default();
     if address.is_empty() {
         // What the contract says, though the fault is the client's.
         let reason = "the header Srpc-servers is missing or empty";
-        return text(StatusCode::INTERNAL_SERVER_ERROR, reason);
+        return Ok(text(StatusCode::INTERNAL_SERVER_ERROR, reason));
     }
     if addresses.next().is_some() {
-        return text(StatusCode::BAD_REQUEST, "register one address at a time");
+        return Ok(text(StatusCode::BAD_REQUEST, "register one address at a time"));
     }
-    let (address, service) = match (parsed(address), service(headers)) {
+    let (address, service) = match (parsed(address), service) {
         (Ok(address), Ok(service)) => (address, service),
-        (Err(reason), _) | (_, Err(reason)) => return text(StatusCode::BAD_REQUEST, &reason),
+        (Err(reason), _) | (_, Err(reason)) => {
+            return Ok(text(StatusCode::BAD_REQUEST, &reason));
+        }
     };
-    if !registry.register_address(service.as_ref(), &address) {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "the registry is full");
+    let owner = super::owner(parts, caller);
+    if !registry.register_address_by(service.as_ref(), &address, &owner) {
+        let mut full = text(StatusCode::SERVICE_UNAVAILABLE, "the registry is full");
+        full.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+        return Ok(full);
     }
-    text(StatusCode::OK, "")
+    Ok(text(StatusCode::OK, ""))
 }
 
 fn parsed(address: &[u8]) -> Result<Address, String> {
@@ -66,7 +97,7 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|_| "a header is not UTF-8".to_owned())
 }
 
-fn list(registry: &MemoryRegistry, parts: &Parts) -> Response<Full<Bytes>> {
+fn list(registry: &MemoryRegistry, parts: &Parts, room: Share) -> Response<Full<Bytes>> {
     let service = match Query::parse(&parts.uri).and_then(|query| query.service()) {
         Ok(service) => service,
         Err(reason) => return text(StatusCode::BAD_REQUEST, &reason),
@@ -92,7 +123,8 @@ fn list(registry: &MemoryRegistry, parts: &Parts) -> Response<Full<Bytes>> {
     let Ok(header) = HeaderValue::from_str(&header) else {
         return text(StatusCode::INTERNAL_SERVER_ERROR, "an address does not fit a header");
     };
-    let mut response = text(StatusCode::OK, &body);
+    // Twice: the header says the same.
+    let mut response = respond(StatusCode::OK, TEXT, room.of(body.into_bytes(), 2));
     response.headers_mut().insert(api::SERVERS, header);
     response
 }

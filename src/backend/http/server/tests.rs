@@ -374,8 +374,232 @@ async fn failed_accepts_end_nothing() {
 
     let net = Memory::new();
     let inner = net.bind(&AT.parse().unwrap()).await.unwrap();
-    let listener = Listener::new(Flaky { inner, failures: 9 }, AT.parse().unwrap());
+    let listener = Listener::new(Flaky { inner, failures: 9 }, AT.parse().unwrap()).in_process();
     let serving = tokio::spawn(RegistryServer::new().serve(listener, pending()));
     assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"));
     assert!(!serving.is_finished());
+}
+
+const OPS: &str = "ops-0123456789abcdef";
+const SHOP: &str = "shop-0123456789abcdef";
+
+fn tokens() -> Tokens {
+    format!("ops read,write {OPS}; shop read,write:Foo {SHOP}").parse().unwrap()
+}
+
+async fn post_as(server: &RegistryServer, token: &str, path: &str, body: Value) -> (u16, Value) {
+    let bearer = format!("Bearer {token}");
+    let headers = [("content-type", "application/json"), ("authorization", bearer.as_str())];
+    let (status, _, body) = ask(server, "POST", path, &headers, &body.to_string()).await;
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_lease_of_a_batch_is_judged_by_itself() {
+    let server = RegistryServer::builder().tokens(tokens()).build();
+    let mut leases = Vec::new();
+    for (service, address) in [("Foo", "tcp@a:1"), ("Bar", "tcp@b:1")] {
+        let body = json!({ "service": service, "instance": instance("one", address, 1) });
+        let (status, granted) = post_as(&server, OPS, api::REGISTER, body).await;
+        assert_eq!(status, 200);
+        let mut lease = json!({ "service": service, "id": "one" });
+        lease["lease_id"] = granted["lease_id"].clone();
+        lease["instance"] = instance("one", address, 1);
+        leases.push(lease);
+    }
+    let refused = "urn:srpc:not-allowed";
+    let mut unknown = leases[1].clone();
+    unknown["lease_id"] = json!("unknown");
+    let both = json!({ "held": [leases[1], leases[0], unknown] });
+    let (status, renewed) = post_as(&server, SHOP, api::RENEW, both.clone()).await;
+    let results = &renewed["results"];
+    assert_eq!((status, &results[1]["status"]), (200, &json!("renewed")));
+    assert_eq!(results[0]["type"], refused);
+    assert_eq!(results[0], results[2], "it is not told whether there is such a lease");
+
+    let others = json!({ "held": [leases[1], unknown] });
+    let (status, problem) = post_as(&server, SHOP, api::RENEW, others.clone()).await;
+    assert_eq!((status, problem["results"].as_array().unwrap().len()), (403, 2));
+    assert_eq!(post_as(&server, SHOP, api::DEREGISTER, others).await.0, 403);
+    for (id, status) in [("one", 403), ("two", 403)] {
+        let body = json!({ "service": "Bar", "id": id });
+        assert_eq!(post_as(&server, SHOP, api::DRAIN, body).await.0, status);
+    }
+    assert_eq!(server.registry().list(None).entries.len(), 2);
+
+    let (status, left) = post_as(&server, SHOP, api::DEREGISTER, both).await;
+    assert_eq!((status, &left["results"][1]["status"]), (200, &json!("deregistered")));
+    assert_eq!(
+        (&left["results"][0]["type"], &left["results"][2]["type"]),
+        (&json!(refused), &json!(refused))
+    );
+    let left = server.registry().list(None).entries;
+    assert_eq!(left.len(), 1);
+    assert_eq!(left[0].service.as_ref().unwrap().as_str(), "Bar");
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_replaced_while_it_runs() {
+    let server = RegistryServer::builder().tokens(tokens()).build();
+    let list = json!({ "held": [] });
+    assert_eq!(post_as(&server, OPS, api::RENEW, list.clone()).await.0, 200);
+    server.replace_tokens("new write new-0123456789abcdef".parse().unwrap());
+    assert_eq!(post_as(&server, OPS, api::RENEW, list.clone()).await.0, 401);
+    assert_eq!(post_as(&server, "new-0123456789abcdef", api::RENEW, list).await.0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_others_reach_is_not_served_without_tokens() {
+    let net = Memory::new();
+    let exposed = async || {
+        // Of a name that is no loopback, and not said to be in memory.
+        struct Bare(Listener);
+        #[async_trait]
+        impl Accept for Bare {
+            async fn accept(&mut self) -> io::Result<Stream> {
+                self.0.accept().await
+            }
+        }
+        let inner = net.bind(&AT.parse().unwrap()).await.unwrap();
+        Listener::new(Bare(inner), AT.parse().unwrap())
+    };
+    let error = RegistryServer::new().serve(exposed().await, pending()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    let inner = error.get_ref().unwrap();
+    assert!(inner.is::<Unprotected>() && inner.to_string().contains("registry:9999"), "{inner}");
+
+    for (builder, list, seed) in [
+        (RegistryServer::builder().insecure(true), "HTTP/1.1 200", "HTTP/1.1 403"),
+        (
+            RegistryServer::builder().insecure(true).open_seed_path(true),
+            "HTTP/1.1 200",
+            "HTTP/1.1 200",
+        ),
+        (RegistryServer::builder().tokens(tokens()), "HTTP/1.1 401", "HTTP/1.1 401"),
+        (
+            RegistryServer::builder().tokens(tokens()).open_seed_path(true),
+            "HTTP/1.1 401",
+            "HTTP/1.1 200",
+        ),
+        (RegistryServer::builder().identified(true), "HTTP/1.1 401", "HTTP/1.1 401"),
+    ] {
+        let serving = tokio::spawn(builder.build().serve(exposed().await, pending()));
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nconnection: close\r\n\r\n");
+        let answer = raw(&net, &get("/v1/instances")).await;
+        assert!(answer.starts_with(list), "{answer}");
+        let answer = raw(&net, &get(SEED)).await;
+        assert!(answer.starts_with(seed), "{answer}");
+        serving.abort();
+        assert!(serving.await.unwrap_err().is_cancelled());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_polls_leave_connections_for_renewals() {
+    let net = Memory::new();
+    let server = RegistryServer::builder().max_connections_per_host(6).build();
+    let revision = server.registry().list(Some(&"Foo".parse().unwrap())).revision;
+    let (_stop, _serving) = start(&net, server).await;
+    let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
+    let poll = format!("GET {target} HTTP/1.1\r\n\r\n");
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
+        stream.write_all(poll.as_bytes()).await.unwrap();
+        held.push(stream);
+    }
+    sleep(Duration::from_secs(1)).await;
+    let start = Instant::now();
+    for _ in 0..10 {
+        // Answered and closed: none of them is held.
+        let answer = raw(&net, &poll).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"),
+            "{answer}"
+        );
+    }
+    assert!(start.elapsed() < Duration::from_secs(1));
+    drop(held);
+    sleep(Duration::from_millis(10)).await;
+    let again = tokio::time::timeout(Duration::from_secs(5), raw(&net, &poll)).await;
+    assert!(again.is_err(), "it is held again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unread_lists_fill_what_there_is_for_them_and_no_more() {
+    let net = Memory::new();
+    let server = RegistryServer::builder().max_answer_bytes(4 << 20).build();
+    let metadata: serde_json::Map<String, Value> =
+        (0..60).map(|n| (format!("key{n}"), json!("v".repeat(100)))).collect();
+    for n in 0..100 {
+        let mut large = instance(&n.to_string(), &format!("tcp@a:{}", n + 1), 1);
+        large["metadata"] = Value::Object(metadata.clone());
+        let body = json!({ "service": "Foo", "ttl_ms": 300_000, "instance": large });
+        assert_eq!(post(&server, api::REGISTER, body).await.0, 200);
+    }
+    let (_stop, _serving) = start(&net, server.clone()).await;
+    let get = "GET /v1/instances HTTP/1.1\r\nconnection: close\r\n\r\n";
+    let mut unread = Vec::new();
+    for _ in 0..5 {
+        let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
+        stream.write_all(get.as_bytes()).await.unwrap();
+        unread.push(stream);
+        sleep(Duration::from_millis(1)).await;
+    }
+    // One host: a quarter of 4 MiB, and the answer that went beyond it.
+    let answer = raw(&net, get).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+    let renew = "POST /v1/renew HTTP/1.1\r\ncontent-type: application/json\r\nconnection: close\r\n\
+                 content-length: 11\r\n\r\n{\"held\":[]}";
+    assert!(raw(&net, renew).await.starts_with("HTTP/1.1 200"));
+    drop(unread);
+    sleep(Duration::from_millis(10)).await;
+    assert!(raw(&net, get).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_has_its_caps() {
+    let builder = RegistryServer::builder().tokens(tokens());
+    let server =
+        builder.max_instances_per_token(1).rate_per_token(3).max_in_flight_per_token(2).build();
+    let register = |id: &str, port: u16| json!({ "service": "Foo", "instance": instance(id, &format!("tcp@a:{port}"), 1) });
+    assert_eq!(post_as(&server, SHOP, api::REGISTER, register("1", 1)).await.0, 200);
+    let (status, problem) = post_as(&server, SHOP, api::REGISTER, register("2", 2)).await;
+    assert_eq!((status, &problem["type"]), (429, &json!("urn:srpc:full")));
+    assert_eq!(post_as(&server, SHOP, api::REGISTER, register("1", 1)).await.0, 200, "a renewal");
+    assert_eq!(post_as(&server, OPS, api::REGISTER, register("2", 2)).await.0, 200);
+
+    let mut answered = Vec::new();
+    for _ in 0..5 {
+        answered.push(post_as(&server, SHOP, api::REGISTER, register("1", 1)).await.0);
+    }
+    assert_eq!(answered, [200, 200, 200, 429, 429]);
+    let renew = json!({ "held": [] });
+    assert_eq!(post_as(&server, SHOP, api::RENEW, renew).await.0, 200, "renewals have their own");
+    let bearer = format!("Bearer {SHOP}");
+    let (_, headers, body) =
+        ask(&server, "GET", api::SERVICES, &[("authorization", &bearer)], "").await;
+    assert_eq!(
+        (&headers["retry-after"], &headers[CONTENT_TYPE]),
+        (&"1".parse().unwrap(), &api::PROBLEM_JSON.parse().unwrap())
+    );
+    assert!(body.contains("urn:srpc:too-many-requests"), "{body}");
+    sleep(Duration::from_secs(10)).await;
+
+    // Of two under way one may be a long poll, which is the half.
+    let revision = server.registry().revision(&"Foo".parse().unwrap());
+    let target = format!("/v1/instances?service=Foo&revision={revision}&wait=30s");
+    let polls: Vec<_> = (0..2)
+        .map(|_| {
+            let (server, target, bearer) = (server.clone(), target.clone(), bearer.clone());
+            tokio::spawn(async move {
+                ask(&server, "GET", &target, &[("authorization", &bearer)], "").await.0
+            })
+        })
+        .collect();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(polls.iter().filter(|poll| poll.is_finished()).count(), 1, "answered at once");
+    for poll in polls {
+        assert_eq!(poll.await.unwrap(), 200);
+    }
 }

@@ -1,16 +1,20 @@
 //! The JSON API under `/v1`.
 
-use http::Response;
+use std::time::Duration;
+
+use http::header::CONNECTION;
 use http::request::Parts;
+use http::{HeaderValue, Response};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes};
 use serde_json::json;
 
+use super::access::Caller;
 use super::api::{self, Outcome};
 use super::problem::Refusal;
 use super::query::Query;
-use super::{Limits, body, check, json as ok};
-use crate::backend::memory::MemoryRegistry;
+use super::{Shared, body, check, json as ok, json_of};
+use crate::backend::memory::{MemoryRegistry, Owner};
 use crate::instance::{Address, Instance};
 use crate::registry::{Held, Lease, Registration, Registry, Renewal};
 
@@ -18,38 +22,37 @@ use crate::registry::{Held, Lease, Registration, Registry, Renewal};
 /// id, the epoch and the lease.
 const LEFT: &str = "mem@left";
 
-/// Answers a request; `stop` ends a long poll early.
+/// Answers a request of this caller; `stop` ends a long poll early.
 pub(super) async fn answer<B: Body>(
-    registry: &MemoryRegistry,
-    limits: &Limits,
+    shared: &Shared,
+    caller: &Caller,
     parts: &Parts,
     body: B,
     stop: impl Future<Output = ()>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    match parts.uri.path() {
+    let Shared { registry, limits, .. } = shared;
+    let path = parts.uri.path();
+    if matches!(path, api::REGISTER | api::RENEW | api::DEREGISTER | api::DRAIN) {
+        only("POST", parts)?;
+        caller.may_write_something()?;
+    } else if matches!(path, api::INSTANCES | api::SERVICES) {
+        only("GET", parts)?;
+        caller.may_read()?;
+    }
+    match path {
         api::REGISTER => {
-            only("POST", parts)?;
-            register(registry, body::read(parts, body, limits).await?).await
+            let owner = super::owner(parts, caller);
+            register(registry, caller, &owner, body::read(parts, body, limits).await?)
         }
-        api::RENEW => {
-            only("POST", parts)?;
-            renew(registry, body::read(parts, body, limits).await?).await
-        }
+        api::RENEW => renew(registry, caller, body::read(parts, body, limits).await?).await,
         api::DEREGISTER => {
-            only("POST", parts)?;
-            deregister(registry, body::read(parts, body, limits).await?).await
+            deregister(registry, caller, body::read(parts, body, limits).await?).await
         }
-        api::DRAIN => {
-            only("POST", parts)?;
-            drain(registry, body::read(parts, body, limits).await?)
-        }
-        api::INSTANCES => {
-            only("GET", parts)?;
-            instances(registry, parts, stop).await
-        }
+        api::DRAIN => drain(registry, caller, body::read(parts, body, limits).await?),
+        api::INSTANCES => instances(shared, caller, parts, stop).await,
         api::SERVICES => {
-            only("GET", parts)?;
-            ok(&api::Services { services: registry.services() })
+            let room = shared.room(&super::host(parts))?;
+            json_of(&api::Services { services: registry.services() }, room)
         }
         _ => Err(Refusal::no_such_path()),
     }
@@ -62,12 +65,15 @@ fn only(method: &'static str, parts: &Parts) -> Result<(), Refusal> {
     Err(Refusal::method_not_allowed(method))
 }
 
-async fn register(
+fn register(
     registry: &MemoryRegistry,
+    caller: &Caller,
+    owner: &Owner,
     asked: api::Register,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
+    caller.may_write(Some(&asked.service))?;
     let registration = check::registration(asked)?;
-    let lease = registry.register(&registration).await?;
+    let lease = registry.register_by(&registration, owner)?;
     let revision = registry.revision(&registration.service);
     ok(&api::Granted {
         lease_id: lease.id,
@@ -76,15 +82,21 @@ async fn register(
     })
 }
 
+/// Each lease by itself: one that the caller may not touch is not looked up, and harms no other.
 async fn renew(
     registry: &MemoryRegistry,
+    caller: &Caller,
     asked: api::Renew,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let mut held = Vec::with_capacity(asked.held.len());
     let checked: Vec<Result<(), Refusal>> = asked
         .held
         .into_iter()
-        .map(|lease| check::held(lease).map(|lease| held.push(lease)))
+        .map(|lease| {
+            caller.may_write(Some(&lease.service))?;
+            held.push(check::held(lease)?);
+            Ok(())
+        })
         .collect();
     let mut renewed = registry.renew(&held).await.into_iter();
     let results: Vec<Result<(), Refusal>> = checked
@@ -99,37 +111,54 @@ async fn renew(
             }
         })
         .collect();
+    ok(&api::Renewed { results: outcomes(results, &Outcome::Renewed)? })
+}
+
+/// What became of each; the first one's refusal if all were refused.
+fn outcomes(results: Vec<Result<(), Refusal>>, done: &Outcome) -> Result<Vec<Outcome>, Refusal> {
     let outcomes: Vec<Outcome> = results
         .iter()
-        .map(|result| result.as_ref().map_or_else(Refusal::outcome, |()| Outcome::Renewed))
+        .map(|result| result.as_ref().map_or_else(Refusal::outcome, |()| done.clone()))
         .collect();
     if results.iter().all(Result::is_err)
         && let Some(Err(first)) = results.into_iter().next()
     {
         return Err(first.with_results(outcomes));
     }
-    ok(&api::Renewed { results: outcomes })
+    Ok(outcomes)
 }
 
 async fn deregister(
     registry: &MemoryRegistry,
+    caller: &Caller,
     asked: api::Deregister,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let left = LEFT.parse::<Address>().map_err(Refusal::internal)?;
-    let held: Vec<Held> = asked
+    let mut held = Vec::with_capacity(asked.held.len());
+    let results: Vec<Result<(), Refusal>> = asked
         .held
         .into_iter()
         .map(|leaving| {
+            caller.may_write(Some(&leaving.service))?;
             let instance = Instance::new(leaving.id, left.clone()).epoch(leaving.epoch);
             let registration = Registration::new(leaving.service, instance);
-            Held { registration, lease: Lease::new(leaving.lease_id, None) }
+            held.push(Held { registration, lease: Lease::new(leaving.lease_id, None) });
+            Ok(())
         })
         .collect();
     registry.deregister(&held).await?;
-    ok(&json!({}))
+    if results.iter().all(Result::is_ok) {
+        return ok(&json!({}));
+    }
+    ok(&api::Deregistered { results: outcomes(results, &Outcome::Deregistered)? })
 }
 
-fn drain(registry: &MemoryRegistry, asked: api::Drain) -> Result<Response<Full<Bytes>>, Refusal> {
+fn drain(
+    registry: &MemoryRegistry,
+    caller: &Caller,
+    asked: api::Drain,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    caller.may_write(Some(&asked.service))?;
     if !registry.set_health(&asked.service, &asked.id, asked.health) {
         return Err(Refusal::unknown_instance());
     }
@@ -137,10 +166,14 @@ fn drain(registry: &MemoryRegistry, asked: api::Drain) -> Result<Response<Full<B
 }
 
 async fn instances(
-    registry: &MemoryRegistry,
+    shared: &Shared,
+    caller: &Caller,
     parts: &Parts,
     stop: impl Future<Output = ()>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
+    let registry = &shared.registry;
+    let host = super::host(parts);
+    let mut polls_enough = false;
     let query = Query::parse(&parts.uri).map_err(Refusal::invalid)?;
     let service = query.service().map_err(Refusal::invalid)?;
     let revision = query.one("revision").map_err(Refusal::invalid)?;
@@ -150,6 +183,10 @@ async fn instances(
             return Err(Refusal::invalid("wait needs a service: a long poll is for one of them"));
         }
         (Some(service), Some(revision), Some(wait)) => {
+            let places = shared.poll(&host, caller.name());
+            polls_enough = places.is_none();
+            // Answered at once, whoever holds too many: it is slower news, and no failure.
+            let wait = if polls_enough { Duration::ZERO } else { wait };
             tokio::select! {
                 () = registry.changed(service, revision) => {}
                 () = tokio::time::sleep(wait) => {}
@@ -159,6 +196,7 @@ async fn instances(
         // Who knows no revision yet has nothing to wait for.
         _ => {}
     }
+    let room = shared.room(&host)?;
     let listing = registry.list(service.as_ref());
     let instances = listing
         .entries
@@ -169,5 +207,12 @@ async fn instances(
             expires_in_ms: entry.expires_in.map(|left| left.as_millis() as u64),
         })
         .collect();
-    ok(&api::Instances { service, revision: listing.revision, warming: listing.warming, instances })
+    let listed =
+        api::Instances { service, revision: listing.revision, warming: listing.warming, instances };
+    let mut answer = json_of(&listed, room)?;
+    if polls_enough {
+        // What renews needs connections too.
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(answer)
 }

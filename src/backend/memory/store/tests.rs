@@ -19,7 +19,7 @@ impl Table {
         let mut limits = Limits {
             default_ttl: Some(Duration::from_secs(300)),
             sweep: Duration::from_millis(500),
-            max_instances: 10,
+            quota: Quota { instances: 10, ..Quota::default() },
             warming: false,
         };
         change(&mut limits);
@@ -91,7 +91,7 @@ fn a_lease_holds_for_its_ttl_and_no_longer() {
     assert!(table.list(Some("Foo")).is_empty(), "hidden without a sweep");
     assert_ne!(table.revision(Some("Foo")), before);
     assert_eq!(table.renew(&held).unwrap(), Renewal::Lost);
-    assert!(table.store.queue.is_empty() && table.store.instances == 0);
+    assert!(table.store.queue.is_empty() && table.store.ledger.instances() == 0);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn the_newer_registration_takes_the_address() {
     assert_eq!(table.instance("b").address.as_str(), "tcp@a:1");
     assert_eq!(table.list(Some("Foo")).len(), 1);
     assert_eq!(table.renew(&old).unwrap(), Renewal::Lost);
-    assert_eq!((table.store.instances, table.store.queue.len()), (1, 1));
+    assert_eq!((table.store.ledger.instances(), table.store.queue.len()), (1, 1));
 
     // Another service's registration stands beside it.
     let mut other = foo("c", "tcp@a:1", 1);
@@ -235,7 +235,7 @@ fn without_a_default_an_address_alone_never_expires() {
 
 #[test]
 fn what_is_asked_for_is_bounded() {
-    let mut table = Table::with(|limits| limits.max_instances = 2);
+    let mut table = Table::with(|limits| limits.quota.instances = 2);
     let none = foo("a", "tcp@a:1", 1).ttl(Duration::ZERO);
     assert_eq!(kind(table.register(&none).unwrap_err()), RegistryErrorKind::Invalid);
     let long = foo("a", "tcp@a:1", 1).ttl(Duration::MAX);
@@ -245,10 +245,38 @@ fn what_is_asked_for_is_bounded() {
 
     table.register(&foo("b", "tcp@b:1", 1)).unwrap();
     let error = table.register(&foo("c", "tcp@c:1", 1)).unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Full);
     assert_eq!(error.message(), "the registry is full: it holds 2 instances");
     assert!(!table.post(None, "tcp@c:1"));
     table.register(&foo("c", "tcp@b:1", 1)).unwrap();
     assert_eq!(table.list(None).len(), 2, "who takes an address over needs no room");
+}
+
+#[test]
+fn a_full_registry_renews_what_it_holds_and_lets_nothing_grow() {
+    let mut table = Table::with(|limits| limits.quota.bytes = 1200);
+    let small = foo("a", "tcp@a:1", 1).ttl(TTL);
+    let held = table.register(&small).unwrap();
+    let other = table.register(&foo("b", "tcp@b:1", 1).ttl(TTL)).unwrap();
+    let full = RegistryErrorKind::Full;
+    assert_eq!(kind(table.register(&foo("c", "tcp@c:1", 1)).unwrap_err()), full);
+
+    let mut large = foo("a", "tcp@a:1", 2).ttl(TTL);
+    large.instance = large.instance.meta("k", "v".repeat(500));
+    let grown = Held { registration: large.clone(), lease: held.lease.clone() };
+    for round in 0..6 {
+        table.pass(TTL / 2);
+        assert_eq!(table.store.renew(&other, table.now).unwrap(), Renewal::Renewed);
+        // Each of them extends the lease.
+        match round % 3 {
+            0 => assert_eq!(table.store.renew(&held, table.now).unwrap(), Renewal::Renewed),
+            1 => assert_eq!(kind(table.store.renew(&grown, table.now).unwrap_err()), full),
+            _ => assert_eq!(kind(table.register(&large).unwrap_err()), full),
+        }
+    }
+    assert_eq!(table.list(None).len(), 2);
+    table.store.deregister(&other, table.now);
+    table.register(&large).unwrap();
 }
 
 #[test]
