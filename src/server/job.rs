@@ -87,7 +87,7 @@ impl Place {
                 let dropped = || Failure::new(Kind::ResourceExhausted, Fate::Failed, why);
                 let outcome = if room { outcome } else { Err(dropped()) };
                 self.answer(&mut state, outcome, max_reply);
-                drop(state);
+                // Under the lock: who has the answer may count on the place.
                 return self.ticket.end(answered);
             }
             state.held += bytes;

@@ -96,6 +96,10 @@ impl Limit {
     #[cold]
     fn turn_away(&self, now: Instant) {
         let before = self.load.rejected.fetch_add(1, Relaxed);
+        if let Some(mut table) = self.table.as_ref().and_then(Mutex::try_lock) {
+            table.turn_away(now, before + 1);
+            self.load.limit.store(table.limit(), Relaxed);
+        }
         let mut shed = self.shed.lock();
         shed.last = Some(now);
         if !self.shedding.swap(true, Relaxed) {

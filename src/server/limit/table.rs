@@ -31,7 +31,7 @@ const SHIFT: f64 = 0.1;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long it may take until the calls before such a measurement have ended, and again until
-/// there are enough of its own, if the last window took longer.
+/// there are enough of its own: four times what a call took that filled the limit, this at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A call that has ended.
@@ -88,6 +88,9 @@ struct Window {
     /// How long the calls took in all, in seconds, and how many they are.
     spent: f64,
     calls: u32,
+    /// The sum of the squares of those times: over their sum, it is the mean of the calls that a
+    /// look at the places finds there.
+    squares: f64,
     /// The sum of their slowness, weighed, and of the weights.
     slowness: f64,
     weight: f64,
@@ -149,6 +152,13 @@ impl Table {
         }
     }
 
+    /// Takes in that a call was turned away: a measurement that no call ends must end as well.
+    pub(super) fn turn_away(&mut self, now: Instant, rejected: u64) {
+        if self.probe.as_ref().is_some_and(|probe| probe.is_overdue(now)) {
+            self.end_probe(now, rejected);
+        }
+    }
+
     /// Ends a window: moves the limit, and what the methods usually take.
     fn decide(&mut self, now: Instant, rejected: u64) {
         let Some(window) = self.window.replace(Window::new(now, rejected)) else { return };
@@ -182,7 +192,8 @@ impl Table {
         if sheds && slowness > NOT_SLOW {
             let last = *self.probed.get_or_insert(now);
             if now.saturating_duration_since(last) >= self.pause {
-                let patience = now.saturating_duration_since(window.since).min(PATIENCE);
+                let patience = Duration::from_secs_f64(4.0 * window.squares / window.spent);
+                let patience = patience.clamp(WINDOW, PATIENCE);
                 self.probe = Some(Probe { since: now, patience, low: None });
             }
         }
@@ -194,7 +205,7 @@ impl Table {
         if probe.low.is_none() && sample.in_flight <= limit {
             (probe.since, probe.low) = (now, Some(Window::new(now, sample.rejected)));
         }
-        let mut done = now.saturating_duration_since(probe.since) >= probe.patience;
+        let mut done = probe.is_overdue(now);
         if let Some(low) = &mut probe.low {
             low.add(now, sample, &mut self.methods[sample.method]);
             done |= low.speaks(now);
@@ -212,6 +223,12 @@ impl Table {
         self.probed = Some(now);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         self.window = Some(Window::new(now, rejected));
+    }
+}
+
+impl Probe {
+    fn is_overdue(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= self.patience
     }
 }
 
@@ -265,6 +282,7 @@ impl Window {
             rejected,
             spent: 0.0,
             calls: 0,
+            squares: 0.0,
             slowness: 0.0,
             weight: 0.0,
             seen: 0.0,
@@ -288,6 +306,7 @@ impl Window {
     fn count(&mut self, took: f64, usual: Option<f64>) {
         self.spent += took;
         self.calls += 1;
+        self.squares += took * took;
         if let Some(usual) = usual {
             let weight = usual.min(HEAVIEST);
             self.slowness += weight * (took / usual.max(FLOOR)).min(CLIP);

@@ -116,6 +116,8 @@ impl World {
             let method = chosen.unwrap_or(0);
             if self.at_work.len() >= self.table.limit() {
                 self.rejected += 1;
+                let now = self.at((self.seconds * NANOS) as u64);
+                self.table.turn_away(now, self.rejected);
                 continue;
             }
             let kind = &kinds[method];
@@ -201,6 +203,17 @@ fn an_overload_is_seen_beside_many_calls_that_it_does_not_touch() {
     let limit = world.table.limit();
     assert!((20..=80).contains(&limit), "{limit}");
     assert!(came.longest < 0.15, "{came:?}");
+}
+
+#[test]
+fn calls_that_hold_their_places_for_minutes_do_not_stop_a_measurement_from_ending() {
+    let kinds = [pool(0.010, 6000.0), sleep(60.0, 1.0)];
+    let mut world = World::new(Adaptive::new(), 20, 2);
+    world.run(60.0, &kinds);
+    for _ in 0..6 {
+        let came = world.run(10.0, &kinds);
+        assert!(came.answered > 1700.0, "{came:?}");
+    }
 }
 
 #[test]
