@@ -11,6 +11,7 @@ use std::time::Duration;
 use srpc::backend::static_list::StaticList;
 use srpc::call::{CodecId, Metadata};
 use srpc::protocol::{CallHead, FrameType, Hello, Limits, MethodRef, encode_call, encode_frame};
+use srpc::selector::RoundRobin;
 use srpc::server::{Adaptive, Concurrency, ServerStats};
 use srpc::transport::{Memory, Transport};
 use srpc::{Address, Call, Error, Execution, Instance, Kind, Server, Service, Status, XClient};
@@ -75,6 +76,8 @@ impl Scene {
             .transport(Arc::new(self.network.clone()))
             .connections_per_endpoint(4)
             .attempts(attempts)
+            // Not by load: the full server is asked like any other.
+            .selector(RoundRobin::new())
             .seed(1)
             .build()
             .unwrap()

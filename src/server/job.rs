@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::context::Response;
 use super::handler::{Failure, Guarded, Outcome};
+use super::limit::Ended;
 use super::reply::{expired, put_reply};
 use super::session::{Session, State};
 use super::shared::{Entry, Shared};
@@ -157,6 +158,7 @@ pub(super) struct Ticket {
     bytes: usize,
     /// The number of its method.
     method: usize,
+    deadline: Instant,
     /// When it was read. Its time counts from here: to wait for the calls before it is load too.
     read: Instant,
     /// Its handler has not ended.
@@ -170,26 +172,35 @@ impl Ticket {
         entry: &Entry,
         bytes: usize,
         read: Instant,
+        deadline: Instant,
     ) -> Option<Self> {
         if !server.limit.enter(read) {
             return None;
         }
         server.bytes_in_flight.fetch_add(bytes, Relaxed);
         let method = entry.number;
-        Some(Self { server: Arc::clone(server), bytes, method, read, at_work: true })
+        Some(Self { server: Arc::clone(server), bytes, method, deadline, read, at_work: true })
     }
 
     /// Its handler has ended. `answered`: with a result.
     pub(super) fn end(&mut self, answered: bool) {
+        self.leave(if answered { Ended::Answered } else { Ended::Failed });
+    }
+
+    fn leave(&mut self, ended: Ended) {
         if std::mem::take(&mut self.at_work) {
-            self.server.limit.leave(self.method, self.read, answered);
+            self.server.limit.leave(self.method, self.read, ended);
         }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.end(false);
+        if self.at_work {
+            // Its handler was dropped.
+            let overdue = Instant::now() >= self.deadline;
+            self.leave(if overdue { Ended::Overdue } else { Ended::Failed });
+        }
         self.server.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
     }
 }

@@ -169,7 +169,8 @@ impl Reader {
                 return Ok(());
             }
         };
-        let Some(mut ticket) = Ticket::take(&session.server, &entry, payload.len(), now) else {
+        let bytes = payload.len();
+        let Some(mut ticket) = Ticket::take(&session.server, &entry, bytes, now, deadline) else {
             let why = "the server has as many calls at work as it takes";
             let failure = Failure::rejected(Kind::ResourceExhausted, why);
             self.answer(session, id, Err(failure));

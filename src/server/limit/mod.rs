@@ -14,6 +14,7 @@ use tokio::time::Instant;
 pub use self::setting::{Adaptive, Concurrency};
 use self::stats::Load;
 pub use self::stats::ServerStats;
+pub(super) use self::table::Ended;
 use self::table::{Sample, Table};
 
 /// How long no call must have been turned away until that counts as over.
@@ -77,14 +78,14 @@ impl Limit {
         true
     }
 
-    /// Counts a call out that was read at `read`. `answered`: its handler ended with a result.
-    pub(super) fn leave(&self, method: usize, read: Instant, answered: bool) {
+    /// Counts a call out that was read at `read`.
+    pub(super) fn leave(&self, method: usize, read: Instant, ended: Ended) {
         let in_flight = self.load.in_flight.fetch_sub(1, Relaxed);
         let Some(table) = &self.table else { return };
         // One sample less is better than a call that waits.
         let Some(mut table) = table.try_lock() else { return };
         let rejected = self.load.rejected.load(Relaxed);
-        table.add(Instant::now(), &Sample { method, read, answered, in_flight, rejected });
+        table.add(Instant::now(), &Sample { method, read, ended, in_flight, rejected });
         self.load.limit.store(table.limit(), Relaxed);
     }
 

@@ -40,13 +40,23 @@ pub(super) struct Sample {
     pub(super) method: usize,
     /// When it was read.
     pub(super) read: Instant,
-    /// Its handler ended with a result. Others, failed or cut short, say how long a call takes
-    /// only if they took longer than usual.
-    pub(super) answered: bool,
+    pub(super) ended: Ended,
     /// Calls at work, with this one.
     pub(super) in_flight: usize,
     /// Calls turned away so far.
     pub(super) rejected: u64,
+}
+
+/// How a call ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::server) enum Ended {
+    /// With a result.
+    Answered,
+    /// With an error, a panic, or because its caller left: a result might have taken longer, so it
+    /// counts only if it took longer than usual.
+    Failed,
+    /// By its deadline. If that was longer than usual, nobody knows how slow it would have been.
+    Overdue,
 }
 
 /// Finds the limit: how many calls can be at work before they take noticeably longer than their
@@ -236,7 +246,7 @@ impl Method {
     /// How long a call took, in seconds; `None` if that says nothing.
     fn took(&mut self, now: Instant, sample: &Sample) -> Option<f64> {
         let took = now.saturating_duration_since(sample.read).as_secs_f64();
-        if sample.answered {
+        if sample.ended == Ended::Answered {
             self.sum += took;
             self.calls += 1;
             return Some(took);
@@ -299,17 +309,21 @@ impl Window {
         if sample.read >= self.since
             && let Some(took) = method.took(now, sample)
         {
-            self.count(took, method.usual);
+            self.count(took, method.usual, sample.ended);
         }
     }
 
-    fn count(&mut self, took: f64, usual: Option<f64>) {
+    fn count(&mut self, took: f64, usual: Option<f64>, ended: Ended) {
         self.spent += took;
         self.calls += 1;
         self.squares += took * took;
         if let Some(usual) = usual {
             let weight = usual.min(HEAVIEST);
-            self.slowness += weight * (took / usual.max(FLOOR)).min(CLIP);
+            self.slowness += weight
+                * match ended {
+                    Ended::Answered | Ended::Failed => (took / usual.max(FLOOR)).min(CLIP),
+                    Ended::Overdue => CLIP,
+                };
             self.weight += weight;
         }
     }

@@ -40,8 +40,10 @@ struct World {
     rng: StdRng,
     /// When each place of the pool is free.
     pool: Vec<f64>,
-    /// Calls at work: when they end, when they were read, their method, and whether with a result.
-    at_work: BinaryHeap<Reverse<(u64, u64, usize, bool)>>,
+    /// How long a call may take.
+    deadline: f64,
+    /// Calls at work: when they end, when they were read, their method, and how they end.
+    at_work: BinaryHeap<Reverse<(u64, u64, usize, Ended)>>,
     rejected: u64,
 }
 
@@ -65,6 +67,7 @@ impl World {
             seconds: 0.0,
             rng: StdRng::seed_from_u64(7),
             pool: vec![0.0; places],
+            deadline: f64::INFINITY,
             at_work: BinaryHeap::new(),
             rejected: 0,
         }
@@ -81,16 +84,16 @@ impl World {
 
     /// Ends what is over by `until`.
     fn end(&mut self, until: f64, came: &mut Came) {
-        while let Some(Reverse((end, read, method, answered))) = self.at_work.peek().copied() {
+        while let Some(Reverse((end, read, method, ended))) = self.at_work.peek().copied() {
             if end as f64 > until * NANOS {
                 return;
             }
             let in_flight = self.at_work.len();
             self.at_work.pop();
-            came.answered += f64::from(u8::from(answered));
+            came.answered += f64::from(u8::from(ended == Ended::Answered));
             came.longest = came.longest.max((end - read) as f64 / NANOS);
             let (now, read, rejected) = (self.at(end), self.at(read), self.rejected);
-            self.table.add(now, &Sample { method, read, answered, in_flight, rejected });
+            self.table.add(now, &Sample { method, read, ended, in_flight, rejected });
             came.lowest_limit = came.lowest_limit.min(self.table.limit());
         }
     }
@@ -122,16 +125,26 @@ impl World {
             }
             let kind = &kinds[method];
             let takes = kind.seconds * self.rng.random_range(0.5..1.5);
+            let late = self.seconds + self.deadline;
             let end = match kind.work {
                 Work::Sleep => self.seconds + takes,
                 Work::Pool => {
                     let first = self.pool.iter_mut().min_by(|a, b| a.total_cmp(b)).unwrap();
-                    *first = first.max(self.seconds) + takes;
-                    *first
+                    let starts = first.max(self.seconds);
+                    // Who is dropped before it has a place leaves the line.
+                    if starts < late {
+                        *first = (starts + takes).min(late);
+                    }
+                    starts + takes
                 }
             };
+            let ended = match (end > late, kind.fails) {
+                (true, _) => Ended::Overdue,
+                (false, true) => Ended::Failed,
+                (false, false) => Ended::Answered,
+            };
             let nanos = |seconds: f64| (seconds * NANOS) as u64;
-            self.at_work.push(Reverse((nanos(end), nanos(self.seconds), method, !kind.fails)));
+            self.at_work.push(Reverse((nanos(end.min(late)), nanos(self.seconds), method, ended)));
         }
         self.seconds = over;
         self.end(over, &mut came);
@@ -164,6 +177,14 @@ fn the_limit_is_found_from_above() {
 #[test]
 fn the_limit_is_found_from_below() {
     assert_found(&mut overload(Adaptive::new().min(1).initial(1)));
+}
+
+#[test]
+fn the_limit_is_found_though_most_calls_run_into_their_deadlines() {
+    let mut world = World::new(Adaptive::new().initial(1000), 20, 1);
+    world.deadline = 0.2;
+    world.run(20.0, &[pool(0.010, 6000.0)]);
+    assert_found(&mut world);
 }
 
 #[test]
@@ -295,7 +316,7 @@ fn calls_cut_short_count_only_if_they_were_late() {
     let mut method = Method { usual: Some(0.010), ..Method::default() };
     let read = Instant::now();
     let cut = |ms| {
-        let sample = Sample { method: 0, read, answered: false, in_flight: 1, rejected: 0 };
+        let sample = Sample { method: 0, read, ended: Ended::Failed, in_flight: 1, rejected: 0 };
         (read + Duration::from_millis(ms), sample)
     };
     let (now, sample) = cut(5);
