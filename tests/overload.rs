@@ -171,9 +171,9 @@ async fn an_adaptive_limit_keeps_the_goodput_that_is_lost_without_one() {
     let scene = Scene::new(&[Concurrency::adaptive()]).await;
     let client = scene.client(1);
     let pool = call("Foo.Pool");
-    let peak = offer(&client, &pool, 1900, Duration::from_secs(5)).await.goodput;
+    let peak = offer(&client, &pool, 1900, Duration::from_secs(3)).await.goodput;
     assert!(peak >= 0.9 * CAPACITY, "{peak}");
-    let mut came = offer(&client, &pool, 6000, Duration::from_secs(10)).await;
+    let mut came = offer(&client, &pool, 6000, Duration::from_secs(6)).await;
     report("adaptive", peak, &mut came);
     assert!(came.goodput >= 0.8 * peak, "{}", came.goodput);
     assert_eq!(came.failed, 0, "nothing that was taken runs into its deadline");
@@ -184,7 +184,7 @@ async fn an_adaptive_limit_keeps_the_goodput_that_is_lost_without_one() {
 
     let scene = Scene::new(&[Concurrency::Unlimited]).await;
     let client = scene.client(1);
-    let mut without = offer(&client, &pool, 6000, Duration::from_secs(5)).await;
+    let mut without = offer(&client, &pool, 6000, Duration::from_secs(2)).await;
     report("none", peak, &mut without);
     assert!(without.goodput < 0.5 * peak, "{}", without.goodput);
     assert_eq!((scene.stats[0].rejected(), scene.stats[0].limit()), (0, None));
@@ -194,8 +194,8 @@ async fn an_adaptive_limit_keeps_the_goodput_that_is_lost_without_one() {
 async fn a_server_that_is_overloaded_from_its_first_call_finds_its_limit() {
     let scene = Scene::new(&[Adaptive::new().initial(1000).into()]).await;
     let client = scene.client(1);
-    offer(&client, &call("Foo.Pool"), 6000, Duration::from_secs(10)).await;
-    let mut came = offer(&client, &call("Foo.Pool"), 6000, Duration::from_secs(5)).await;
+    offer(&client, &call("Foo.Pool"), 6000, Duration::from_secs(6)).await;
+    let mut came = offer(&client, &call("Foo.Pool"), 6000, Duration::from_secs(3)).await;
     report("adaptive-from-above", CAPACITY, &mut came);
     assert!(came.goodput >= 0.8 * CAPACITY, "{}", came.goodput);
     assert!(quantile(&mut came.answers, 0.99) <= 10 * HANDLING);
