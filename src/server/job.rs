@@ -10,9 +10,10 @@ use tokio::time::Instant;
 
 use super::context::Response;
 use super::handler::{Failure, Guarded, Outcome};
-use super::reply::put_reply;
+use super::limit::Ended;
+use super::reply::{expired, put_reply};
 use super::session::{Session, State};
-use super::shared::Shared;
+use super::shared::{Entry, Shared};
 use crate::error::{Fate, Kind};
 
 /// A call whose handler did not end at once.
@@ -21,6 +22,8 @@ pub(super) struct Job {
     pub(super) handler: Guarded,
     pub(super) ticket: Ticket,
     pub(super) deadline: Instant,
+    /// It was polled in place before.
+    pub(super) started: bool,
     /// The handler's start is answer enough.
     pub(super) notify: bool,
     /// The caller waits: it has no acknowledgement yet.
@@ -31,17 +34,21 @@ pub(super) struct Job {
 impl Session {
     /// Gives a call a task of its own, which the table can end.
     pub(super) fn spawn(self: &Arc<Self>, job: Job) {
-        let Job { id, mut handler, ticket, deadline, notify, awaited, max_reply } = job;
+        let Job { id, mut handler, ticket, deadline, started, notify, awaited, max_reply } = job;
         let bytes = ticket.bytes;
         {
             let mut state = self.state.lock();
             state.running.insert(id, deadline, bytes, awaited);
             self.look_by(&state, deadline);
         }
-        let place = Place { session: Arc::clone(self), id, _ticket: ticket };
+        let place = Place { session: Arc::clone(self), id, ticket };
         // Not under the lock: a runtime that shuts down drops the future at once, and with it the
         // place, which takes the lock.
         let task = tokio::spawn(async move {
+            // A busy runtime may come to it late, and before the keeper does.
+            if !started && Instant::now() >= deadline {
+                return place.end(Err(expired()), max_reply).await;
+            }
             if notify && awaited {
                 let started = poll_fn(|cx| Poll::Ready(Pin::new(&mut handler).poll(cx))).await;
                 match started {
@@ -62,29 +69,33 @@ impl Session {
 struct Place {
     session: Arc<Session>,
     id: u64,
-    _ticket: Ticket,
+    ticket: Ticket,
 }
 
 impl Place {
     /// Answers, if somebody waits. A client that does not read its replies has room for a window
     /// of them in the outbox and for another that waits before it; the rest is dropped.
-    async fn end(self, outcome: Outcome, max_reply: usize) {
+    async fn end(mut self, outcome: Outcome, max_reply: usize) {
         let session = Arc::clone(&self.session);
+        let answered = outcome.is_ok();
         let bytes = outcome.as_ref().map_or(0, |response| response.body.len());
         let limit = session.outbox_limit();
         let waits = {
             let mut state = session.state.lock();
-            if state.outbox.len() <= limit {
-                return self.answer(&mut state, outcome, max_reply);
-            }
-            if state.held + bytes > limit {
+            let room = state.outbox.len() <= limit;
+            if room || state.held + bytes > limit {
                 let why = "the result was dropped: the client does not read its replies";
-                let failure = Failure::new(Kind::ResourceExhausted, Fate::Failed, why);
-                return self.answer(&mut state, Err(failure), max_reply);
+                let dropped = || Failure::new(Kind::ResourceExhausted, Fate::Failed, why);
+                let outcome = if room { outcome } else { Err(dropped()) };
+                self.answer(&mut state, outcome, max_reply);
+                // Under the lock: who has the answer may count on the place.
+                return self.ticket.end(answered);
             }
             state.held += bytes;
             Held { session: Arc::clone(&session), bytes }
         };
+        // What waits for its client to read is no work.
+        self.ticket.end(answered);
         loop {
             session.room().await;
             let mut state = session.state.lock();
@@ -145,19 +156,51 @@ impl Drop for Held {
 pub(super) struct Ticket {
     server: Arc<Shared>,
     bytes: usize,
+    /// The number of its method.
+    method: usize,
+    deadline: Instant,
+    /// When it was read. Its time counts from here: to wait for the calls before it is load too.
+    read: Instant,
+    /// Its handler has not ended.
+    at_work: bool,
 }
 
 impl Ticket {
-    pub(super) fn new(server: &Arc<Shared>, bytes: usize) -> Self {
-        server.in_flight.fetch_add(1, Relaxed);
+    /// `None`: enough calls are at work.
+    pub(super) fn take(
+        server: &Arc<Shared>,
+        entry: &Entry,
+        bytes: usize,
+        read: Instant,
+        deadline: Instant,
+    ) -> Option<Self> {
+        if !server.limit.enter(read) {
+            return None;
+        }
         server.bytes_in_flight.fetch_add(bytes, Relaxed);
-        Self { server: Arc::clone(server), bytes }
+        let method = entry.number;
+        Some(Self { server: Arc::clone(server), bytes, method, deadline, read, at_work: true })
+    }
+
+    /// Its handler has ended. `answered`: with a result.
+    pub(super) fn end(&mut self, answered: bool) {
+        self.leave(if answered { Ended::Answered } else { Ended::Failed });
+    }
+
+    fn leave(&mut self, ended: Ended) {
+        if std::mem::take(&mut self.at_work) {
+            self.server.limit.leave(self.method, self.read, ended);
+        }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.server.in_flight.fetch_sub(1, Relaxed);
+        if self.at_work {
+            // Its handler was dropped.
+            let overdue = Instant::now() >= self.deadline;
+            self.leave(if overdue { Ended::Overdue } else { Ended::Failed });
+        }
         self.server.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
     }
 }

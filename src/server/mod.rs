@@ -7,6 +7,7 @@ mod handshake;
 mod house;
 mod job;
 mod keeper;
+mod limit;
 mod reader;
 mod reply;
 mod running;
@@ -32,6 +33,8 @@ use tokio::time::{sleep, timeout};
 pub use self::context::{Context, Request, Response, State};
 pub use self::handler::{Failure, Handler, HandlerFuture, Method, MethodService, Outcome};
 use self::house::House;
+use self::limit::Limit;
+pub use self::limit::{Adaptive, Concurrency, ServerStats};
 pub use self::service::{InvalidService, Service};
 pub use self::settings::ServerSettings;
 use self::shared::{Entry, Phase, Shared};
@@ -61,6 +64,7 @@ pub struct Server {
     registrar: Option<Registrar>,
     advertise: Option<Address>,
     describe: Box<dyn Fn(Instance) -> Instance + Send + Sync>,
+    stats: ServerStats,
 }
 
 impl Server {
@@ -73,6 +77,7 @@ impl Server {
             registrar: None,
             advertise: None,
             describe: Box::new(|instance| instance),
+            stats: ServerStats::default(),
         }
     }
 
@@ -111,6 +116,18 @@ impl Server {
     pub fn settings(mut self, settings: ServerSettings) -> Self {
         self.settings = settings;
         self
+    }
+
+    /// Sets how many calls may be at work at once, over all connections; what is beyond is turned
+    /// away at once. Default: unlimited.
+    pub fn concurrency(mut self, concurrency: impl Into<Concurrency>) -> Self {
+        self.settings.concurrency = concurrency.into();
+        self
+    }
+
+    /// The server's load, to be read while it serves.
+    pub fn stats(&self) -> ServerStats {
+        self.stats.clone()
     }
 
     /// Sets the most connections. Default: 10,000.
@@ -243,19 +260,27 @@ impl Server {
 
     fn into_shared(self) -> Shared {
         let mut methods = HashMap::new();
+        let mut number = 0;
         for parts in self.services {
             for (name, handler) in parts.methods {
                 let name: Arc<str> = format!("{}.{name}", parts.name).into();
                 let codecs = Arc::clone(&parts.codecs);
-                let entry =
-                    Entry { name: Arc::clone(&name), handler, codecs, away: AtomicU32::new(0) };
+                let entry = Entry {
+                    name: Arc::clone(&name),
+                    number,
+                    handler,
+                    codecs,
+                    away: AtomicU32::new(0),
+                };
+                number += 1;
                 methods.insert(name, Arc::new(entry));
             }
         }
+        let limit = Limit::new(&self.settings.concurrency, number, &self.stats);
         Shared {
             methods,
             settings: self.settings,
-            in_flight: AtomicUsize::new(0),
+            limit,
             bytes_in_flight: AtomicUsize::new(0),
             hosts: Mutex::new(HashMap::new()),
         }

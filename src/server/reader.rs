@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::context::{Context, Request, Response};
 use super::handler::{Failure, Guarded, Outcome, codec_of};
 use super::job::{Job, Ticket};
-use super::reply::{put_reply, too_large};
+use super::reply::{expired, put_reply, too_large};
 use super::session::{End, Session};
 use super::shared::{Entry, deadline_in};
 use crate::call::{CodecId, after};
@@ -145,9 +145,14 @@ impl Reader {
         let CallHead { codec, remaining_ms, metadata, .. } = head;
         payload.advance(before_body);
         let id = header.id;
+        let deadline = deadline_in(now, remaining_ms);
         let admitted = session.admit(id, payload.len(), remaining_ms)?;
         let ready = admitted.and_then(|()| {
             let entry = method?;
+            if *since >= deadline {
+                // The calls before it, of the same read, took its time.
+                return Err(expired());
+            }
             let own = codec_of(codec, &entry.codecs);
             if own.is_none() && codec != CodecId::RAW {
                 return Err(Failure::rejected(
@@ -164,8 +169,13 @@ impl Reader {
                 return Ok(());
             }
         };
-        let ticket = Ticket::new(&session.server, payload.len());
-        let deadline = deadline_in(now, remaining_ms);
+        let bytes = payload.len();
+        let Some(mut ticket) = Ticket::take(&session.server, &entry, bytes, now, deadline) else {
+            let why = "the server has as many calls at work as it takes";
+            let failure = Failure::rejected(Kind::ResourceExhausted, why);
+            self.answer(session, id, Err(failure));
+            return Ok(());
+        };
         let context = Context {
             method: Arc::clone(&entry.name),
             deadline,
@@ -177,8 +187,9 @@ impl Reader {
         let mut handler = Guarded::start(deadline, || entry.handler.handle(request, own));
         let notify = header.flags.has(Flags::NOTIFY);
         let mut awaited = true;
+        let in_place = entry.runs_in_place();
         // Most handlers are done at once: then neither a task nor a waker is needed.
-        if entry.runs_in_place() {
+        if in_place {
             let polled = Pin::new(&mut handler).poll(&mut TaskContext::from_waker(Waker::noop()));
             let after = Instant::now();
             if after.duration_since(*since) > SLOW {
@@ -186,12 +197,11 @@ impl Reader {
             }
             *since = after;
             match polled {
-                Poll::Ready(Ok(_)) if notify => {
-                    self.answer(session, id, Ok(Response::default()));
-                    return Ok(());
-                }
                 Poll::Ready(outcome) => {
-                    self.answer(session, id, outcome);
+                    let answered = outcome.is_ok();
+                    let told = outcome.map(|it| if notify { Response::default() } else { it });
+                    self.answer(session, id, told);
+                    ticket.end(answered);
                     return Ok(());
                 }
                 Poll::Pending if notify => {
@@ -202,7 +212,8 @@ impl Reader {
             }
         }
         let max_reply = self.max_reply;
-        session.spawn(Job { id, handler, ticket, deadline, notify, awaited, max_reply });
+        let started = in_place;
+        session.spawn(Job { id, handler, ticket, deadline, started, notify, awaited, max_reply });
         Ok(())
     }
 

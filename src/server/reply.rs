@@ -15,6 +15,10 @@ pub(super) fn too_large(max_body: u32) -> Failure {
     )
 }
 
+pub(super) fn expired() -> Failure {
+    Failure::rejected(Kind::DeadlineExceeded, "the deadline passed before the call was started")
+}
+
 pub(super) fn put_reply(out: &mut Vec<u8>, id: u64, outcome: Outcome, load: u32, max_reply: usize) {
     let outcome = outcome.and_then(|response| {
         if response.body.len() > max_reply {

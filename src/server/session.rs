@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::handler::Failure;
-use super::reply::too_large;
+use super::reply::{expired, too_large};
 use super::running::{Room, Running};
 use super::shared::Shared;
 use crate::error::Kind;
@@ -89,8 +89,7 @@ impl Session {
             return exhausted("the server has too many bytes in flight");
         }
         if remaining_ms == 0 {
-            let expired = "the deadline passed before the call was started";
-            return Ok(Err(Failure::rejected(Kind::DeadlineExceeded, expired)));
+            return Ok(Err(expired()));
         }
         Ok(Ok(()))
     }

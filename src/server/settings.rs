@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::limit::Concurrency;
 use crate::protocol::Limits;
 
 /// What a server allows and how long it waits.
@@ -10,6 +11,8 @@ use crate::protocol::Limits;
 pub struct ServerSettings {
     /// What one connection may send. Default: 4 MiB a body, 1,024 calls, 8 MiB in flight.
     pub limits: Limits,
+    /// How many calls may be at work at once, over all connections. Default: unlimited.
+    pub concurrency: Concurrency,
     /// The most connections. Default: 10,000.
     pub max_connections: usize,
     /// The most connections from one host, loopback too. Default: 256.
@@ -34,6 +37,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
+            concurrency: Concurrency::default(),
             max_connections: 10_000,
             max_connections_per_host: 256,
             max_bytes_in_flight: 256 * 1024 * 1024,

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::handler::Handler;
+use super::limit::Limit;
 use super::settings::ServerSettings;
 use crate::call::Codec;
 
@@ -26,8 +27,8 @@ pub(super) enum Phase {
 pub(super) struct Shared {
     pub(super) methods: HashMap<Arc<str>, Arc<Entry>>,
     pub(super) settings: ServerSettings,
-    /// Calls in flight over all connections: the load that every reply tells.
-    pub(super) in_flight: AtomicUsize,
+    /// Calls at work over all connections: the load that every reply tells.
+    pub(super) limit: Limit,
     pub(super) bytes_in_flight: AtomicUsize,
     /// Connections by the host they come from.
     pub(super) hosts: Mutex<HashMap<Arc<str>, usize>>,
@@ -36,6 +37,8 @@ pub(super) struct Shared {
 /// A method with its full name.
 pub(super) struct Entry {
     pub(super) name: Arc<str>,
+    /// The limit knows it by this.
+    pub(super) number: usize,
     pub(super) handler: Arc<dyn Handler>,
     pub(super) codecs: Arc<Vec<Codec>>,
     /// How many of its next calls get a task of their own at once.
@@ -62,7 +65,7 @@ impl Entry {
 
 impl Shared {
     pub(super) fn load(&self) -> u32 {
-        self.in_flight.load(Relaxed) as u32
+        self.limit.in_flight() as u32
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use srpc::instance::{Address, InvalidAddress, ServiceName};
+use srpc::server::Concurrency;
 
 use crate::access::Access;
 use crate::caps::Caps;
@@ -122,6 +123,10 @@ pub(crate) struct Serve {
     /// How long calls in flight may go on after that [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) grace: Option<Duration>,
+    /// How many calls may be at work at once: a number, or `adaptive`; more are turned away
+    /// [default: no limit]
+    #[arg(long, value_name = "N|adaptive", value_parser = concurrency)]
+    pub(crate) concurrency: Option<Concurrency>,
     /// The most connections from one address [default: 256]
     #[arg(long, value_name = "N", value_parser = positive_count)]
     pub(crate) max_connections_per_host: Option<u64>,
@@ -236,6 +241,15 @@ pub(crate) fn positive_count(text: &str) -> Result<u64, String> {
         Some(0) => Err("it must be more than 0".into()),
         Some(count) => Ok(count),
     }
+}
+
+fn concurrency(text: &str) -> Result<Concurrency, String> {
+    if text == "adaptive" {
+        return Ok(Concurrency::adaptive());
+    }
+    let count = positive_count(text)
+        .map_err(|_| "it is `adaptive`, or a whole number above 0 such as `200` or `1k`")?;
+    Ok(Concurrency::Fixed(count.try_into().unwrap_or(usize::MAX)))
 }
 
 fn workers(text: &str) -> Result<u64, String> {

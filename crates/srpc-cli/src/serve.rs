@@ -55,6 +55,9 @@ fn with_limits(mut server: Server, args: &args::Serve) -> Server {
     if let Some(grace) = args.grace {
         server = server.grace(grace);
     }
+    if let Some(concurrency) = &args.concurrency {
+        server = server.concurrency(concurrency.clone());
+    }
     if let Some(connections) = args.max_connections_per_host {
         server = server.max_connections_per_host(connections.try_into().unwrap_or(usize::MAX));
     }
