@@ -38,7 +38,7 @@ pub(super) async fn keep(shared: &Shared) -> String {
     }
 }
 
-fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
+pub(super) fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
     let mut ids = Vec::new();
     state.calls.overdue(now, &mut ids);
     let mut wakers = state.waiting.remove_overdue(now);
