@@ -18,7 +18,7 @@ use bytes::BytesMut;
 use loom::thread::{Builder, JoinHandle};
 use tokio::time::Instant;
 
-use self::peer::{Answers, Peer};
+use self::peer::{Answers, LEFT, Peer};
 use self::sync::{AtomicU64, Mutex, Notify, block_on};
 use super::driver::write;
 use super::in_flight::InFlight;
@@ -114,16 +114,36 @@ fn caller(
 }
 
 /// A caller that leaves as soon as it has asked.
-fn leaver(shared: &Arc<Shared>, body: &'static str) -> JoinHandle<()> {
+fn leaver(shared: &Arc<Shared>) -> JoinHandle<()> {
     let shared = Arc::clone(shared);
     spawn(move || {
-        let call = call(body);
+        let call = call(LEFT);
         let mut exchange = Exchange::new(&shared, &call, Instant::now() + FAR);
         block_on(poll_fn(|cx| {
             // An answer at once is as good as none.
             let _ = Pin::new(&mut exchange).poll(cx);
             Poll::Ready(())
         }));
+    })
+}
+
+/// A caller with two calls, who waits for the first and then leaves the other, in line or not,
+/// without having looked at it again.
+fn half_leaver(shared: &Arc<Shared>, body: &'static str) -> JoinHandle<Result<Reply, Error>> {
+    let shared = Arc::clone(shared);
+    spawn(move || {
+        let (call, other) = (call(body), call(LEFT));
+        let mut left = Exchange::new(&shared, &other, Instant::now() + FAR);
+        let mut exchange = Exchange::new(&shared, &call, Instant::now() + FAR);
+        let mut asked = false;
+        block_on(poll_fn(|cx| {
+            let answer = Pin::new(&mut exchange).poll(cx);
+            if !std::mem::replace(&mut asked, true) {
+                // It is left, whatever comes of it.
+                let _ = Pin::new(&mut left).poll(cx);
+            }
+            answer
+        }))
     })
 }
 
@@ -195,7 +215,7 @@ fn a_place_that_is_left_goes_to_the_next_and_the_window_holds() {
     check(2, || {
         let (shared, peer) = (connection(1), Peer::new(Answers::EchoTwice, 1));
         let driver = drive(&shared, &peer);
-        let (left, call) = (leaver(&shared, "left"), caller(&shared, "a"));
+        let (left, call) = (leaver(&shared), caller(&shared, "a"));
         let answer = call.join().unwrap();
         left.join().unwrap();
         assert!(answer.1.is_ok(), "{answer:?}");
@@ -204,6 +224,23 @@ fn a_place_that_is_left_goes_to_the_next_and_the_window_holds() {
         peer.hang_up();
         driver.join().unwrap();
         assert!(peer.cancelled() <= 1);
+    });
+}
+
+#[test]
+fn a_turn_that_is_left_goes_to_the_next_in_line() {
+    check(2, || {
+        let (shared, peer) = (connection(1), Peer::new(Answers::EchoTwice, 1));
+        let driver = drive(&shared, &peer);
+        let (half, call) = (half_leaver(&shared, "a"), caller(&shared, "b"));
+        let answers = [("a", half.join().unwrap()), call.join().unwrap()];
+        for answer in &answers {
+            assert!(answer.1.is_ok(), "{answer:?}");
+            assert_true(&peer, answer);
+        }
+        assert_empty(&shared);
+        peer.hang_up();
+        driver.join().unwrap();
     });
 }
 
@@ -224,7 +261,7 @@ fn replies_give_their_places_to_those_in_line() {
 }
 
 #[test]
-fn a_sweep_takes_back_calls_the_cancels_others_and_wakes_all() {
+fn a_sweep_ends_who_is_overdue_and_wakes_who_is_next() {
     check(2, || {
         let (shared, peer) = (connection(1), Peer::new(Answers::Echo, 1));
         let driver = drive(&shared, &peer);

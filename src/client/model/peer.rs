@@ -13,6 +13,9 @@ use crate::protocol::{
     Frame, FrameType, Next, ReplyHead, decode_call, encode_frame, encode_reply, next_frame,
 };
 
+/// The body of a call that is not answered: its caller is expected to leave.
+pub(super) const LEFT: &str = "left";
+
 /// What the server does with calls.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answers {
@@ -145,6 +148,9 @@ impl Inner {
     }
 
     fn answer(&mut self, id: u64, body: &[u8]) {
+        if body == LEFT.as_bytes() {
+            return;
+        }
         let first = self.bodies.len() == 1;
         match self.answers {
             Answers::Nothing => {}
