@@ -3,18 +3,17 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::BytesMut;
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::driver;
 use super::in_flight::InFlight;
 use super::shared::{Phase, Shared, State, Writer};
+use super::sync::{AtomicU64, Mutex, Notify};
 use super::waiting::Waiting;
 use super::{ConnectionSettings, Exchange};
 use crate::call::Call;

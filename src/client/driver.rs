@@ -44,7 +44,7 @@ impl Drop for End {
     }
 }
 
-async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String {
+pub(super) async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String {
     let mut batch = Vec::new();
     loop {
         shared.to_write.notified().await;

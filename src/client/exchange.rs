@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::in_flight::Pending;
 use super::shared::{Phase, Shared, State};
+use super::sync::MutexGuard;
 use crate::call::{Call, MethodName, Reply};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{CallHead, Flags, FrameType, MethodRef, encode_call, encode_frame};
@@ -166,7 +167,7 @@ impl<'a> Exchange<'a> {
     /// Ends without having been sent, and lets the next in line try.
     fn leave(
         &mut self,
-        mut state: parking_lot::MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, State>,
         ticket: Option<u64>,
         error: Error,
     ) -> Poll<Result<Reply, Error>> {
@@ -182,7 +183,7 @@ impl<'a> Exchange<'a> {
         Poll::Ready(Err(error))
     }
 
-    fn wake_keeper(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+    fn wake_keeper(&self, mut state: MutexGuard<'_, State>) {
         let parked = std::mem::take(&mut state.keeper_parked);
         drop(state);
         if parked {

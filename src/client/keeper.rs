@@ -19,18 +19,25 @@ pub(super) async fn keep(shared: &Shared) -> String {
             let mut state = shared.state.lock();
             let mut wakers = sweep(shared, &mut state, now);
             let quiet = state.calls.len() == 0 && state.waiting.is_empty();
-            if quiet && matches!(state.phase, Phase::Draining) {
-                return "the server drained it".to_owned();
-            }
-            let silence = check_silence(shared, &mut state, now, quiet, &mut wakers);
-            let Some(silence) = silence else {
-                return "the server does not answer a ping".to_owned();
+            let next = if quiet && matches!(state.phase, Phase::Draining) {
+                Err("the server drained it")
+            } else {
+                let silence = check_silence(shared, &mut state, now, quiet, &mut wakers);
+                state.keeper_parked = quiet;
+                match silence {
+                    Some(silence) if quiet => Ok(silence),
+                    Some(silence) => Ok(silence.min(after(now, shared.settings.sweep))),
+                    None => Err("the server does not answer a ping"),
+                }
             };
-            state.keeper_parked = quiet;
-            let next = if quiet { silence } else { silence.min(after(now, shared.settings.sweep)) };
             (wakers, next)
         };
+        // At the end too: whoever was swept is not in flight any more when the connection closes.
         wakers.into_iter().for_each(Waker::wake);
+        let next = match next {
+            Ok(next) => next,
+            Err(why) => return why.to_owned(),
+        };
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
             () = shared.to_keep.notified() => {}
@@ -38,7 +45,7 @@ pub(super) async fn keep(shared: &Shared) -> String {
     }
 }
 
-fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
+pub(super) fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
     let mut ids = Vec::new();
     state.calls.overdue(now, &mut ids);
     let mut wakers = state.waiting.remove_overdue(now);
@@ -134,4 +141,68 @@ fn check_silence(
         wakers.extend(state.calls.answer(id, Err(error)));
     }
     Some(after(now, settings.ping_busy))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::call::{Call, Reply};
+    use crate::client::{Connection, ConnectionSettings};
+    use crate::error::Execution;
+    use crate::protocol::{Hello, Limits};
+    use crate::transport::{Peer, Stream};
+
+    /// One call with this deadline; `lie` is what the server does after its handshake.
+    async fn called<F: Future<Output = DuplexStream>>(
+        settings: ConnectionSettings,
+        deadline: Duration,
+        lie: impl FnOnce(DuplexStream) -> F,
+    ) -> Result<Reply, Error> {
+        let (ours, mut server) = tokio::io::duplex(4096);
+        let mut hello = Vec::new();
+        Hello::new(Limits::default()).encode(&mut hello);
+        server.write_all(&hello).await.unwrap();
+        let stream = Stream::new(ours, Peer::default());
+        let connection = Connection::open(stream, settings, None).await.unwrap();
+        let call = Call::new("Foo.Sum");
+        let exchange = connection.exchange(&call, Instant::now() + deadline);
+        let answer = timeout(Duration::from_secs(60), exchange);
+        let (answer, _open) = tokio::join!(answer, lie(server));
+        answer.expect("the call ends")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_call_of_a_drained_connection_ends_at_its_deadline() {
+        let drain = |mut server: DuplexStream| async {
+            sleep(Duration::from_millis(100)).await;
+            let mut drain = Vec::new();
+            encode_frame(&mut drain, FrameType::Drain, 0, u64::MAX, |_| ());
+            server.write_all(&drain).await.unwrap();
+            server
+        };
+        let settings = ConnectionSettings::default();
+        let error = called(settings, Duration::from_secs(1), drain).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::DeadlineExceeded);
+        assert_eq!(error.execution(), Execution::MaybeExecuted);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_that_comes_as_the_connection_is_given_up_ends_its_call() {
+        for millis in 1490..1530 {
+            let half = Duration::from_millis(500);
+            let settings = ConnectionSettings {
+                ping_timeout: half,
+                dead_after: half,
+                ..ConnectionSettings::default()
+            };
+            let deadline = Duration::from_millis(millis);
+            let answer = called(settings, deadline, |server| async { server }).await;
+            assert!(answer.is_err(), "nobody answers");
+        }
+    }
 }

@@ -6,8 +6,11 @@ mod driver;
 mod exchange;
 mod in_flight;
 mod keeper;
+#[cfg(all(test, srpc_loom))]
+mod model;
 mod replies;
 mod shared;
+mod sync;
 mod waiting;
 
 use std::time::Duration;

@@ -1,15 +1,15 @@
 //! What a connection's handle, its calls and its driver share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
 
-use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ConnectionSettings;
 use super::in_flight::InFlight;
+use super::sync::{AtomicU64, Mutex, Notify};
 use super::waiting::Waiting;
 use crate::discovery::Endpoint;
 use crate::error::{Error, Fate, Kind};

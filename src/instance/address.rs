@@ -77,9 +77,11 @@ impl Address {
         self.host().map(|_| self.port)
     }
 
-    /// Whether the host is `0.0.0.0` or `::`, which can be bound but not dialled by others.
+    /// Whether the host is `0.0.0.0` or `::`, however written: bound, but not dialled by others.
     pub fn is_unspecified(&self) -> bool {
-        matches!(self.host(), Some("0.0.0.0" | "::"))
+        // By its meaning: `[0:0::0]` and `[::ffff:0.0.0.0]` are no better to dial than `[::]`.
+        let host = self.host().and_then(|host| host.parse::<IpAddr>().ok());
+        host.is_some_and(|ip| ip.to_canonical().is_unspecified())
     }
 
     /// Whether what listens there is reached from its own machine alone: no host at all (`unix`,
@@ -233,7 +235,9 @@ mod tests {
         assert_eq!((v4.protocol(), v4.host(), v4.port()), ("tcp", Some("127.0.0.1"), Some(7001)));
         let v6: Address = "tcp@[::1]:7001".parse().unwrap();
         assert_eq!((v6.host(), v6.port(), v6.is_unspecified()), (Some("::1"), Some(7001), false));
-        assert!("tcp@[::]:7001".parse::<Address>().unwrap().is_unspecified());
+        for any in ["tcp@0.0.0.0:1", "tcp@[::]:1", "tcp@[0:0::0]:1", "tcp@[::ffff:0.0.0.0]:1"] {
+            assert!(any.parse::<Address>().unwrap().is_unspecified(), "{any}");
+        }
         let unix: Address = "unix@/run/foo.sock".parse().unwrap();
         assert_eq!((unix.host(), unix.port(), unix.target()), (None, None, "/run/foo.sock"));
         let unknown: Address = "quic@example.org:1".parse().unwrap();
