@@ -194,7 +194,7 @@ async fn an_adaptive_limit_keeps_the_goodput_that_is_lost_without_one() {
 async fn a_server_that_is_overloaded_from_its_first_call_finds_its_limit() {
     let scene = Scene::new(&[Adaptive::new().initial(1000).into()]).await;
     let client = scene.client(1);
-    offer(&client, &call("Foo.Pool"), 6000, Duration::from_secs(6)).await;
+    offer(&client, &call("Foo.Pool"), 6000, Duration::from_secs(10)).await;
     let mut came = offer(&client, &call("Foo.Pool"), 6000, Duration::from_secs(3)).await;
     report("adaptive-from-above", CAPACITY, &mut came);
     assert!(came.goodput >= 0.8 * CAPACITY, "{}", came.goodput);
