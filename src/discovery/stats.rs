@@ -250,22 +250,24 @@ impl EndpointStats {
     /// and a loop to prevent it would cost every call.
     pub(super) fn end(&self, outcome: Outcome, started: Instant, now: Instant) {
         self.in_flight.fetch_sub(1, Relaxed);
-        let ok = match outcome {
+        let target = match outcome {
             Outcome::Abandoned => return,
             Outcome::Succeeded { load } => {
                 self.load.store(load, Relaxed);
                 self.succeeded.fetch_add(1, Relaxed);
                 self.forgive();
-                true
+                1.0
             }
             Outcome::Overloaded => {
                 self.overloaded.fetch_add(1, Relaxed);
                 self.forgive();
-                false
+                // Half a failure: it has less room than others, and some all the same. As a whole one
+                // it would drive all clients away from it together, and together back.
+                0.5
             }
             Outcome::Unreachable => {
                 self.failed.fetch_add(1, Relaxed);
-                false
+                0.0
             }
             Outcome::Failed => {
                 self.failed.fetch_add(1, Relaxed);
@@ -273,7 +275,7 @@ impl EndpointStats {
                 if let Some(outliers) = self.outliers.upgrade() {
                     outliers.failed(self, row, now);
                 }
-                false
+                0.0
             }
         };
         let now_micros = self.micros(now);
@@ -282,9 +284,8 @@ impl EndpointStats {
         // At least a tenth: ten calls in one instant must not all be forgotten.
         let weight = (1.0 - (-since / DECAY.as_micros() as f64).exp()).max(0.1);
         let success = self.success_rate();
-        let target = if ok { 1.0 } else { 0.0 };
         self.success.store((success + (target - success) * weight).to_bits(), Relaxed);
-        if ok {
+        if matches!(outcome, Outcome::Succeeded { .. }) {
             let latency = now.saturating_duration_since(started).as_micros() as f64;
             let mean = f64::from_bits(self.latency.load(Relaxed));
             // Peak: a slower answer counts at once, a faster one little by little.
