@@ -1,5 +1,6 @@
 //! The processes of a drill: a registry, five servers, four clients.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,6 +38,13 @@ const HOST_OF_REGISTRY: usize = 1;
 pub(crate) struct Running {
     pub(crate) child: Child,
     pub(crate) address: String,
+}
+
+/// What a client sees: whether its list is fresh, and how many calls each server has answered it.
+#[derive(Clone, Debug)]
+struct View {
+    fresh: bool,
+    answered: HashMap<String, u64>,
 }
 
 /// The processes of a drill. Dropping it kills all of them, and then deletes their network.
@@ -102,32 +110,36 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits until the registry and all clients know exactly the servers that run, and the clients
-    /// would call each of them; tells how long that took, `None` if it did not within the limit.
-    pub(crate) async fn whole(&mut self, limit: Duration) -> Fallible<Option<Duration>> {
+    /// Waits until the registry and all clients know exactly the servers that run, and each of these
+    /// has answered each client since; tells how long that took, or what is lacking after the limit.
+    pub(crate) async fn whole(&mut self, limit: Duration) -> Fallible<Result<Duration, String>> {
         let started = Instant::now();
-        while started.elapsed() < limit {
-            if self.is_whole().await? {
-                return Ok(Some(started.elapsed()));
+        let mut before = vec![None; CLIENTS];
+        loop {
+            let lacks = self.lacks(&mut before).await?;
+            match lacks {
+                None => return Ok(Ok(started.elapsed())),
+                Some(lacks) if started.elapsed() > limit => return Ok(Err(lacks)),
+                Some(_) => sleep(Duration::from_millis(20)).await,
             }
-            sleep(Duration::from_millis(20)).await;
         }
-        Ok(None)
     }
 
-    async fn is_whole(&mut self) -> Fallible<bool> {
-        if self.registry()?.ask("list").await? != SERVERS.to_string() {
-            return Ok(false);
+    /// What keeps the cluster from being whole. `before` holds what each client has said at first.
+    async fn lacks(&mut self, before: &mut [Option<View>]) -> Fallible<Option<String>> {
+        let listed = self.registry()?.ask("list").await?;
+        let addresses = self.addresses();
+        let mut lacks = None;
+        if listed != SERVERS.to_string() {
+            lacks = Some(format!("the registry lists {listed}"));
         }
-        let mut addresses = self.addresses();
-        addresses.sort();
-        let expected = format!("ready {}", addresses.join(","));
-        for client in &mut self.clients {
-            if client.ask("look").await? != expected {
-                return Ok(false);
-            }
+        for (client, before) in self.clients.iter_mut().zip(before) {
+            let view = View::parse(&client.ask("look").await?);
+            let lack = view.lacks(&addresses, before.as_ref());
+            lacks = lacks.or(lack.map(|lack| format!("{} {lack}", client.name)));
+            before.get_or_insert(view);
         }
-        Ok(true)
+        Ok(lacks)
     }
 
     /// Where the servers listen, by their slots.
@@ -281,6 +293,34 @@ impl Cluster {
 
     fn url(&self) -> String {
         format!("http://{}/srpc/registry", self.bind.trim_start_matches("tcp@"))
+    }
+}
+
+impl View {
+    fn parse(said: &str) -> Self {
+        let mut words = said.split(' ');
+        let fresh = words.next() == Some("ready");
+        let pairs = words.filter_map(|word| word.split_once('='));
+        let counted =
+            |(server, count): (&str, &str)| Some((server.to_owned(), count.parse().ok()?));
+        Self { fresh, answered: pairs.filter_map(counted).collect() }
+    }
+
+    /// What keeps it from using all of these servers and no other. Before there is a view to compare
+    /// with, no server has answered since.
+    fn lacks(&self, servers: &[String], before: Option<&Self>) -> Option<String> {
+        if !self.fresh {
+            return Some("has a stale list".to_owned());
+        }
+        if self.answered.len() != servers.len() {
+            return Some(format!("would call {} servers", self.answered.len()));
+        }
+        let Some(before) = before else { return Some("was asked only once".to_owned()) };
+        let silent = |server: &&String| {
+            let now = self.answered.get(*server).copied().unwrap_or_default();
+            now == before.answered.get(*server).copied().unwrap_or_default()
+        };
+        servers.iter().find(silent).map(|server| format!("has no answer of {server}"))
     }
 }
 

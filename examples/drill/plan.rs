@@ -16,7 +16,9 @@ use crate::faults::{Kind, Window};
 const LEAD: Duration = Duration::from_millis(100);
 /// How long recovery may take: after that the next fault would not be the only one.
 const RECOVERY: Duration = Duration::from_secs(10);
-/// So long each fault gets its turn, even if that takes a little longer than was asked for.
+/// Over how long a client's retry budget counts.
+const BUDGET: Duration = Duration::from_secs(10);
+/// From this length on every fault gets its turn, even if that takes a little longer.
 const ENOUGH: Duration = Duration::from_secs(60);
 
 /// Injects faults one at a time, each of `kinds` once in every round and each round in an order of
@@ -33,6 +35,14 @@ pub(crate) async fn run(
     for round in 0.. {
         let mut order = kinds.to_vec();
         order.shuffle(&mut rng);
+        // Where nobody answered, every retry that could be afforded was made: the next fault waits.
+        order.sort_by_key(|kind| *kind == Kind::Unavailable);
+        if windows.last().is_some_and(|window: &Window| window.kind == Kind::Unavailable) {
+            if Instant::now() + BUDGET > end {
+                break;
+            }
+            windows.push(calm(cluster, Instant::now() + BUDGET).await);
+        }
         let mut injected = 0;
         for kind in order {
             // An event of its own for each: what one draws must not depend on how long others take.
@@ -48,12 +58,17 @@ pub(crate) async fn run(
         }
     }
     if Instant::now() < end {
-        let mut rest = Window::new(Kind::Calm, cluster.clock.now());
-        sleep_until(end).await;
-        rest.until = cluster.clock.now();
-        windows.push(rest);
+        windows.push(calm(cluster, end).await);
     }
     Ok(windows)
+}
+
+/// Breaks nothing for a while.
+async fn calm(cluster: &Cluster, until: Instant) -> Window {
+    let mut window = Window::new(Kind::Calm, cluster.clock.now());
+    sleep_until(until).await;
+    window.until = cluster.clock.now();
+    window
 }
 
 /// Injects one fault and waits until everything is as before.
@@ -63,8 +78,8 @@ async fn open(cluster: &mut Cluster, rng: &mut StdRng, kind: Kind) -> Fallible<W
     kind.inject(cluster, rng, &mut window).await.map_err(|e| format!("{}: {e}", kind.name()))?;
     let mended = cluster.clock.now();
     match cluster.whole(RECOVERY).await? {
-        Some(after) => window.whole_after = Some(micros(after)),
-        None => window.broken.push(format!("not whole within {RECOVERY:?}")),
+        Ok(after) => window.whole_after = Some(micros(after)),
+        Err(lacks) => window.broken.push(format!("not whole within {RECOVERY:?}: {lacks}")),
     }
     window.until = cluster.clock.now();
     eprintln!(

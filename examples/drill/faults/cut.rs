@@ -10,6 +10,10 @@ use crate::Fallible;
 use crate::cluster::Cluster;
 use crate::roles::TTL;
 
+/// Long enough to be ejected by what a silent peer does not answer: 3 s.
+const BOTH_WAYS: Duration = Duration::from_secs(4);
+const ONE_WAY: Duration = Duration::from_millis(2_500);
+
 /// Cut off from the registry for longer than its lease lasts.
 pub(super) async fn from_registry(
     cluster: &mut Cluster,
@@ -30,10 +34,10 @@ pub(super) async fn from_clients(
     requests: bool,
     replies: bool,
 ) -> Fallible<()> {
-    let how = match (requests, replies) {
-        (true, true) => "no way between the clients and",
-        (true, false) => "no way from the clients to",
-        _ => "no way to the clients from",
+    let (how, time) = match (requests, replies) {
+        (true, true) => ("no way between the clients and", BOTH_WAYS),
+        (true, false) => ("no way from the clients to", ONE_WAY),
+        _ => ("no way to the clients from", ONE_WAY),
     };
     let slot = window.victim(cluster, rng, how)?;
     if requests {
@@ -42,6 +46,6 @@ pub(super) async fn from_clients(
     if replies {
         cluster.cut_replies(slot)?;
     }
-    sleep(Duration::from_secs(4)).await;
+    sleep(time).await;
     cluster.heal()
 }

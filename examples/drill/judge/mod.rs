@@ -18,8 +18,8 @@ use crate::ledger::Class;
 
 /// Attempts and calls are counted for each tenth of a second.
 const TICK: u64 = 100_000;
-/// How many calls that should not have failed are shown.
-const SHOWN: usize = 10;
+/// How many calls that should not have failed are shown of each window.
+const SHOWN: u64 = 3;
 
 /// What became of every call.
 #[derive(Debug, Default)]
@@ -155,7 +155,7 @@ pub(crate) fn join(dir: &Path, windows: &[Window]) -> Fallible<Story> {
             let server = names.names.get(usize::from(call.server)).map_or("-", String::as_str);
             if call.class.is_failure() && !is_explained(call, server, &windows[at], idempotent) {
                 story.windows[at].unexplained += 1;
-                if story.unexplained.len() < SHOWN {
+                if story.windows[at].unexplained <= SHOWN {
                     story.unexplained.push(format!(
                         "{}: call {n} of client-{number} from {:.3} s to {:.3} s: {:?} at {server}, attempt {}",
                         windows[at].kind.name(),

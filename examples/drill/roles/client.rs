@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use srpc::backend::http::HttpRegistry;
-use srpc::discovery::{Snapshot, SnapshotStatus};
+use srpc::discovery::{Endpoint, Snapshot, SnapshotStatus};
 use srpc::{Call, Execution, Reply, XClient};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -159,13 +159,14 @@ async fn hold(client: XClient) {
     let _ = client.send(call.deadline(until).attempt_timeout(HOLD)).await;
 }
 
-/// The servers that this client would call, and whether its list is fresh.
+/// Whether its list is fresh, and each server that this client would call, with how many calls that
+/// one has answered: `ready HOST:PORT=N ...`.
 fn usable(snapshot: &Snapshot) -> String {
     let now = Instant::now();
-    let usable = snapshot.endpoints.iter().filter(|endpoint| endpoint.is_usable(now));
-    let mut servers: Vec<_> =
-        usable.map(|endpoint| endpoint.instance().address.target().to_owned()).collect();
-    servers.sort();
     let status = if snapshot.status == SnapshotStatus::Ready { "ready" } else { "stale" };
-    format!("{status} {}", servers.join(","))
+    let usable = snapshot.endpoints.iter().filter(|endpoint| endpoint.is_usable(now));
+    let server = |endpoint: &Endpoint| {
+        format!(" {}={}", endpoint.instance().address.target(), endpoint.stats().succeeded())
+    };
+    usable.fold(status.to_owned(), |text, endpoint| text + &server(endpoint))
 }
