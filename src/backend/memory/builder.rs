@@ -82,8 +82,9 @@ impl MemoryRegistryBuilder {
 
     /// Whether its answers are `warming` at first, because instances that registered with an
     /// earlier process may not have come back yet: for the largest TTL granted since the start, at
-    /// least for 15 s, or the default TTL if that is less. Default: false, since a registry within
-    /// a process has no earlier one.
+    /// least for 15 s, or the default TTL if that is less. It warms up again if a lease runs out and
+    /// nobody was heard for half of its time, though another should have been. Default: false,
+    /// since a registry within a process has no earlier one, and is reached by all.
     #[must_use]
     pub fn warming(mut self, warming: bool) -> Self {
         self.limits.warming = warming;

@@ -94,6 +94,11 @@ impl Group {
         })
     }
 
+    /// Every slot, in no order.
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.values()
+    }
+
     fn in_order(&self) -> impl Iterator<Item = &Slot> {
         self.holders.values().filter_map(|id| self.slots.get(id))
     }

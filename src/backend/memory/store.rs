@@ -58,7 +58,10 @@ pub(super) struct Store {
     queue: BTreeMap<(Instant, u64), (GroupName, InstanceId)>,
     next_number: u64,
     clock: LeaseClock,
-    started: Instant,
+    /// From when on it knows who lives: its start, or when it found out that nobody had reached it.
+    blank_since: Instant,
+    /// When a lease was last granted or renewed, in the leases' time.
+    heard: Instant,
     longest_granted: Duration,
     /// As of the last sweep.
     was_warming: bool,
@@ -76,7 +79,8 @@ impl Store {
             queue: BTreeMap::new(),
             next_number: 0,
             clock: LeaseClock::new(limits.sweep),
-            started: now,
+            blank_since: now,
+            heard: now,
             longest_granted: Duration::ZERO,
             was_warming: limits.warming,
             limits,
@@ -306,12 +310,17 @@ impl Store {
             slot.queued = None;
             match slot.due {
                 Some(due) if due < now => {
+                    let ttl = slot.ttl.unwrap_or_default();
                     tracing::info!(
                         service = group.as_ref().map(ServiceName::as_str),
                         id = id.as_str(),
                         address = slot.instance.address.as_str(),
                         "lease expired"
                     );
+                    if self.is_deaf(ttl, now) {
+                        tracing::warn!("nobody renews: what runs out now is not proven gone");
+                        self.blank_since = now;
+                    }
                     self.remove(&group, &id);
                 }
                 Some(due) => self.enqueue(&group, &id, due),
@@ -319,6 +328,20 @@ impl Store {
             }
         }
         now
+    }
+
+    /// Whether nobody can reach this registry, as a lease of this length runs out: nobody was heard
+    /// for half of its time, in which another one that is no longer should have been renewed. It
+    /// cannot tell then who is gone and who is not heard.
+    fn is_deaf(&self, ttl: Duration, now: Instant) -> bool {
+        if !self.limits.warming || self.blank_since == now {
+            return false;
+        }
+        let silence = now.saturating_duration_since(self.heard);
+        let as_short = |slot: &&Slot| slot.ttl.is_some_and(|other| other <= ttl);
+        // The one that runs out is the first of them, in whatever order.
+        silence >= ttl / 2
+            && self.groups.values().flat_map(Group::slots).filter(as_short).nth(1).is_some()
     }
 
     /// The leases made by `register` that stand at this address.
@@ -410,6 +433,7 @@ impl Store {
     /// Lets a slot's lease run for `ttl` from now.
     fn extend(&mut self, name: &GroupName, id: &InstanceId, ttl: Option<Duration>, now: Instant) {
         self.longest_granted = self.longest_granted.max(ttl.unwrap_or_default());
+        self.heard = now;
         let due = ttl.map(|ttl| now + ttl);
         let Some(slot) = self.slot_mut(name, id) else {
             return;
@@ -448,7 +472,7 @@ impl Store {
 
     fn is_warming(&self, now: Instant) -> bool {
         let least = self.limits.default_ttl.map_or(MIN_WARMING, |ttl| ttl.min(MIN_WARMING));
-        self.limits.warming && now < self.started + self.longest_granted.max(least)
+        self.limits.warming && now < self.blank_since + self.longest_granted.max(least)
     }
 
     fn text(&self, revision: u64) -> Arc<str> {

@@ -126,7 +126,11 @@ impl Site {
         longer: Duration,
     ) -> Result<Option<T>, Failure> {
         let answer = self.ask(ask, longer).await?;
-        let read = read(&answer);
+        let mut read = read(&answer);
+        if matches!(read, Ok(None)) && answer.status.is_success() && self.has_spoken_v1() {
+            // A page does not unteach it: something stands in its way for a moment.
+            read = Err(Failure::Nonsense("the answer is no JSON".to_owned()));
+        }
         match &read {
             Ok(Some(_)) => self.found_v1(),
             Ok(None) => self.lacks_v1(answer.status),

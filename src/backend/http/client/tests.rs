@@ -424,6 +424,37 @@ async fn one_stray_answer_does_not_mix_services() {
     assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
 }
 
+/// A proxy shows a page, or knows no such path, for a moment.
+#[tokio::test(start_paused = true)]
+async fn what_covers_a_registry_for_a_moment_does_not_unteach_it_v1() {
+    let page = http("200 OK", "content-type: text/html\r\n", "<html>Welcome</html>");
+    for stray in [page, http("404 Not Found", "", "default backend")] {
+        let net = Memory::new();
+        let server = RegistryServer::new();
+        let serving = start(&net, "one", server.clone()).await;
+        let registry = client(&net, URL);
+        let lease = registry.register(&registration("one", "tcp@a:1", 1)).await.unwrap();
+        let is_page = stray.contains("Welcome");
+        end(serving).await;
+
+        let covering = scripted(&net, "one", move |_| stray.clone()).await;
+        let mut updates = registry.watch(&foo()).unwrap();
+        let error = updates.next().await.unwrap().unwrap_err();
+        assert_ne!(error.kind(), DiscoveryErrorKind::Unsupported, "{error}");
+        let one = registration("one", "tcp@a:1", 1);
+        let renewed = registry.renew(&[held(&one, &lease)]).await;
+        assert!(matches!(renewed[..], [Err(_)]), "{renewed:?}");
+        covering.abort();
+        let _ = covering.await;
+
+        let _serving = start(&net, "one", server).await;
+        let found = registry.resolve(&foo()).await.unwrap();
+        assert_eq!(addresses(&found), ["tcp@a:1"]);
+        // The contract of one header has no revisions.
+        assert_eq!(found.revision.is_some(), is_page, "{found:?}");
+    }
+}
+
 /// Another web server has taken the first one's place.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_that_is_no_registrys_leads_to_the_next() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Inner;
+use super::site::Site;
 use crate::discovery::{DiscoveryError, DiscoveryErrorKind, Update, UpdateSender};
 use crate::instance::ServiceName;
 
@@ -30,7 +31,13 @@ pub(super) async fn feed(inner: Arc<Inner>, service: ServiceName, updates: Updat
             Ok(Some(found)) => inner.resolved(found),
             Ok(None) => {
                 let reason = "the registry has no /v1 to watch";
-                let error = DiscoveryError::new(DiscoveryErrorKind::Unsupported, reason);
+                // One that had it is more likely to be covered for a moment than replaced: it is
+                // watched again soon.
+                let kind = match inner.sites.iter().any(Site::has_spoken_v1) {
+                    true => DiscoveryErrorKind::Unavailable,
+                    false => DiscoveryErrorKind::Unsupported,
+                };
+                let error = DiscoveryError::new(kind, reason);
                 updates.send(Err(error)).await;
                 return;
             }

@@ -348,3 +348,45 @@ fn it_warms_up_for_the_largest_ttl_granted() {
     short.pass(Duration::from_secs(5));
     assert!(!warming(&mut short));
 }
+
+#[test]
+fn it_warms_up_again_if_nobody_could_reach_it() {
+    let mut table = Table::with(|limits| limits.warming = true);
+    let warming = |table: &mut Table| table.store.list(None, table.now).warming;
+    let held = ["a", "b", "c"].map(|id| {
+        table.pass(Duration::from_secs(1));
+        table.register(&foo(id, &format!("tcp@{id}:1"), 1)).unwrap()
+    });
+    for _ in 0..5 {
+        table.pass(Duration::from_secs(3));
+        held.iter().for_each(|held| assert_eq!(table.renew(held).unwrap(), Renewal::Renewed));
+    }
+    assert!(!warming(&mut table));
+
+    table.pass(Duration::from_secs(2));
+    table.renew(&held[0]).unwrap();
+    table.pass(TTL - Duration::from_secs(1));
+    assert_eq!(table.list(None), ["tcp@a:1"], "two have run out");
+    assert!(warming(&mut table), "nobody was heard for 9 s: who knows whether they live?");
+    table.pass(Duration::from_secs(15));
+    assert!(!warming(&mut table), "it warms up as after a start");
+}
+
+#[test]
+fn one_that_runs_out_while_others_renew_is_proven_gone() {
+    let mut table = Table::with(|limits| limits.warming = true);
+    // The warm-up is over then.
+    table.pass(Duration::from_secs(15));
+    let a = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    table.register(&foo("b", "tcp@b:1", 1)).unwrap();
+    for _ in 0..4 {
+        table.pass(Duration::from_secs(3));
+        table.renew(&a).unwrap();
+    }
+    let listing = table.store.list(None, table.now);
+    assert_eq!((listing.entries.len(), listing.warming), (1, false));
+    // The last one alone: there was nobody else to be heard.
+    table.pass(TTL + Duration::from_secs(1));
+    let listing = table.store.list(None, table.now);
+    assert_eq!((listing.entries.len(), listing.warming), (0, false));
+}

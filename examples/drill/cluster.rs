@@ -1,0 +1,340 @@
+//! The processes of a drill: a registry, five servers, four clients.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::Fallible;
+use crate::child::Child;
+use crate::clock::Clock;
+use crate::netns::Network;
+use crate::roles::{Answering, Client, Registry, Role, Server};
+
+pub(crate) const SERVERS: usize = 5;
+pub(crate) const CLIENTS: usize = 4;
+/// The first two clients say of their calls that a second execution does no harm, the others not.
+pub(crate) const IDEMPOTENT: usize = 2;
+
+/// Where the ledger of a client is.
+pub(crate) fn client_ledger(dir: &Path, client: usize) -> PathBuf {
+    dir.join(format!("client-{client}.ledger"))
+}
+
+/// The numbers of the hosts in a network of the drill's own.
+fn host_of_server(slot: usize) -> usize {
+    11 + slot
+}
+
+fn host_of_client(client: usize) -> usize {
+    21 + client
+}
+
+const HOST_OF_REGISTRY: usize = 1;
+
+/// A server and where it listens, as `host:port`.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) address: String,
+}
+
+/// What a client sees: whether its list is fresh, and how many calls each server has answered it.
+#[derive(Clone, Debug)]
+struct View {
+    fresh: bool,
+    answered: HashMap<String, u64>,
+}
+
+/// The processes of a drill. Dropping it kills all of them, and then deletes their network.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    dir: PathBuf,
+    zero: u64,
+    pub(crate) clock: Clock,
+    /// `None` only while it is being replaced.
+    registry: Option<Child>,
+    /// Where the registry listens, as `tcp@host:port`, so that the next one takes its place.
+    bind: String,
+    servers: Vec<Option<Running>>,
+    pub(crate) clients: Vec<Child>,
+    /// How many servers and registries were started, so that no file is written twice.
+    started: usize,
+    /// What ended without being told to, or not as it should.
+    pub(crate) accidents: Vec<String>,
+    network: Option<Network>,
+}
+
+impl Cluster {
+    /// Starts everything; no calls are made yet.
+    pub(crate) async fn start(
+        dir: &Path,
+        zero: u64,
+        network: Option<Network>,
+        blind_retry: bool,
+    ) -> Fallible<Self> {
+        let mut cluster = Self {
+            dir: dir.to_owned(),
+            zero,
+            clock: Clock::since(zero),
+            registry: None,
+            bind: bind(network.as_ref(), HOST_OF_REGISTRY),
+            servers: Vec::new(),
+            clients: Vec::new(),
+            started: 0,
+            accidents: Vec::new(),
+            network,
+        };
+        cluster.start_registry().await?;
+        for slot in 0..SERVERS {
+            let server = cluster.start_server(slot).await?;
+            cluster.servers.push(Some(server));
+        }
+        for client in 0..CLIENTS {
+            let idempotent = client < IDEMPOTENT;
+            let role = Role::Client(Client {
+                registry: cluster.url(),
+                number: client,
+                idempotent,
+                blind_retry: blind_retry && !idempotent,
+                ledger: client_ledger(dir, client),
+            });
+            let child =
+                cluster.spawn(&format!("client-{client}"), &role, host_of_client(client))?;
+            cluster.clients.push(child);
+        }
+        for client in &mut cluster.clients {
+            client.says("ready").await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Waits until the registry and all clients know exactly the servers that run, and each of these
+    /// has answered each client since; tells how long that took, or what is lacking after the limit.
+    pub(crate) async fn whole(&mut self, limit: Duration) -> Fallible<Result<Duration, String>> {
+        let started = Instant::now();
+        let mut before = vec![None; CLIENTS];
+        loop {
+            let lacks = self.lacks(&mut before).await?;
+            match lacks {
+                None => return Ok(Ok(started.elapsed())),
+                Some(lacks) if started.elapsed() > limit => return Ok(Err(lacks)),
+                Some(_) => sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
+    /// What keeps the cluster from being whole. `before` holds what each client has said at first.
+    async fn lacks(&mut self, before: &mut [Option<View>]) -> Fallible<Option<String>> {
+        let listed = self.registry()?.ask("list").await?;
+        let addresses = self.addresses();
+        let mut lacks = None;
+        if listed != SERVERS.to_string() {
+            lacks = Some(format!("the registry lists {listed}"));
+        }
+        for (client, before) in self.clients.iter_mut().zip(before) {
+            let view = View::parse(&client.ask("look").await?);
+            let lack = view.lacks(&addresses, before.as_ref());
+            lacks = lacks.or(lack.map(|lack| format!("{} {lack}", client.name)));
+            before.get_or_insert(view);
+        }
+        Ok(lacks)
+    }
+
+    /// Where the servers listen, by their slots.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.servers.iter().flatten().map(|server| server.address.clone()).collect()
+    }
+
+    pub(crate) fn server(&mut self, slot: usize) -> Fallible<&mut Running> {
+        Ok(self.servers.get_mut(slot).and_then(Option::as_mut).ok_or("there is no such server")?)
+    }
+
+    /// Gives an order to every server and tells what each answered.
+    pub(crate) async fn tell_servers(&mut self, order: &str) -> Fallible<Vec<String>> {
+        let mut answers = Vec::new();
+        for server in self.servers.iter_mut().flatten() {
+            answers.push(server.child.ask(order).await?);
+        }
+        Ok(answers)
+    }
+
+    /// Takes a server away; `start_in` puts another one into its place.
+    pub(crate) fn take(&mut self, slot: usize) -> Fallible<Running> {
+        let server = self.servers.get_mut(slot).and_then(Option::take);
+        Ok(server.ok_or("there is no such server")?)
+    }
+
+    /// Starts a server in an empty place, at another port, and waits until it is registered.
+    pub(crate) async fn start_in(&mut self, slot: usize) -> Fallible<()> {
+        let server = self.start_server(slot).await?;
+        self.servers[slot] = Some(server);
+        Ok(())
+    }
+
+    pub(crate) async fn kill_registry(&mut self) -> Fallible<()> {
+        match self.registry.take() {
+            Some(registry) => registry.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a registry that knows nothing, on the port of the one before.
+    pub(crate) async fn start_registry(&mut self) -> Fallible<()> {
+        self.started += 1;
+        let role = Role::Registry(Registry { bind: self.bind.clone() });
+        let mut registry =
+            self.spawn(&format!("registry-{}", self.started), &role, HOST_OF_REGISTRY)?;
+        self.bind = registry.says("listening").await?;
+        self.registry = Some(registry);
+        Ok(())
+    }
+
+    /// Puts something else at the registry's address, or the registry itself.
+    pub(crate) async fn registry_answers(&mut self, answering: Answering) -> Fallible<()> {
+        self.registry()?.ask(answering.name()).await.map(|_| ())
+    }
+
+    pub(crate) async fn signal_registry(&mut self, signal: &str) -> Fallible<()> {
+        self.registry()?.signal(signal).await
+    }
+
+    /// Makes what a server sends to the registry, and the other way round, vanish.
+    pub(crate) fn cut_from_registry(&mut self, slot: usize) -> Fallible<()> {
+        let network = self.network.as_mut().ok_or(NO_NETWORK)?;
+        network.cut(host_of_server(slot), HOST_OF_REGISTRY)?;
+        Ok(network.cut(HOST_OF_REGISTRY, host_of_server(slot))?)
+    }
+
+    /// Makes what clients send to a server vanish.
+    pub(crate) fn cut_requests(&mut self, slot: usize) -> Fallible<()> {
+        let network = self.network.as_mut().ok_or(NO_NETWORK)?;
+        (0..CLIENTS)
+            .try_for_each(|client| Ok(network.cut(host_of_client(client), host_of_server(slot))?))
+    }
+
+    /// Makes what a server sends to clients vanish.
+    pub(crate) fn cut_replies(&mut self, slot: usize) -> Fallible<()> {
+        let network = self.network.as_mut().ok_or(NO_NETWORK)?;
+        (0..CLIENTS)
+            .try_for_each(|client| Ok(network.cut(host_of_server(slot), host_of_client(client))?))
+    }
+
+    /// Ends every cut.
+    pub(crate) fn heal(&mut self) -> Fallible<()> {
+        Ok(self.network.as_mut().ok_or(NO_NETWORK)?.heal()?)
+    }
+
+    /// Starts the load.
+    pub(crate) async fn start_load(&mut self) -> Fallible<()> {
+        for client in &mut self.clients {
+            client.ask("start").await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the load once every call has its outcome, and the servers by draining them.
+    pub(crate) async fn stop(mut self) -> Fallible<Vec<String>> {
+        let mut accidents = std::mem::take(&mut self.accidents);
+        let servers = self.servers.iter_mut().flatten().map(|server| &mut server.child);
+        for child in servers.chain(&mut self.clients).chain(&mut self.registry) {
+            if let Some(status) = child.has_ended() {
+                accidents.push(format!("{} has ended by itself: {status}", child.name));
+            }
+        }
+        for mut client in std::mem::take(&mut self.clients) {
+            let name = client.name.clone();
+            client.ask("stop").await?;
+            let status = client.ended().await?;
+            if !status.success() {
+                accidents.push(format!("{name}: {status}"));
+            }
+        }
+        let servers: Vec<_> = self.servers.iter_mut().filter_map(Option::take).collect();
+        for server in &servers {
+            server.child.signal("TERM").await?;
+        }
+        for server in servers {
+            let name = server.child.name.clone();
+            let status = server.child.ended().await?;
+            if !status.success() {
+                accidents.push(format!("{name}: {status}"));
+            }
+        }
+        self.kill_registry().await?;
+        Ok(accidents)
+    }
+
+    async fn start_server(&mut self, slot: usize) -> Fallible<Running> {
+        self.started += 1;
+        let name = format!("server-{}-{}", slot + 1, self.started);
+        let host = host_of_server(slot);
+        let role = Role::Server(Server {
+            registry: self.url(),
+            bind: bind(self.network.as_ref(), host),
+            ledger: self.dir.join(format!("{name}.ledger")),
+        });
+        let mut child = self.spawn(&name, &role, host)?;
+        let address = child.says("listening").await?;
+        let address = address.trim_start_matches("tcp@").to_owned();
+        child.says("registered").await?;
+        Ok(Running { child, address })
+    }
+
+    fn registry(&mut self) -> Fallible<&mut Child> {
+        Ok(self.registry.as_mut().ok_or("there is no registry")?)
+    }
+
+    fn spawn(&self, name: &str, role: &Role, host: usize) -> Fallible<Child> {
+        let network = self.network.as_ref().map(|network| (network, host));
+        Child::start(name, role, self.zero, &self.dir, network)
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/srpc/registry", self.bind.trim_start_matches("tcp@"))
+    }
+}
+
+impl View {
+    fn parse(said: &str) -> Self {
+        let mut words = said.split(' ');
+        let fresh = words.next() == Some("ready");
+        let pairs = words.filter_map(|word| word.split_once('='));
+        let counted =
+            |(server, count): (&str, &str)| Some((server.to_owned(), count.parse().ok()?));
+        Self { fresh, answered: pairs.filter_map(counted).collect() }
+    }
+
+    /// What keeps it from using all of these servers and no other. Before there is a view to compare
+    /// with, no server has answered since.
+    fn lacks(&self, servers: &[String], before: Option<&Self>) -> Option<String> {
+        if !self.fresh {
+            return Some("has a stale list".to_owned());
+        }
+        if self.answered.len() != servers.len() {
+            return Some(format!("would call {} servers", self.answered.len()));
+        }
+        let Some(before) = before else { return Some("was asked only once".to_owned()) };
+        let silent = |server: &&String| {
+            let now = self.answered.get(*server).copied().unwrap_or_default();
+            now == before.answered.get(*server).copied().unwrap_or_default()
+        };
+        servers.iter().find(silent).map(|server| format!("has no answer of {server}"))
+    }
+}
+
+const NO_NETWORK: &str = "there is no network of the drill's own";
+
+/// The hosts that a network of the drill's own must have.
+pub(crate) fn hosts() -> Vec<usize> {
+    let servers = (0..SERVERS).map(host_of_server);
+    [HOST_OF_REGISTRY].into_iter().chain(servers).chain((0..CLIENTS).map(host_of_client)).collect()
+}
+
+fn bind(network: Option<&Network>, host: usize) -> String {
+    match network {
+        Some(network) => format!("tcp@{}:0", network.host(host)),
+        None => "tcp@127.0.0.1:0".to_owned(),
+    }
+}
