@@ -74,7 +74,7 @@ impl Place {
         let limit = session.outbox_limit();
         let waits = {
             let mut state = session.state.lock();
-            if state.outbox.len() <= limit {
+            if state.waiting() <= limit {
                 return self.answer(&mut state, outcome, max_reply);
             }
             if state.held + bytes > limit {
@@ -88,7 +88,7 @@ impl Place {
         loop {
             session.room().await;
             let mut state = session.state.lock();
-            if state.outbox.len() <= limit {
+            if state.waiting() <= limit {
                 self.answer(&mut state, outcome, max_reply);
                 break;
             }
