@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use frames::{Answer, Case, PONG, RawClient, good_hello, ping};
-use registry::{JSON, Site, plain, status};
+use registry::{JSON, Site, instance, plain, status};
 use serde_json::json;
 use srpc::XClient;
 use srpc::backend::static_list::StaticList;
@@ -157,7 +157,12 @@ async fn bad_frames_cost_a_server_nothing_and_nobody_a_call() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_requests_cost_a_registry_nothing_and_nobody_a_list() {
     let (registry, site, behaved) = registry().await;
-    let failures = site.check_all().await;
+    let mut failures = site.check_all().await;
+    let unspecified = instance("address", json!("tcp@0.0.0.0:7001"));
+    let answer = site.send(&unspecified).await;
+    if !answer.contains("--advertise") {
+        failures.push(format!("unspecified: {answer}"));
+    }
     registry.conclude("requests", site.cases().len(), &failures, &behaved);
 }
 
@@ -188,11 +193,12 @@ async fn slow_frames_are_refused_in_time() {
         raw.send(&call[..call.len() - 1]).await;
         refused("half a frame", &mut raw, started).await
     };
+    // The length of a frame, and a byte.
     let one_byte = async {
         let mut raw = RawClient::shaken(&at).await;
         let started = Instant::now();
-        raw.send(&[0]).await;
-        refused("a byte", &mut raw, started).await
+        raw.send(&call[..5]).await;
+        refused("a length and a byte", &mut raw, started).await
     };
     let drip = async {
         let mut raw = RawClient::shaken(&at).await;
@@ -251,7 +257,8 @@ async fn slow_requests_are_refused_in_time() {
         ("no last chunk", [&chunked[..], b"2\r\n{}\r\n"].concat(), Some(408), 30.0),
     ];
     let count = cases.len() + 1;
-    let silent = cases.into_iter().map(|(name, raw, expected, seconds)| {
+    let mut slow: Vec<_> = Vec::new();
+    slow.extend(cases.into_iter().map(|(name, raw, expected, seconds)| {
         let site = Arc::clone(&site);
         tokio::spawn(async move {
             let started = Instant::now();
@@ -264,8 +271,8 @@ async fn slow_requests_are_refused_in_time() {
                 && (seconds - 1.0..seconds + 2.0).contains(&took);
             if right { Ok(()) } else { Err(format!("{name}: {answer:?} after {took:.1} s")) }
         })
-    });
-    let drip = {
+    }));
+    slow.push({
         let site = Arc::clone(&site);
         tokio::spawn(async move {
             let started = Instant::now();
@@ -281,9 +288,9 @@ async fn slow_requests_are_refused_in_time() {
             let right = answer.is_empty() && took < 14.0;
             if right { Ok(()) } else { Err(format!("a byte a second: {answer:?}, {took:.1} s")) }
         })
-    };
+    });
     let mut failures = Vec::new();
-    for case in silent.chain([drip]) {
+    for case in slow {
         failures.extend(case.await.unwrap().err());
     }
     registry.conclude("slow_requests", count, &failures, &behaved);

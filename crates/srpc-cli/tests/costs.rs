@@ -187,7 +187,7 @@ async fn call(client: &XClient, calls: usize) {
 }
 
 #[test]
-#[ignore = "takes up to two minutes"]
+#[ignore = "takes 70 s"]
 fn a_million_calls_leave_no_more_than_a_hundred_thousand() {
     let _turn = turn();
     let (server, at) = serve(&[]);

@@ -223,11 +223,11 @@ fn a_server_that_is_stopped_for_15_s_fails_2_percent_at_most() {
 }
 
 #[test]
-#[ignore = "takes 40 s"]
+#[ignore = "takes 30 s"]
 fn a_rolling_restart_in_three_rounds_fails_no_call() {
     const ROUNDS: usize = 3;
     let mut cluster = Cluster::start();
-    let mut bench = cluster.steady(34, "64", "1000");
+    let mut bench = cluster.steady(26, "64", "1000");
     std::thread::sleep(Duration::from_secs(1));
     let mut slowest = Duration::ZERO;
     for _ in 0..ROUNDS * SERVERS {
@@ -241,7 +241,7 @@ fn a_rolling_restart_in_three_rounds_fails_no_call() {
         slowest = slowest.max(started.elapsed());
     }
     assert!(bench.is_running(), "the load ended before the restarts did");
-    let (summary, ended) = summary(bench, Duration::from_secs(34));
+    let (summary, ended) = summary(bench, Duration::from_secs(26));
     let [calls, failed] = ["calls", "failed"].map(|key| summary[key].as_u64().unwrap());
     println!(
         "figure rolling_restart restarts={} calls={calls} failed={failed} max_us={} slowest_ms={}",
@@ -250,7 +250,7 @@ fn a_rolling_restart_in_three_rounds_fails_no_call() {
         slowest.as_millis()
     );
     assert_eq!(failed, 0, "{summary} {}", ended.stderr);
-    assert!(calls >= 33_000, "{summary}");
+    assert!(calls >= 25_000, "{summary}");
     for (_, address) in &cluster.servers {
         assert!(answered_by(&summary, address) > 0, "{address} was left out: {summary}");
     }
