@@ -377,8 +377,7 @@ fn a_broadcast_tells_of_each_instance_what_became_of_it() {
             address
         })
     };
-    let panics = || -> Result<i64, Status> { panic!("on purpose") };
-    let panicking = serve(Service::new("Foo").method("Sum", async move |_: Raw| panics()));
+    let panicking = serve(Service::new("Foo").method("Sum", async |_: Raw| panics()));
     let slow = serve(Service::new("Foo").method("Sum", async |_: Raw| {
         tokio::time::sleep(Duration::from_secs(60)).await;
         Ok::<i64, Status>(3)
@@ -415,4 +414,8 @@ fn a_broadcast_tells_of_each_instance_what_became_of_it() {
         );
     }
     println!("figure broadcast legs={} ok=1 failed={}", SERVERS + 2, SERVERS + 1);
+}
+
+fn panics() -> Result<i64, Status> {
+    panic!("on purpose")
 }
