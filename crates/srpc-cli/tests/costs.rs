@@ -9,7 +9,6 @@ mod support;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +17,7 @@ use serde_json::json;
 use srpc::XClient;
 use srpc::backend::static_list::StaticList;
 use support::proc::{cpu_time, limit_files, need_files, resident_kib};
-use support::{PATIENCE, Process, binary, eventually};
+use support::{PATIENCE, Process, eventually};
 
 /// Each measures processes: they take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -27,6 +26,7 @@ fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+const SERVE: [&str; 3] = ["serve", "--bind", "127.0.0.1:0"];
 const MIB: u64 = 1024;
 const HEADER: usize = 16;
 const IDLE: usize = 5000;
@@ -36,16 +36,13 @@ const LARGEST_BODY: u64 = 4 * MIB;
 
 /// A server of the demo service, and where it listens, without the protocol.
 fn serve(args: &[&str]) -> (Process, String) {
-    serve_in(&[], args)
+    let (server, address) = Process::listening(&[&SERVE, args].concat());
+    (server, address.strip_prefix("tcp@").unwrap().to_owned())
 }
 
-/// The same, in this environment.
-fn serve_in(environment: &[(&str, &str)], args: &[&str]) -> (Process, String) {
-    let serve = ["serve", "--bind", "127.0.0.1:0"];
-    let mut command = Command::new(binary());
-    command.args([&serve, args].concat()).envs(environment.iter().copied());
-    let mut server = Process::run(&mut command, Stdio::null());
-    let address = server.address();
+/// The same, where what is resident is what is held.
+fn serve_exact() -> (Process, String) {
+    let (server, address) = Process::listening_exact(&SERVE);
     (server, address.strip_prefix("tcp@").unwrap().to_owned())
 }
 
@@ -104,7 +101,7 @@ fn five_thousand_idle_connections_cost_16_kib_each_at_most() {
 fn a_large_call_leaves_no_large_connection() {
     const USED: usize = 100;
     let _turn = turn();
-    let (server, at) = serve(&[]);
+    let (server, at) = serve_exact();
     let before = resident_kib(server.id());
     let large = Call::echo(4 << 20);
     let mut used: Vec<TcpStream> = (0..USED).map(|_| connect(&at)).collect();
@@ -115,7 +112,7 @@ fn a_large_call_leaves_no_large_connection() {
     }
     let each = resident_kib(server.id()).saturating_sub(before) / USED as u64;
     println!("figure after_4_mib kib_per_connection={each}");
-    assert!(each <= 512, "{each} KiB");
+    assert!(each <= 128, "{each} KiB");
 }
 
 /// Calls `Foo.Echo` with bodies of this many bytes until the server takes no more, reads nothing,
@@ -145,13 +142,11 @@ fn unread_cost(server: &Process, at: &str, body: usize) -> u64 {
 }
 
 #[test]
-fn a_client_that_stops_reading_costs_its_window_and_a_body_at_most() {
+fn a_client_that_stops_reading_costs_two_windows_and_a_body_at_most() {
     let _turn = turn();
     let bodies = [16 << 10, 256 << 10, 1 << 20, 4 << 20];
     let [small, medium, large, largest] = bodies.map(|body| {
-        // So that large blocks which are free go back to the system: what counts is what is held.
-        let exact = [("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072")];
-        let (server, at) = serve_in(&exact, &[]);
+        let (server, at) = serve_exact();
         unread_cost(&server, &at, body)
     });
     let (server, at) = serve(&[]);
@@ -161,9 +156,11 @@ fn a_client_that_stops_reading_costs_its_window_and_a_body_at_most() {
          resident_kib_4m={kept}"
     );
     let held = small.max(medium).max(large).max(largest);
-    assert!(held <= WINDOW + LARGEST_BODY + 4 * MIB, "{held} KiB are held");
-    // Beside that, what this allocator keeps of blocks that are free.
-    assert!(kept <= 4 * WINDOW, "{kept} KiB are resident");
+    // What waits to be written, and as much again of results that wait for room there: those of
+    // handlers that had tasks of their own.
+    assert!(held <= 2 * WINDOW + LARGEST_BODY + 2 * MIB, "{held} KiB are held");
+    // The allocator keeps blocks that are free.
+    assert!(kept <= 5 * WINDOW, "{kept} KiB are resident");
 }
 
 const WORKERS: usize = 64;

@@ -45,6 +45,16 @@ impl Process {
         })
     }
 
+    /// Like [`listening`](Self::listening), where glibc gives large blocks back to the system as
+    /// soon as they are free: what is resident is what is held.
+    pub(crate) fn listening_exact(args: &[&str]) -> (Self, String) {
+        let mut command = Command::new(binary());
+        command.args(args).env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072");
+        let mut process = Self::run(&mut command, Stdio::null());
+        let address = process.address();
+        (process, address)
+    }
+
     /// Like [`listening`](Self::listening), for a port that may still be taken.
     pub(crate) fn try_listening(args: &[&str]) -> Result<(Self, String), Ended> {
         let mut process = Self::start(args);
