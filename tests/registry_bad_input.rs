@@ -2,447 +2,22 @@
 //! else served meanwhile.
 
 #![cfg(feature = "http")]
-#![allow(clippy::disallowed_methods, reason = "only a raw socket sends what is not HTTP")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+
+#[path = "bad_input/registry.rs"]
+mod registry;
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use srpc::backend::http::{HttpRegistry, RegistryServer, RegistryServerBuilder};
-use srpc::backend::memory::{Listing, MemoryRegistry};
-use srpc::discovery::Discovery;
-use srpc::instance::Instance;
-use srpc::registry::{Registration, Registry};
-use srpc::{Listener, ServiceName};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use registry::*;
+use serde_json::json;
+use srpc::Listener;
+use srpc::backend::http::{RegistryServer, RegistryServerBuilder};
+use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
 
-/// What must come back.
-#[derive(Clone, Debug)]
-enum Expect {
-    /// `application/problem+json` with this status and a type that ends so.
-    Problem(u16, &'static str),
-    /// This status, in plain text: the contract of one header.
-    Text(u16),
-    /// This status without a body: what was asked for has none.
-    Bare(u16),
-    /// The HTTP parser's own refusal: one of these, or a close.
-    Parser,
-    Good,
-}
-
-struct Case {
-    name: String,
-    raw: Vec<u8>,
-    expect: Expect,
-}
-
-fn case(name: impl Into<String>, raw: impl Into<Vec<u8>>, expect: Expect) -> Case {
-    Case { name: name.into(), raw: raw.into(), expect }
-}
-
-/// A request without a body that asks the server to close.
-fn plain(method: &str, target: &str, headers: &str) -> Vec<u8> {
-    format!("{method} {target} HTTP/1.1\r\nhost: r\r\nconnection: close\r\n{headers}\r\n").into()
-}
-
-fn with_body(path: &str, headers: &str, body: &str) -> Vec<u8> {
-    let length = format!("{headers}content-length: {}\r\n", body.len());
-    let mut raw = plain("POST", path, &length);
-    raw.extend_from_slice(body.as_bytes());
-    raw
-}
-
-const JSON: &str = "content-type: application/json\r\n";
-
-fn post(path: &str, body: &str) -> Vec<u8> {
-    with_body(path, JSON, body)
-}
-
-fn register(body: &Value) -> Vec<u8> {
-    post("/v1/register", &body.to_string())
-}
-
-/// The registration that stands, with one field of its instance replaced.
-fn instance(field: &str, value: Value) -> Vec<u8> {
-    let mut body = good();
-    body["instance"][field] = value;
-    register(&body)
-}
-
-/// The registration that stands before the first case, and after each.
-fn good() -> Value {
-    let instance = json!({ "id": "good", "epoch": 5, "address": "tcp@10.0.0.1:7001" });
-    json!({ "service": "Foo", "ttl_ms": 300_000, "instance": instance })
-}
-
-/// `good` without a field, which a pointer names.
-fn without(parent: &str, field: &str) -> Vec<u8> {
-    let mut body = good();
-    body.pointer_mut(parent).unwrap().as_object_mut().unwrap().remove(field);
-    register(&body)
-}
-
-fn seed_contract() -> Vec<Case> {
-    let seed = "/srpc/registry";
-    let mut cases = vec![
-        case("seed: no header", plain("POST", seed, ""), Expect::Text(500)),
-        case("seed: empty", plain("POST", seed, "srpc-servers:\r\n"), Expect::Text(500)),
-        case("seed: blank", plain("POST", seed, "srpc-servers:   \r\n"), Expect::Text(500)),
-    ];
-    for address in [
-        "nonsense",
-        "tcp@",
-        "tcp@a",
-        "tcp@a:",
-        "tcp@a:0",
-        "tcp@a:65536",
-        "tcp@a:-1",
-        "tcp@:1",
-        "@a:1",
-        "tcp@user:secret@a:1",
-        "tcp@a:1,tcp@b:2",
-        "tcp@a:1,",
-        "tcp@a\t:1",
-        "tcp@a b:1",
-        "tcp@<b>:1",
-        "tcp@::1:1",
-        "tcp@[::1:1",
-        "unix@/a/../b",
-        "unix@relative",
-        &format!("tcp@{}:1", "a".repeat(600)),
-    ] {
-        let raw = plain("POST", seed, &format!("srpc-servers: {address}\r\n"));
-        cases.push(case(format!("seed: {address:?}"), raw, Expect::Text(400)));
-    }
-    let twice = "srpc-servers: tcp@a:1\r\nsrpc-servers: tcp@b:2\r\n";
-    cases.push(case("seed: two headers", plain("POST", seed, twice), Expect::Text(400)));
-    let mut not_utf8 = b"POST /srpc/registry HTTP/1.1\r\nconnection: close\r\n".to_vec();
-    not_utf8.extend_from_slice(b"srpc-servers: unix@/\xff\r\n\r\n");
-    cases.push(case("seed: not UTF-8", not_utf8, Expect::Text(400)));
-    for (name, value) in [("NUL", "tcp@a\0:1"), ("CR", "tcp@a\r:1"), ("fold", "tcp@a\r\n :1")] {
-        let raw = plain("POST", seed, &format!("srpc-servers: {value}\r\n"));
-        cases.push(case(format!("seed: {name} in a header"), raw, Expect::Parser));
-    }
-    for service in ["", "a/b", "..", "%2e%2e", "<b>", "9a", &"x".repeat(129), &"x".repeat(256)] {
-        let headers = format!("srpc-servers: tcp@a:1\r\nsrpc-service: {service}\r\n");
-        let raw = plain("POST", seed, &headers);
-        cases.push(case(format!("seed: for service {service:?}"), raw, Expect::Text(400)));
-    }
-    for query in ["service=", "service=a/b", "service=%2e%2e", "service=%zz", "service=A&service=B"]
-    {
-        let raw = plain("GET", &format!("{seed}?{query}"), "");
-        cases.push(case(format!("seed: list of {query}"), raw, Expect::Text(400)));
-    }
-    for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "BREW"] {
-        let raw = plain(method, seed, "srpc-servers: tcp@a:1\r\n");
-        cases.push(case(format!("seed: {method}"), raw, Expect::Text(405)));
-    }
-    cases.push(case("seed: HEAD", plain("HEAD", seed, ""), Expect::Bare(405)));
-    cases
-}
-
-fn paths_and_methods() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for path in [
-        "/",
-        "*",
-        "/srpc",
-        "/srpc/registry/",
-        "/srpc/registry/../registry",
-        "/srpc//registry",
-        "/SRPC/REGISTRY",
-        "/v1",
-        "/v1/",
-        "/v1/nothing",
-        "/v1/register/",
-        "/v1/%72egister",
-        "//v1/register",
-        "/v1/../v1/register",
-        "/v2/register",
-    ] {
-        for method in ["GET", "POST"] {
-            let expect = Expect::Problem(404, "not-found");
-            cases.push(case(format!("{method} {path}"), plain(method, path, ""), expect));
-        }
-    }
-    let other = Expect::Problem(405, "method-not-allowed");
-    for (method, path) in [
-        ("GET", "/v1/register"),
-        ("PUT", "/v1/register"),
-        ("GET", "/v1/renew"),
-        ("DELETE", "/v1/deregister"),
-        ("GET", "/v1/drain"),
-        ("POST", "/v1/instances"),
-        ("DELETE", "/v1/services"),
-    ] {
-        let raw = plain(method, path, "");
-        cases.push(case(format!("{method} {path}"), raw, other.clone()));
-    }
-    cases.push(case("HEAD", plain("HEAD", "/v1/instances", ""), Expect::Bare(405)));
-    for query in [
-        "service=a/b",
-        "service=",
-        "service=%2e%2e%2f",
-        "service=A&service=B",
-        "service=Foo&revision=a&revision=b",
-        "service=Foo&wait=soon",
-        "service=Foo&wait=-1",
-        "service=Foo&wait=NaN",
-        "service=Foo&wait=",
-        "wait=1s",
-        "service=%",
-    ] {
-        let raw = plain("GET", &format!("/v1/instances?{query}"), "");
-        let expect = Expect::Problem(400, "invalid-request");
-        cases.push(case(format!("list of {query}"), raw, expect));
-    }
-    cases
-}
-
-fn bodies() -> Vec<Case> {
-    let path = "/v1/register";
-    let good = good().to_string();
-    let mut cases = Vec::new();
-    for headers in [
-        "",
-        "content-type: text/plain\r\n",
-        "content-type: application/jsonp\r\n",
-        "content-type: application/x-www-form-urlencoded\r\n",
-        "content-type: \u{e4}\r\n",
-    ] {
-        let raw = with_body(path, headers, &good);
-        let expect = Expect::Problem(415, "unsupported-media-type");
-        cases.push(case(format!("{headers:?}"), raw, expect));
-    }
-    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-    let invalid = Expect::Problem(400, "invalid-request");
-    let not_json = Expect::Problem(400, "not-json");
-    for (body, expect) in [
-        ("", &not_json),
-        ("hello", &not_json),
-        ("{", &not_json),
-        ("{\"service\":\"Foo\",}", &not_json),
-        ("{\"service\":\"Foo\\u12\"}", &not_json),
-        ("<html></html>", &not_json),
-        (&*format!("{good}{good}"), &not_json),
-        (&*good.replace("300000", "NaN"), &not_json),
-        ("[]", &invalid),
-        ("null", &invalid),
-        ("{}", &invalid),
-        ("\"Foo\"", &invalid),
-        (&*deep, &invalid),
-        (&*format!("{{\"service\":\"Foo\",\"instance\":{deep}}}"), &invalid),
-        (&*good.replace("300000", "1e400"), &not_json),
-    ] {
-        let name = format!("body {:?}", body.chars().take(40).collect::<String>());
-        cases.push(case(name, post(path, body), expect.clone()));
-    }
-    for path in ["/v1/renew", "/v1/deregister", "/v1/drain"] {
-        for body in ["{}", "[]", "{\"held\":{}}", "{\"held\":[{}]}"] {
-            cases.push(case(format!("{path} {body}"), post(path, body), invalid.clone()));
-        }
-    }
-    cases.push(case("no length", plain("POST", path, JSON), not_json.clone()));
-    let chunked = format!("{JSON}transfer-encoding: chunked\r\n");
-    let mut bad_chunk = plain("POST", path, &chunked);
-    bad_chunk.extend_from_slice(b"zz\r\n{}\r\n0\r\n\r\n");
-    cases.push(case("a bad chunk", bad_chunk, Expect::Problem(400, "unreadable-body")));
-    let mut both = plain("POST", path, &format!("{chunked}content-length: 5\r\n"));
-    both.extend_from_slice(b"0\r\n\r\n");
-    cases.push(case("both lengths", both, not_json));
-    let too_large = Expect::Problem(413, "too-large");
-    let over = plain("POST", path, &format!("{JSON}content-length: 1048577\r\n"));
-    cases.push(case("over 1 MiB by its length", over, too_large.clone()));
-    let expecting = format!("{JSON}content-length: 9999999999\r\nexpect: 100-continue\r\n");
-    cases.push(case("over 1 MiB, asking first", plain("POST", path, &expecting), too_large));
-    for length in ["-1", "abc", "1, 2", "99999999999999999999999", "1\r\ncontent-length: 2"] {
-        let raw = plain("POST", path, &format!("{JSON}content-length: {length}\r\n"));
-        cases.push(case(format!("length {length:?}"), raw, Expect::Parser));
-    }
-    let gzip = plain("POST", path, &format!("{JSON}transfer-encoding: gzip\r\n"));
-    cases.push(case("gzip without chunks", gzip, Expect::Parser));
-    cases
-}
-
-fn registrations(lease: &str) -> Vec<Case> {
-    let invalid = Expect::Problem(400, "invalid-request");
-    let refused = Expect::Problem(400, "invalid-registration");
-    let mut cases = vec![
-        case("no service", without("", "service"), invalid.clone()),
-        case("no instance", without("", "instance"), invalid.clone()),
-        case("no id", without("/instance", "id"), invalid.clone()),
-        case("no address", without("/instance", "address"), invalid.clone()),
-    ];
-    let long = |length: usize| json!("x".repeat(length));
-    for service in [
-        json!(""),
-        json!("a/b"),
-        json!(".."),
-        json!("%2e%2e"),
-        json!("<script>"),
-        json!("a b"),
-        json!("a\u{0}"),
-        json!(5),
-        json!(null),
-        long(129),
-        long(256),
-    ] {
-        let mut body = good();
-        body["service"] = service.clone();
-        cases.push(case(format!("service {service}"), register(&body), invalid.clone()));
-    }
-    for address in [
-        "",
-        "tcp@a",
-        "tcp@a:0",
-        "tcp@a:65536",
-        "tcp@a\r:1",
-        "tcp@a\n:1",
-        "tcp@a\u{0}:1",
-        "tcp@a:1,tcp@b:1",
-        "tcp@user@a:1",
-        "tcp@\u{e4}:1",
-        "unix@/a/../b",
-        "unix@a",
-    ] {
-        let raw = instance("address", json!(address));
-        cases.push(case(format!("address {address:?}"), raw, invalid.clone()));
-    }
-    for address in ["tcp@0.0.0.0:1", "tcp@[::]:1"] {
-        let raw = instance("address", json!(address));
-        cases.push(case(format!("address {address}"), raw, refused.clone()));
-    }
-    for id in ["", ".", "..", "a/b", "a\\b", "../x", "%2e%2e", "<b>", "a b", "a\n", "\u{e4}"] {
-        cases.push(case(format!("id {id:?}"), instance("id", json!(id)), refused.clone()));
-    }
-    for length in [129, 256] {
-        cases.push(case(format!("id of {length}"), instance("id", long(length)), refused.clone()));
-    }
-    for ttl in [json!(-1), json!("15000"), json!(1.5), json!(null), json!([])] {
-        let mut body = good();
-        body["ttl_ms"] = ttl.clone();
-        cases.push(case(format!("ttl {ttl}"), register(&body), invalid.clone()));
-    }
-    let mut zero = good();
-    zero["ttl_ms"] = json!(0);
-    cases.push(case("ttl 0", register(&zero), refused.clone()));
-    let entries: serde_json::Map<String, Value> =
-        (0..65).map(|number| (number.to_string(), json!(""))).collect();
-    for (field, value, expect) in [
-        ("zone", long(129), &refused),
-        ("zone", json!("a\nb"), &refused),
-        ("zone", json!(1), &invalid),
-        ("version", long(129), &refused),
-        ("version", json!("\u{7f}"), &refused),
-        ("metadata", Value::Object(entries), &refused),
-        ("metadata", json!({ "k": "x".repeat(8192) }), &refused),
-        ("metadata", json!({ "k": 1 }), &invalid),
-        ("metadata", json!([]), &invalid),
-        ("weight", json!(-1), &invalid),
-        ("weight", json!(4_294_967_296_u64), &invalid),
-        ("epoch", json!(-1), &invalid),
-        ("epoch", json!(1.8e19), &invalid),
-        ("health", json!("dancing"), &invalid),
-        ("id", json!(7), &invalid),
-        ("address", json!({}), &invalid),
-    ] {
-        let name = format!("{field} {}", value.to_string().chars().take(30).collect::<String>());
-        cases.push(case(name, instance(field, value), expect.clone()));
-    }
-
-    let older = json!({ "id": "good", "epoch": 4, "address": "tcp@10.0.0.9:1" });
-    let mut stale = good();
-    stale["instance"] = older;
-    let conflict = Expect::Problem(409, "stale-epoch");
-    cases.push(case("an older epoch", register(&stale), conflict.clone()));
-    let mut with_lease = stale.clone();
-    with_lease["lease_id"] = json!(lease);
-    let renew = |held: &Value| post("/v1/renew", &json!({ "held": [held] }).to_string());
-    cases.push(case("renewing an older epoch", renew(&with_lease), conflict));
-    let unknown = Expect::Problem(404, "unknown-lease");
-    let mut lost = good();
-    for unknown_lease in [json!("unknown"), json!(""), long(10_000)] {
-        lost["lease_id"] = unknown_lease;
-        cases.push(case("renewing an unknown lease", renew(&lost), unknown.clone()));
-    }
-    lost["lease_id"] = json!(lease);
-    lost["service"] = json!("Bar");
-    cases.push(case("renewing in another service", renew(&lost), unknown));
-    lost["instance"]["address"] = json!("tcp@0.0.0.0:1");
-    cases.push(case("renewing at no address", renew(&lost), refused));
-
-    let drain = |body: Value| post("/v1/drain", &body.to_string());
-    let nobody = drain(json!({ "service": "Foo", "id": "nobody" }));
-    cases.push(case("draining nobody", nobody, Expect::Problem(404, "unknown-instance")));
-    let dancing = drain(json!({ "service": "Foo", "id": "good", "health": "dancing" }));
-    cases.push(case("draining to nonsense", dancing, invalid));
-    cases
-}
-
-fn not_http() -> Vec<Case> {
-    let long = "x".repeat(40_000);
-    let many: String = (0..200).map(|number| format!("x-{number}: y\r\n")).collect();
-    let list = "/srpc/registry";
-    [
-        ("garbage", "hello there\r\n\r\n".to_owned()),
-        ("HTTP/0.9", "GET /srpc/registry\r\n\r\n".to_owned()),
-        ("HTTP/3", "GET /srpc/registry HTTP/3.0\r\n\r\n".to_owned()),
-        ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
-        ("TLS", "\u{16}\u{3}\u{1}\u{0}\u{5}\u{1}\u{0}\u{0}\u{1}\u{0}\r\n\r\n".to_owned()),
-        ("our own frames", "srpc\u{0}\u{1}\u{0}\u{0}\u{0}\u{0}\r\n\r\n".to_owned()),
-        ("a header without a colon", format!("GET {list} HTTP/1.1\r\nnonsense\r\n\r\n")),
-        ("a space in a header's name", format!("GET {list} HTTP/1.1\r\na b: c\r\n\r\n")),
-        ("a control character in a path", "GET /\u{1} HTTP/1.1\r\n\r\n".to_owned()),
-        ("many headers", format!("GET {list} HTTP/1.1\r\n{many}\r\n")),
-        ("a long header", format!("GET {list} HTTP/1.1\r\nx: {long}\r\n\r\n")),
-        ("a long path", format!("GET /{long} HTTP/1.1\r\n\r\n")),
-    ]
-    .into_iter()
-    .map(|(name, raw)| case(name, raw, Expect::Parser))
-    .collect()
-}
-
-/// What looks odd and is right: nothing but a lease's end changes.
-fn not_bad_at_all(lease: &str) -> Vec<Case> {
-    let mut newer = good();
-    newer["a field"] = json!({ "of": ["a", "newer", "client"] });
-    newer["instance"]["mood"] = json!("good");
-    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-    let deep = good().to_string().replacen('{', &format!("{{\"unknown\":{deep},"), 1);
-    let mut held = good();
-    held["lease_id"] = json!(lease);
-    let leaving = json!({ "lease_id": "unknown", "service": "Foo", "id": "good" });
-    let parameter = "content-type: Application/JSON; charset=utf-8\r\n";
-    let seed = plain("POST", "/srpc/registry", "SRPC-SERVERS:tcp@10.0.0.1:7001\r\n");
-    vec![
-        case("the same again", register(&good()), Expect::Good),
-        case("and again", register(&good()), Expect::Good),
-        case("unknown fields", register(&newer), Expect::Good),
-        case("a deep unknown field", post("/v1/register", &deep), Expect::Good),
-        case("parameters", with_body("/v1/register", parameter, &good().to_string()), Expect::Good),
-        case(
-            "a renewal, twice in one request",
-            post("/v1/renew", &json!({ "held": [held, held] }).to_string()),
-            Expect::Good,
-        ),
-        case("nothing to renew", post("/v1/renew", "{\"held\":[]}"), Expect::Good),
-        case(
-            "leaving with another's lease",
-            post("/v1/deregister", &json!({ "held": [leaving] }).to_string()),
-            Expect::Good,
-        ),
-        case("a heartbeat of what /v1 holds", seed, Expect::Good),
-        case("an unknown parameter", plain("GET", "/srpc/registry?x=%31", ""), Expect::Good),
-        case("an absolute URL", plain("GET", "http://r/v1/instances", ""), Expect::Good),
-    ]
-}
-
 struct Served {
-    at: String,
-    state: MemoryRegistry,
-    client: HttpRegistry,
+    site: Site,
     _serving: Aborting,
 }
 
@@ -456,142 +31,39 @@ impl Drop for Aborting {
 
 impl Served {
     /// A server on a free port, at which `good` is registered.
-    async fn start(builder: RegistryServerBuilder) -> (Self, String) {
+    async fn start(builder: RegistryServerBuilder) -> Self {
         let listener = Listener::bind("tcp@127.0.0.1:0").await.unwrap();
         let at = listener.address().target().to_owned();
         let server = builder.build();
-        let state = server.registry().clone();
         let serving = tokio::spawn(async move {
             server.serve(listener, std::future::pending()).await.unwrap();
         });
-        let client = HttpRegistry::new(&format!("http://{at}/srpc/registry")).unwrap();
-        let instance = Instance::new("good", "tcp@10.0.0.1:7001".parse().unwrap()).epoch(5);
-        let registration = Registration::new(foo(), instance).ttl(Duration::from_secs(300));
-        let lease = client.register(&registration).await.unwrap();
-        (Self { at, state, client, _serving: Aborting(serving) }, lease.id.to_string())
-    }
-
-    /// What is registered, without the time that is left.
-    fn state(&self) -> Listing {
-        let mut listing = self.state.list(None);
-        for entry in &mut listing.entries {
-            entry.expires_in = None;
-        }
-        // It ends by itself while the test runs.
-        listing.warming = false;
-        listing
-    }
-
-    /// Sends these bytes; while the connection is open someone else is served; then reads until
-    /// the server closes.
-    async fn send(&self, raw: &[u8]) -> String {
-        let mut stream = TcpStream::connect(&self.at).await.unwrap();
-        // A server that refuses early need not have read it all.
-        let _ = stream.write_all(raw).await;
-        self.someone_else_is_served().await;
-        read(&mut stream).await
-    }
-
-    async fn someone_else_is_served(&self) {
-        let found = self.client.resolve(&foo()).await.unwrap();
-        assert_eq!(found.instances.len(), 1);
-    }
-}
-
-async fn read(stream: &mut TcpStream) -> String {
-    let mut answer = Vec::new();
-    let reading = stream.read_to_end(&mut answer);
-    // A reset after the answer is as good as a close.
-    let _ = tokio::time::timeout(Duration::from_secs(20), reading).await.expect("no close");
-    String::from_utf8(answer).unwrap()
-}
-
-fn foo() -> ServiceName {
-    "Foo".parse().unwrap()
-}
-
-fn status(answer: &str) -> Option<u16> {
-    answer.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()
-}
-
-fn header<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
-    let (head, _) = answer.split_once("\r\n\r\n")?;
-    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
-}
-
-fn check(answer: &str, expect: &Expect) -> Result<(), String> {
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let told = status(answer);
-    let is = |right: bool, what: &str| if right { Ok(()) } else { Err(what.to_owned()) };
-    match expect {
-        Expect::Good => is(told == Some(200), "status"),
-        Expect::Parser => is(answer.is_empty() || matches!(told, Some(400 | 431)), "status"),
-        Expect::Bare(status) => {
-            is(told == Some(*status), "status")?;
-            is(body.is_empty(), "a body")?;
-            is(header(answer, "allow").is_some(), "no Allow")
-        }
-        Expect::Text(status) => {
-            is(told == Some(*status), "status")?;
-            is(header(answer, "content-type") == Some("text/plain; charset=utf-8"), "type")?;
-            is(*status != 405 || header(answer, "allow") == Some("GET, POST"), "Allow")?;
-            is(!body.is_empty(), "no reason")
-        }
-        Expect::Problem(status, kind) => {
-            is(told == Some(*status), "status")?;
-            is(header(answer, "content-type") == Some("application/problem+json"), "type")?;
-            is(*status != 405 || header(answer, "allow").is_some(), "no Allow")?;
-            let problem: Value = serde_json::from_str(body).map_err(|error| error.to_string())?;
-            is(problem["type"] == format!("urn:srpc:{kind}"), "problem type")?;
-            is(problem["status"] == *status, "problem status")?;
-            is(problem["detail"].as_str().is_some_and(|text| !text.is_empty()), "no detail")?;
-            is(problem["title"].as_str().is_some_and(|text| !text.is_empty()), "no title")
-        }
+        Self { site: Site::new(&at).await, _serving: Aborting(serving) }
     }
 }
 
 #[tokio::test]
 async fn bad_input_gets_a_clear_answer_and_changes_nothing() {
-    let (served, lease) = Served::start(RegistryServer::builder()).await;
-    let before = served.state();
-    assert_eq!(before.entries.len(), 1);
-    let mut cases = seed_contract();
-    cases.extend(paths_and_methods());
-    cases.extend(bodies());
-    cases.extend(registrations(&lease));
-    cases.extend(not_http());
-    cases.extend(not_bad_at_all(&lease));
-    assert!(cases.len() >= 60, "{}", cases.len());
-    let mut failures = Vec::new();
-    for Case { name, raw, expect } in &cases {
-        let answer = served.send(raw).await;
-        if let Err(what) = check(&answer, expect) {
-            failures.push(format!("{name}: {what}: expected {expect:?}, got {answer:?}"));
-        }
-        if served.state() != before {
-            failures.push(format!("{name}: the list changed: {:?}", served.state()));
-            break;
-        }
-    }
-    let (failed, of) = (failures.len(), cases.len());
-    assert!(failures.is_empty(), "{failed} of {of}:\n{}", failures.join("\n"));
+    let served = Served::start(RegistryServer::builder()).await;
+    let failures = served.site.check_all().await;
+    assert!(failures.is_empty(), "{}:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[tokio::test]
 async fn unspecified_addresses_are_told_what_to_do() {
-    let (served, _) = Served::start(RegistryServer::builder()).await;
-    let answer = served.send(&instance("address", json!("tcp@0.0.0.0:7001"))).await;
+    let served = Served::start(RegistryServer::builder()).await;
+    let answer = served.site.send(&instance("address", json!("tcp@0.0.0.0:7001"))).await;
     assert!(answer.contains("--advertise"), "{answer}");
     let raw = plain("POST", "/srpc/registry", "srpc-servers: tcp@[::]:7001\r\n");
-    assert_eq!(status(&served.send(&raw).await), Some(200), "the seed's own test sends it");
+    assert_eq!(status(&served.site.send(&raw).await), Some(200), "the seed's own test sends it");
 }
 
 #[tokio::test]
 async fn an_endless_body_is_cut() {
-    let (served, _) = Served::start(RegistryServer::builder()).await;
-    let before = served.state();
+    let served = Served::start(RegistryServer::builder()).await;
+    let before = served.site.state().await;
     let headers = format!("{JSON}transfer-encoding: chunked\r\n");
-    let mut stream = TcpStream::connect(&served.at).await.unwrap();
+    let mut stream = served.site.connect().await;
     stream.write_all(&plain("POST", "/v1/register", &headers)).await.unwrap();
     let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
     let mut chunks = 0;
@@ -599,10 +71,10 @@ async fn an_endless_body_is_cut() {
         chunks += 1;
         assert!(chunks < 1024, "64 MiB were taken");
     }
-    served.someone_else_is_served().await;
+    served.site.someone_else_is_served().await;
     let answer = read(&mut stream).await;
     assert!(answer.is_empty() || status(&answer) == Some(413), "{answer}");
-    assert_eq!(served.state(), before);
+    assert_eq!(served.site.state().await, before);
 }
 
 #[tokio::test]
@@ -610,8 +82,8 @@ async fn half_a_request_then_silence_is_cut() {
     let builder = RegistryServer::builder()
         .header_timeout(Duration::from_millis(200))
         .body_timeout(Duration::from_millis(200));
-    let (served, _) = Served::start(builder).await;
-    let before = served.state();
+    let served = Served::start(builder).await;
+    let before = served.site.state().await;
     let body = plain("POST", "/v1/register", &format!("{JSON}content-length: 100\r\n"));
     let chunked = format!("{JSON}transfer-encoding: chunked\r\n");
     let chunked = plain("POST", "/v1/register", &chunked);
@@ -624,45 +96,45 @@ async fn half_a_request_then_silence_is_cut() {
         ("half a chunk", [&chunked[..], b"ff\r\n{"].concat(), Some(408)),
         ("no last chunk", [&chunked[..], b"2\r\n{}\r\n"].concat(), Some(408)),
     ] {
-        let answer = served.send(&raw).await;
+        let answer = served.site.send(&raw).await;
         assert_eq!(status(&answer), expected, "{name}: {answer}");
         assert_eq!(answer.is_empty(), expected.is_none(), "{name}: {answer}");
-        assert_eq!(served.state(), before, "{name}");
+        assert_eq!(served.site.state().await, before, "{name}");
     }
 }
 
 #[tokio::test]
 async fn half_a_body_then_the_end_registers_nothing() {
-    let (served, _) = Served::start(RegistryServer::builder()).await;
-    let before = served.state();
+    let served = Served::start(RegistryServer::builder()).await;
+    let before = served.site.state().await;
     let mut body = good();
     body["instance"]["id"] = json!("another");
     let mut raw = register(&body);
     raw.pop();
-    let mut stream = TcpStream::connect(&served.at).await.unwrap();
+    let mut stream = served.site.connect().await;
     stream.write_all(&raw).await.unwrap();
     stream.shutdown().await.unwrap();
     let answer = read(&mut stream).await;
     assert!(answer.is_empty() || status(&answer) == Some(400), "{answer}");
-    assert_eq!(served.state(), before);
+    assert_eq!(served.site.state().await, before);
 }
 
 #[tokio::test]
 async fn more_connections_than_a_host_may_have_are_closed() {
-    let (served, _) = Served::start(RegistryServer::builder().max_connections_per_host(3)).await;
+    let served = Served::start(RegistryServer::builder().max_connections_per_host(3)).await;
     let mut open = Vec::new();
     // One is the client's own.
     for _ in 0..2 {
-        open.push(TcpStream::connect(&served.at).await.unwrap());
+        open.push(served.site.connect().await);
     }
-    let mut refused = TcpStream::connect(&served.at).await.unwrap();
+    let mut refused = served.site.connect().await;
     assert_eq!(read(&mut refused).await, "");
-    served.someone_else_is_served().await;
+    served.site.someone_else_is_served().await;
     drop(open);
     let list = plain("GET", "/srpc/registry", "");
     // The places are given back as soon as the server has seen the closes.
     let again = async {
-        while status(&served.send(&list).await) != Some(200) {
+        while status(&served.site.send(&list).await) != Some(200) {
             tokio::task::yield_now().await;
         }
     };

@@ -92,6 +92,10 @@ impl FrameReader {
                     let header = frame.header;
                     self.whole += 1;
                     let mut frame = self.buffer.split_to(whole).freeze();
+                    if whole > LARGE {
+                        // What is left would keep the memory of the whole frame, and use it again.
+                        self.buffer = BytesMut::from(&*self.buffer);
+                    }
                     frame.advance(HEADER_LEN);
                     return Ok(Some(OwnedFrame::Whole(header, frame)));
                 }

@@ -41,6 +41,7 @@ pub(super) async fn run(
             running: Running::default(),
             outbox: Outbox::default(),
             writing: None,
+            unwritten: 0,
             last_id: 0,
             held: 0,
             drained_at: None,
@@ -82,7 +83,8 @@ pub(super) async fn run(
     let farewell = async {
         writer.flush(&session).await?;
         writer.to.shutdown().await?;
-        let mut rest = [0; 4096];
+        // Not an array: it would be a part of every connection's task, from the first moment on.
+        let mut rest = vec![0; 4096];
         while from.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };

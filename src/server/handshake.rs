@@ -49,7 +49,7 @@ pub(super) async fn shake_hands(
         Err(error) => {
             stream.shutdown().await?;
             // Unread bytes would reset the connection and destroy the answer.
-            let mut rest = [0; 4096];
+            let mut rest = vec![0; 4096];
             while stream.read(&mut rest).await? > 0 {}
             Err(io::Error::new(io::ErrorKind::InvalidData, error))
         }

@@ -82,7 +82,7 @@ impl Place {
         let limit = session.outbox_limit();
         let waits = {
             let mut state = session.state.lock();
-            let room = state.outbox.len() <= limit;
+            let room = state.waiting() <= limit;
             if room || state.held + bytes > limit {
                 let why = "the result was dropped: the client does not read its replies";
                 let dropped = || Failure::new(Kind::ResourceExhausted, Fate::Failed, why);
@@ -99,7 +99,7 @@ impl Place {
         loop {
             session.room().await;
             let mut state = session.state.lock();
-            if state.outbox.len() <= limit {
+            if state.waiting() <= limit {
                 self.answer(&mut state, outcome, max_reply);
                 break;
             }

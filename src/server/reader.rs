@@ -13,7 +13,7 @@ use super::context::{Context, Request, Response};
 use super::handler::{Failure, Guarded, Outcome, codec_of};
 use super::job::{Job, Ticket};
 use super::reply::{expired, put_reply, too_large};
-use super::session::{End, Session};
+use super::session::{End, Session, State};
 use super::shared::{Entry, deadline_in};
 use crate::call::{CodecId, after};
 use crate::error::Kind;
@@ -47,10 +47,7 @@ impl Reader {
             let taken = self.take_in(session);
             let full = {
                 let mut state = session.state.lock();
-                if !self.replies.is_empty() {
-                    state.outbox.append(|out| out.append(&mut self.replies));
-                    session.to_write.notify_one();
-                }
+                self.hand_over(session, &mut state);
                 if self.frames.whole() != whole {
                     // The time for the next frame starts anew.
                     state.partial = None;
@@ -63,7 +60,7 @@ impl Reader {
                     let due = after(Instant::now(), session.server.settings.frame_timeout);
                     session.look_by(&state, due);
                 }
-                let full = state.outbox.len() > session.outbox_limit();
+                let full = state.waiting() > session.outbox_limit();
                 if full {
                     // The frame is not slow while it is we who do not read.
                     state.partial = None;
@@ -120,9 +117,8 @@ impl Reader {
             }
             if self.replies.len() > GATHERED {
                 let mut state = session.state.lock();
-                state.outbox.append(|out| out.append(&mut self.replies));
-                session.to_write.notify_one();
-                if state.outbox.len() > session.outbox_limit() {
+                self.hand_over(session, &mut state);
+                if state.waiting() > session.outbox_limit() {
                     return Ok(true);
                 }
             }
@@ -245,6 +241,22 @@ impl Reader {
                 _ => return Err(WireError::Value("a method's number: it was never given")),
             },
         })
+    }
+
+    /// Gives the replies that this read gave at once to the writer.
+    fn hand_over(&mut self, session: &Session, state: &mut State) {
+        if self.replies.is_empty() {
+            return;
+        }
+        state.outbox.append(|out| match out.is_empty() {
+            // A large reply is not copied, and its buffer goes with it.
+            true => std::mem::swap(out, &mut self.replies),
+            false => out.append(&mut self.replies),
+        });
+        if self.replies.capacity() > GATHERED {
+            self.replies = Vec::new();
+        }
+        session.to_write.notify_one();
     }
 
     fn answer(&mut self, session: &Session, id: u64, outcome: Outcome) {

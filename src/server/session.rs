@@ -23,7 +23,7 @@ pub(super) struct Session {
     pub(super) state: Mutex<State>,
     /// Something waits in the outbox.
     pub(super) to_write: Notify,
-    /// The outbox has been emptied.
+    /// The socket has taken something.
     pub(super) to_read: Notify,
     /// A deadline is earlier than the keeper's next look, or a draining connection may be empty.
     pub(super) to_keep: Notify,
@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) outbox: Outbox,
     /// Since when the writer holds bytes that the socket does not take.
     pub(super) writing: Option<Instant>,
+    /// How many bytes those are.
+    pub(super) unwritten: usize,
     /// The highest id seen.
     pub(super) last_id: u64,
     /// Bytes of replies that wait for room in the outbox.
@@ -112,7 +114,7 @@ impl Session {
         loop {
             let mut emptied = pin!(self.to_read.notified());
             emptied.as_mut().enable();
-            if self.state.lock().outbox.len() <= self.outbox_limit() {
+            if self.state.lock().waiting() <= self.outbox_limit() {
                 return;
             }
             emptied.await;
@@ -121,6 +123,11 @@ impl Session {
 }
 
 impl State {
+    /// The bytes that wait for the socket: in the outbox and with the writer.
+    pub(super) fn waiting(&self) -> usize {
+        self.outbox.len() + self.unwritten
+    }
+
     /// Ids rise; a falling one would make a drain's last id meaningless.
     pub(super) fn take_id(&mut self, id: u64) -> Result<(), WireError> {
         if id <= self.last_id {

@@ -45,7 +45,11 @@ impl Writer {
                 }
                 self.done += written;
                 if self.done < self.batch.len() {
-                    session.state.lock().writing = Some(Instant::now());
+                    let mut state = session.state.lock();
+                    state.writing = Some(Instant::now());
+                    state.unwritten = self.batch.len() - self.done;
+                    drop(state);
+                    session.to_read.notify_waiters();
                 }
             }
             self.to.flush().await?;
@@ -57,6 +61,7 @@ impl Writer {
             state.outbox.take(&mut self.batch);
             let now = Instant::now();
             state.writing = (!self.batch.is_empty()).then_some(now);
+            state.unwritten = self.batch.len();
             if !self.batch.is_empty() {
                 session.look_by(&state, after(now, session.server.settings.frame_timeout));
             }

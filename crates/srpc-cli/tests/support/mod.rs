@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper's failure is the test's")]
 #![allow(clippy::disallowed_types, reason = "processes run on the machine's clock")]
 
+#[cfg(target_os = "linux")]
+pub(crate) mod proc;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -47,6 +50,16 @@ impl Process {
         })
     }
 
+    /// Like [`listening`](Self::listening), where glibc gives large blocks back to the system as
+    /// soon as they are free: what is resident is what is held.
+    pub(crate) fn listening_exact(args: &[&str]) -> (Self, String) {
+        let mut command = Command::new(binary());
+        command.args(args).env("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=131072");
+        let mut process = Self::run(&mut command, Stdio::null());
+        let address = process.address();
+        (process, address)
+    }
+
     /// Like [`listening`](Self::listening), for a port that may still be taken.
     pub(crate) fn try_listening(args: &[&str]) -> Result<(Self, String), Ended> {
         Self::try_listening_in(&[], args)
@@ -58,14 +71,21 @@ impl Process {
         args: &[&str],
     ) -> Result<(Self, String), Ended> {
         let mut process = Self::start_in(environment, args);
-        match process.line() {
-            Some(line) => {
-                let address = line.strip_prefix("listening on ").map(str::to_owned);
-                let address = address.unwrap_or_else(|| panic!("the first line is {line:?}"));
-                Ok((process, address))
-            }
+        match process.first_address() {
+            Some(address) => Ok((process, address)),
             None => Err(process.finish()),
         }
+    }
+
+    /// Waits for its first line, which tells where it listens.
+    pub(crate) fn address(&mut self) -> String {
+        self.first_address().expect("it ends at once")
+    }
+
+    fn first_address(&mut self) -> Option<String> {
+        let line = self.line()?;
+        let address = line.strip_prefix("listening on ").map(str::to_owned);
+        Some(address.unwrap_or_else(|| panic!("the first line is {line:?}")))
     }
 
     /// The next line of stdout; `None` if it ended.
@@ -81,12 +101,12 @@ impl Process {
         }
     }
 
-    /// Whether it still runs.
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
     }
 
+    /// Whether it still runs.
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
@@ -125,8 +145,17 @@ impl Process {
     }
 
     fn spawn(args: &[&str], environment: &[(&str, &str)], stdin: Stdio) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_srpc"))
-            .args(args)
+        let mut command = Command::new(binary());
+        Self::run_in(command.args(args), environment, stdin)
+    }
+
+    /// Starts a command that runs `srpc` in the end.
+    pub(crate) fn run(command: &mut Command, stdin: Stdio) -> Self {
+        Self::run_in(command, &[], stdin)
+    }
+
+    fn run_in(command: &mut Command, environment: &[(&str, &str)], stdin: Stdio) -> Self {
+        let mut child = command
             .env_remove("SRPC_REGISTRY")
             .env_remove("SRPC_LOG")
             .env_remove("SRPC_TOKEN")
@@ -179,6 +208,11 @@ impl Ended {
             panic!("{error}: stdout is {:?}, stderr {:?}", self.stdout, self.stderr)
         })
     }
+}
+
+/// The command that is tested; `SRPC_TEST_BINARY` names another build of it.
+pub(crate) fn binary() -> String {
+    std::env::var("SRPC_TEST_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_srpc").to_owned())
 }
 
 /// Runs `srpc` to its end.
