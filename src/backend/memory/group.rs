@@ -36,6 +36,8 @@ pub(super) struct Slot {
     pub(super) number: u64,
     /// Whether it came through `register`, not through `register_address`.
     pub(super) registered: bool,
+    /// Whether it has run out once already and is kept for a while: not a second time.
+    pub(super) kept: bool,
 }
 
 impl Group {

@@ -24,7 +24,7 @@ use self::failure::{Failure, Failures};
 use self::site::Site;
 pub use self::urls::InvalidUrl;
 use super::api;
-use crate::backend::memory::{Entry, Listing};
+use crate::backend::memory::{Entry, Listing, Protection};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::ServiceName;
 use crate::registry::{DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, Renewal};
@@ -73,6 +73,7 @@ struct Inner {
 struct Found {
     revision: Option<Arc<str>>,
     warming: bool,
+    protection: Option<Protection>,
     complete: bool,
     entries: Vec<Entry>,
 }
@@ -109,6 +110,7 @@ impl HttpRegistry {
         Ok(Listing {
             revision: found.revision.unwrap_or_default(),
             warming: found.warming,
+            protection: found.protection,
             entries: found.entries,
         })
     }

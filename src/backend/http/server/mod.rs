@@ -68,6 +68,7 @@ impl RegistryServer {
         RegistryServerBuilder {
             registry: None,
             ttl: Some(Duration::from_secs(300)),
+            protection: None,
             limits: Limits {
                 header_timeout: Duration::from_secs(10),
                 body_timeout: Duration::from_secs(30),
@@ -174,6 +175,8 @@ impl fmt::Debug for RegistryServer {
 pub struct RegistryServerBuilder {
     registry: Option<MemoryRegistry>,
     ttl: Option<Duration>,
+    /// From how many leases on, and which share of them.
+    protection: Option<(usize, f64)>,
     limits: Limits,
 }
 
@@ -189,6 +192,15 @@ impl RegistryServerBuilder {
     /// that was given. Default: 5 minutes.
     pub fn ttl(mut self, ttl: Option<Duration>) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// When leases that have run out are kept for up to one more TTL, as
+    /// [`MemoryRegistryBuilder::protection`](crate::backend::memory::MemoryRegistryBuilder::protection)
+    /// says. Without effect on a registry that was given. Default: from 20 leases on, more than
+    /// 0.15 of them.
+    pub fn protection(mut self, min_leases: usize, share: f64) -> Self {
+        self.protection = Some((min_leases, share));
         self
     }
 
@@ -238,7 +250,11 @@ impl RegistryServerBuilder {
     /// The server.
     pub fn build(self) -> RegistryServer {
         let registry = self.registry.unwrap_or_else(|| {
-            MemoryRegistry::builder().default_ttl(self.ttl).warming(true).build()
+            let own = MemoryRegistry::builder().default_ttl(self.ttl).warming(true);
+            match self.protection {
+                Some((min_leases, share)) => own.protection(min_leases, share).build(),
+                None => own.build(),
+            }
         });
         RegistryServer { shared: Arc::new(Shared { registry, limits: self.limits }) }
     }
@@ -248,6 +264,7 @@ impl fmt::Debug for RegistryServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistryServerBuilder")
             .field("ttl", &self.ttl)
+            .field("protection", &self.protection)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
     }

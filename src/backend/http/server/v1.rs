@@ -169,5 +169,16 @@ async fn instances(
             expires_in_ms: entry.expires_in.map(|left| left.as_millis() as u64),
         })
         .collect();
-    ok(&api::Instances { service, revision: listing.revision, warming: listing.warming, instances })
+    let protection = listing.protection.map(|protection| api::Protection {
+        kept: protection.kept,
+        ends_in_ms: protection.ends_in.as_millis() as u64,
+    });
+    ok(&api::Instances {
+        service,
+        revision: listing.revision,
+        warming: listing.warming,
+        protecting: protection.is_some(),
+        protection,
+        instances,
+    })
 }

@@ -21,6 +21,7 @@ impl Table {
             sweep: Duration::from_millis(500),
             max_instances: 10,
             warming: false,
+            protection: Threshold { min_leases: 20, share: 0.15 },
         };
         change(&mut limits);
         let now = Instant::now();
