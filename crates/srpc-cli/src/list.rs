@@ -26,6 +26,13 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
             if listing.warming {
                 output::note("the registry has just started: instances may still be coming back");
             }
+            if let Some(protection) = &listing.protection {
+                output::note(&format!(
+                    "the registry keeps {} instances whose leases have run out, for {} s at most",
+                    protection.kept,
+                    protection.ends_in.as_secs() + 1
+                ));
+            }
             output::print(&table(&rows, shared.output == Format::Wide))
         }
     }

@@ -134,7 +134,18 @@ pub(super) struct Instances {
     pub(super) service: Option<ServiceName>,
     pub(super) revision: Arc<str>,
     pub(super) warming: bool,
+    pub(super) protecting: bool,
+    /// Missing: it protects none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) protection: Option<Protection>,
     pub(super) instances: Vec<Listed>,
+}
+
+/// What the registry keeps though it has run out.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Protection {
+    pub(super) kept: usize,
+    pub(super) ends_in_ms: u64,
 }
 
 /// One instance of a list.

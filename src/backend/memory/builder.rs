@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::protection::Threshold;
 use super::quota::Quota;
 use super::store::{Limits, Store};
 use super::{MemoryRegistry, Shared};
@@ -27,6 +28,7 @@ impl MemoryRegistryBuilder {
                 sweep: Duration::from_millis(500),
                 quota: Quota::default(),
                 warming: false,
+                protection: Threshold { min_leases: 20, share: 0.15 },
             },
         }
     }
@@ -88,6 +90,16 @@ impl MemoryRegistryBuilder {
     #[must_use]
     pub fn warming(mut self, warming: bool) -> Self {
         self.limits.warming = warming;
+        self
+    }
+
+    /// From how many leases on, and from which share of them on (0 to 1), those that a sweep that
+    /// came late finds run out are kept for up to one more TTL, as
+    /// [`MemoryRegistry`] says under "Mass expiry". A share of 1 or more: never. Default: 20
+    /// leases, more than 0.15 (Eureka evicts at most 15 % at once).
+    #[must_use]
+    pub fn protection(mut self, min_leases: usize, share: f64) -> Self {
+        self.limits.protection = Threshold { min_leases, share };
         self
     }
 

@@ -24,12 +24,14 @@ pub(super) struct LeaseClock {
     paused: Duration,
     /// Sweeps that have come in time since the last late one; enough of them at the start.
     on_time: u32,
+    /// When the sweep was found to be late, forgiven or not, until what is due has been judged.
+    late: Option<Instant>,
 }
 
 impl LeaseClock {
     /// A clock whose owner calls [`swept`](Self::swept) at this interval.
     pub(super) fn new(sweep: Duration) -> Self {
-        Self { sweep, swept: None, paused: Duration::ZERO, on_time: STEADY }
+        Self { sweep, swept: None, paused: Duration::ZERO, on_time: STEADY, late: None }
     }
 
     /// The leases' time at `now`, which never runs backwards as long as `now` does not.
@@ -48,9 +50,23 @@ impl LeaseClock {
                 }
                 self.on_time = 0;
                 self.swept = None;
+                self.late = Some(now);
             }
         }
         now - self.paused
+    }
+
+    /// Whether a late sweep has still to judge what is due, so that nobody else does.
+    ///
+    /// It is the first to run again, or nearly so; which requests come before it is chance, and
+    /// must not decide. Only if it stays away for one more sweep does somebody else judge.
+    pub(super) fn awaits_sweep(&self, now: Instant) -> bool {
+        self.late.is_some_and(|late| now.saturating_duration_since(late) < self.sweep)
+    }
+
+    /// Whether what is due now is judged after a late sweep; it is so once.
+    pub(super) fn judges_late(&mut self) -> bool {
+        self.late.take().is_some()
     }
 
     /// Notes that the sweep ran.
@@ -81,6 +97,41 @@ mod tests {
         clock.swept(at(95_500));
         assert_eq!(clock.read(at(96_000)), at(66_000));
     }
+
+    #[test]
+    fn what_is_due_waits_for_the_late_sweep_though_not_for_ever() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut clock = LeaseClock::new(SWEEP);
+        clock.swept(at(0));
+        clock.read(at(1_500));
+        assert!(!clock.awaits_sweep(at(1_500)) && !clock.judges_late(), "it is in time");
+        clock.read(at(30_000));
+        assert!(clock.awaits_sweep(at(30_499)));
+        assert!(!clock.awaits_sweep(at(30_500)), "whoever comes now judges");
+        assert!(clock.judges_late() && !clock.judges_late());
+        assert!(!clock.awaits_sweep(at(30_000)));
+    }
+
+    #[test]
+    fn of_two_pauses_in_a_row_the_first_is_forgiven() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut clock = LeaseClock::new(SWEEP);
+        clock.swept(at(0));
+        assert_eq!(clock.read(at(30_500)), at(500));
+        for n in 0..10 {
+            clock.swept(at(30_500 + 500 * n));
+        }
+        // Of the ten the first has no time between, so nine were in time.
+        assert_eq!(clock.read(at(65_500)), at(35_500), "30 s, and nothing of it forgiven");
+        assert!(clock.judges_late(), "but what is due may be kept");
+        for n in 0..11 {
+            clock.swept(at(65_500 + 500 * n));
+        }
+        assert_eq!(clock.read(at(101_000)), at(41_000), "after ten in time it is a pause again");
+    }
+
     #[test]
     fn a_process_that_is_always_late_ages_all_the_same() {
         let start = Instant::now();

@@ -39,6 +39,8 @@ pub(super) struct Slot {
     pub(super) registered: bool,
     /// What it takes, and on whose account.
     pub(super) account: Account,
+    /// Whether it has run out once already and is kept for a while: not a second time.
+    pub(super) kept: bool,
 }
 
 impl Group {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Protection;
 use crate::instance::{Instance, ServiceName};
 
 /// What is registered, at one moment.
@@ -13,14 +14,17 @@ pub struct Listing {
     pub revision: Arc<str>,
     /// Whether the registry started so recently that instances may not have come back to it yet.
     pub warming: bool,
+    /// That the registry, of all services, keeps leases that have run out. Their entries are listed
+    /// like others, so a client has nothing to do. `None`: it keeps none.
+    pub protection: Option<Protection>,
     /// Every entry, sorted by service (those without one first), then by address.
     pub entries: Vec<Entry>,
 }
 
 impl Listing {
-    /// A listing of these entries.
+    /// A listing of these entries, none of them kept.
     pub fn new(revision: impl Into<Arc<str>>, warming: bool, entries: Vec<Entry>) -> Self {
-        Self { revision: revision.into(), warming, entries }
+        Self { revision: revision.into(), warming, protection: None, entries }
     }
 }
 
@@ -32,7 +36,8 @@ pub struct Entry {
     pub service: Option<ServiceName>,
     /// The instance.
     pub instance: Instance,
-    /// How long its lease still holds if it is not renewed. `None`: for ever.
+    /// How long its lease still holds if it is not renewed: for one that is kept, how long it still
+    /// is. `None`: for ever.
     pub expires_in: Option<Duration>,
 }
 

@@ -4,6 +4,7 @@ mod builder;
 mod clock;
 mod group;
 mod listing;
+mod protection;
 mod quota;
 mod store;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::builder::MemoryRegistryBuilder;
 pub use self::listing::{Entry, Listing};
+pub use self::protection::Protection;
 #[cfg(feature = "http")]
 pub(in crate::backend) use self::quota::Owner;
 use self::store::Store;
@@ -36,7 +38,16 @@ use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewa
 /// for a list sees it gone at once, who watches is told by the sweep. Time in which the process
 /// stood still, known by a sweep that comes more than two sweeps late, does not age leases: whoever
 /// could not renew in that time is not evicted for it. (A test that jumps a paused clock ahead
-/// makes such a pause; one that sleeps does not.)
+/// makes such a pause; one that sleeps does not.) A pause is forgiven if the ten sweeps before it
+/// came in time.
+///
+/// # Mass expiry
+/// Whatever of a pause is not forgiven, many leases may have run out because the registry took no
+/// renewals. So where a sweep that came late finds that more than 15 % of at least 20 leases have
+/// run out, it keeps them: for half of their TTL at least, then they end one after the other, the
+/// last after one TTL. A renewal saves a lease; no lease is kept twice without one, so it ends by
+/// itself. [`Listing::protection`] tells of it. Leases that run out while sweeps come in time end
+/// in time, however many they are.
 ///
 /// # Revisions
 /// `INCARNATION-N`: the incarnation is random per start; `N` rises at each visible change of a
@@ -98,6 +109,8 @@ impl MemoryRegistry {
     }
 
     /// What is registered for a service; for `None`, everything. Never an expired entry.
+    /// What is registered for a service; for `None`, everything. No expired entry, unless it is
+    /// kept: see "Mass expiry" above.
     pub fn list(&self, service: Option<&ServiceName>) -> Listing {
         self.shared.with(|store, now| store.list(service, now))
     }
@@ -110,6 +123,11 @@ impl MemoryRegistry {
     /// The service's revision as it is now.
     pub fn revision(&self, service: &ServiceName) -> Arc<str> {
         self.shared.with(|store, now| store.state(service, now)).0
+    }
+
+    /// The leases that are kept though they have run out; `None` if there are none.
+    pub fn protection(&self) -> Option<Protection> {
+        self.shared.with(|store, now| store.protection(now))
     }
 
     /// Returns once the service's revision differs from the one given: at once if it does already,

@@ -1,6 +1,8 @@
 //! Which leases a registry holds, and which have run out: a table to which time is an argument.
 
 #[cfg(test)]
+mod protecting;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
@@ -14,6 +16,7 @@ use tokio::time::Instant;
 use super::Listing;
 use super::clock::LeaseClock;
 use super::group::{Group, GroupName, Slot};
+use super::protection::{Protection, Reprieve, Threshold};
 use super::quota::{Ledger, Owner, Quota, weight};
 use crate::discovery::Resolved;
 use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
@@ -34,12 +37,14 @@ pub(super) struct Limits {
     pub(super) sweep: Duration,
     pub(super) quota: Quota,
     pub(super) warming: bool,
+    pub(super) protection: Threshold,
 }
 
 /// The leases of all services.
 ///
 /// Every method that is given `now` first drops what has run out, so that no answer contains an
-/// expired entry, however long ago the last sweep was.
+/// expired entry, however long ago the last sweep was; but after a late sweep what has run out
+/// waits for its judgement, and may be kept.
 pub(super) struct Store {
     limits: Limits,
     /// Makes lease ids; cryptographic, since who knows an id may end the lease.
@@ -62,6 +67,7 @@ pub(super) struct Store {
     blank_since: Instant,
     /// When a lease was last granted or renewed, in the leases' time.
     heard: Instant,
+    reprieve: Reprieve,
     longest_granted: Duration,
     /// As of the last sweep.
     was_warming: bool,
@@ -81,6 +87,7 @@ impl Store {
             clock: LeaseClock::new(limits.sweep),
             blank_since: now,
             heard: now,
+            reprieve: Reprieve::new(limits.protection.clone(), now),
             longest_granted: Duration::ZERO,
             was_warming: limits.warming,
             limits,
@@ -240,11 +247,13 @@ impl Store {
     pub(super) fn list(&mut self, service: Option<&ServiceName>, now: Instant) -> Listing {
         let now = self.settle(now);
         let warming = self.is_warming(now);
+        let protection = self.reprieve.state(now);
         let Some(service) = service else {
             let entries = self.groups.iter().flat_map(|(name, group)| group.entries(name, now));
             return Listing {
                 revision: self.text(self.revision),
                 warming,
+                protection,
                 entries: entries.collect(),
             };
         };
@@ -253,6 +262,7 @@ impl Store {
         Listing {
             revision: self.text(group.map_or(0, |group| group.revision)),
             warming,
+            protection,
             entries: group.map_or_else(Vec::new, |group| group.entries(&name, now).collect()),
         }
     }
@@ -281,9 +291,16 @@ impl Store {
         self.groups.keys().flatten().cloned().collect()
     }
 
+    /// The leases that are kept though they have run out.
+    pub(super) fn protection(&mut self, now: Instant) -> Option<Protection> {
+        let now = self.settle(now);
+        self.reprieve.state(now)
+    }
+
     /// Drops what has run out, and notes that the sweep lives.
     pub(super) fn sweep(&mut self, now: Instant) {
-        let lease_time = self.settle(now);
+        let lease_time = self.clock.read(now);
+        self.expire(lease_time);
         self.clock.swept(now);
         let warming = self.is_warming(lease_time);
         if self.was_warming != warming {
@@ -297,9 +314,48 @@ impl Store {
         self.version
     }
 
-    /// Drops what has run out, and tells the leases' time.
+    /// Drops what has run out, unless a late sweep has still to judge it, and tells the leases'
+    /// time.
     fn settle(&mut self, now: Instant) -> Instant {
-        let now = self.clock.read(now);
+        let lease_time = self.clock.read(now);
+        if !self.clock.awaits_sweep(now) {
+            self.expire(lease_time);
+        }
+        lease_time
+    }
+
+    /// Drops what has run out, or keeps it for a while if a late sweep finds too much of it.
+    fn expire(&mut self, now: Instant) {
+        let leases = self.queue.len();
+        let mut due = self.take_due(now);
+        if self.clock.judges_late() {
+            let fresh = due.iter().filter(|due| !due.kept).count();
+            if self.reprieve.is_due_to(fresh, leases) {
+                self.keep(&due, fresh, leases, now);
+                due.retain(|due| due.kept);
+            }
+        }
+        for Due { group, id, .. } in due {
+            let slot = self.slot(&group, &id);
+            let address = slot.map(|slot| slot.instance.address.clone());
+            let ttl = slot.and_then(|slot| slot.ttl).unwrap_or_default();
+            if self.is_deaf(ttl, now) {
+                tracing::warn!("nobody renews: what runs out now is not proven gone");
+                self.blank_since = now;
+            }
+            tracing::info!(
+                service = group.as_ref().map(ServiceName::as_str),
+                id = id.as_str(),
+                address = address.as_ref().map(Address::as_str),
+                "lease expired"
+            );
+            self.remove(&group, &id);
+        }
+    }
+
+    /// Takes what has run out from the queue, what ran out first in front.
+    fn take_due(&mut self, now: Instant) -> Vec<Due> {
+        let mut found = Vec::new();
         while let Some(first) = self.queue.first_entry()
             && first.key().0 < now
         {
@@ -310,24 +366,31 @@ impl Store {
             slot.queued = None;
             match slot.due {
                 Some(due) if due < now => {
-                    let ttl = slot.ttl.unwrap_or_default();
-                    tracing::info!(
-                        service = group.as_ref().map(ServiceName::as_str),
-                        id = id.as_str(),
-                        address = slot.instance.address.as_str(),
-                        "lease expired"
-                    );
-                    if self.is_deaf(ttl, now) {
-                        tracing::warn!("nobody renews: what runs out now is not proven gone");
-                        self.blank_since = now;
-                    }
-                    self.remove(&group, &id);
+                    let (kept, number) = (slot.kept, slot.number);
+                    found.push(Due { due, number, kept, group, id });
                 }
                 Some(due) => self.enqueue(&group, &id, due),
                 None => {}
             }
         }
-        now
+        found.sort_unstable_by_key(|found| (found.due, found.number));
+        found
+    }
+
+    /// Postpones the end of what has run out for the first time.
+    fn keep(&mut self, due: &[Due], fresh: usize, leases: usize, now: Instant) {
+        let mut last = now;
+        for (rank, Due { group, id, .. }) in due.iter().filter(|due| !due.kept).enumerate() {
+            let Some(slot) = self.slot_mut(group, id) else {
+                continue;
+            };
+            let end = Reprieve::end(now, slot.ttl.unwrap_or_default(), rank, fresh);
+            slot.kept = true;
+            slot.due = Some(end);
+            last = last.max(end);
+            self.enqueue(group, id, end);
+        }
+        self.reprieve.keep(fresh, leases, last, now);
     }
 
     /// Whether nobody can reach this registry, as a lease of this length runs out: nobody was heard
@@ -382,6 +445,7 @@ impl Store {
             number: self.next_number,
             registered: false,
             account,
+            kept: false,
             instance,
         };
         self.next_number += 1;
@@ -427,6 +491,9 @@ impl Store {
             self.queue.remove(&(queued, slot.number));
         }
         self.ledger.close(&slot.account);
+        if slot.kept {
+            self.reprieve.release();
+        }
         self.changed(name);
     }
 
@@ -440,6 +507,7 @@ impl Store {
         };
         slot.ttl = ttl;
         slot.due = due;
+        let kept = std::mem::take(&mut slot.kept);
         // The queue finds a later date out by itself, once it gets there: a renewal costs nothing.
         let (queued, number) = (slot.queued, slot.number);
         match (queued, due) {
@@ -449,6 +517,9 @@ impl Store {
                 self.enqueue(name, id, due);
             }
             _ => {}
+        }
+        if kept {
+            self.reprieve.release();
         }
     }
 
@@ -490,6 +561,15 @@ impl Store {
     fn slot_mut(&mut self, name: &GroupName, id: &InstanceId) -> Option<&mut Slot> {
         self.groups.get_mut(name)?.slot_mut(id)
     }
+}
+
+/// A lease that has run out.
+struct Due {
+    due: Instant,
+    number: u64,
+    kept: bool,
+    group: GroupName,
+    id: InstanceId,
 }
 
 fn invalid(message: String) -> RegistryError {

@@ -25,7 +25,7 @@ use self::site::Site;
 pub use self::urls::InvalidUrl;
 use super::api;
 use super::token::Token;
-use crate::backend::memory::{Entry, Listing};
+use crate::backend::memory::{Entry, Listing, Protection};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::ServiceName;
 use crate::registry::{DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, Renewal};
@@ -76,6 +76,7 @@ struct Inner {
 struct Found {
     revision: Option<Arc<str>>,
     warming: bool,
+    protection: Option<Protection>,
     complete: bool,
     entries: Vec<Entry>,
 }
@@ -113,6 +114,7 @@ impl HttpRegistry {
         Ok(Listing {
             revision: found.revision.unwrap_or_default(),
             warming: found.warming,
+            protection: found.protection,
             entries: found.entries,
         })
     }

@@ -73,7 +73,13 @@ pub(super) async fn list(site: &Site, service: Option<&ServiceName>) -> Result<F
         instance: Instance::at(address),
         expires_in: None,
     });
-    Ok(Found { revision: None, warming: false, complete: skipped == 0, entries: entries.collect() })
+    Ok(Found {
+        revision: None,
+        warming: false,
+        protection: None,
+        complete: skipped == 0,
+        entries: entries.collect(),
+    })
 }
 
 fn succeeded(answer: &Answer) -> Result<(), Failure> {

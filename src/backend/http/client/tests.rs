@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::backend::http::RegistryServer;
-use crate::discovery::{DiscoveryErrorKind, Update};
+use crate::discovery::{DiscoveryErrorKind, Resolver, Update};
 use crate::instance::{Address, Health, Instance};
 use crate::registry::RegistryErrorKind;
 use crate::transport::Memory;
@@ -699,4 +699,37 @@ async fn a_full_registry_is_asked_again_and_no_other_is() {
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].instance.id, second.instance.id);
     assert!(two.registry().list(None).entries.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_restarted_empty_takes_nobody_from_a_resolver() {
+    let net = Memory::new();
+    let serving = start(&net, "one", RegistryServer::new()).await;
+    let registry = client(&net, URL);
+    let all = [("one", "tcp@a:1"), ("two", "tcp@a:2"), ("three", "tcp@a:3")];
+    for (id, address) in all {
+        registry.register(&registration(id, address, 1)).await.unwrap();
+    }
+    let resolver = Resolver::new(foo(), Arc::new(registry.clone()));
+    let known = || async {
+        resolver.refresh().await.unwrap();
+        resolver.snapshot().endpoints.len()
+    };
+    assert_eq!(known().await, 3);
+
+    end(serving).await;
+    let _serving = start(&net, "one", RegistryServer::new()).await;
+    let empty = registry.resolve(&foo()).await.unwrap();
+    assert!(empty.instances.is_empty() && empty.warming);
+    assert_eq!(known().await, 3, "what a warming list lacks is kept");
+    for round in 1..=12 {
+        sleep(Duration::from_secs(5)).await;
+        // The third never comes back.
+        for (id, address) in &all[..2] {
+            registry.register(&registration(id, address, 1)).await.unwrap();
+        }
+        let warming = registry.resolve(&foo()).await.unwrap().warming;
+        assert_eq!(warming, round < 3, "after {} s", round * 5);
+        assert_eq!(known().await, if warming { 3 } else { 2 }, "after {} s", round * 5);
+    }
 }

@@ -12,7 +12,7 @@ use super::api::{self, Outcome};
 use super::exchange::Ask;
 use super::failure::Failure;
 use super::site::Site;
-use crate::backend::memory::Entry;
+use crate::backend::memory::{Entry, Protection};
 use crate::instance::ServiceName;
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
@@ -123,6 +123,8 @@ struct Answered {
     revision: Arc<str>,
     #[serde(default)]
     warming: bool,
+    #[serde(default)]
+    protection: Option<api::Protection>,
     instances: Vec<Item>,
 }
 
@@ -158,6 +160,10 @@ impl Answered {
         Ok(Found {
             revision: Some(self.revision),
             warming: self.warming,
+            protection: self.protection.map(|protection| Protection {
+                kept: protection.kept,
+                ends_in: Duration::from_millis(protection.ends_in_ms),
+            }),
             complete: skipped == 0,
             entries,
         })

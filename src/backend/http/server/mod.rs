@@ -392,6 +392,15 @@ impl RegistryServerBuilder {
         self
     }
 
+    /// When leases that have run out are kept for up to one more TTL, as
+    /// [`MemoryRegistryBuilder::protection`](crate::backend::memory::MemoryRegistryBuilder::protection)
+    /// says. Without effect on a registry that was given. Default: from 20 leases on, more than
+    /// 0.15 of them.
+    pub fn protection(mut self, min_leases: usize, share: f64) -> Self {
+        self.caps = self.caps.protection(min_leases, share);
+        self
+    }
+
     /// How long a request's header may take, and how long a connection may be idle. Default: 10 s.
     pub fn header_timeout(mut self, timeout: Duration) -> Self {
         self.limits.header_timeout = timeout;

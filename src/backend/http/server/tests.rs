@@ -603,3 +603,32 @@ async fn a_token_has_its_caps() {
         assert_eq!(poll.await.unwrap(), 200);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn it_shows_what_it_keeps_though_it_has_run_out() {
+    let server = RegistryServer::builder().protection(4, 0.5).build();
+    for n in 1..=4 {
+        let body = json!({ "service": "Foo", "instance": instance(&n.to_string(), &format!("tcp@a:{n}"), 1) });
+        assert_eq!(post(&server, api::REGISTER, body).await.0, 200);
+    }
+    let (_, list) = get(&server, "/v1/instances?service=Foo").await;
+    assert_eq!((&list["protecting"], list.get("protection")), (&json!(false), None));
+
+    // The second of two pauses in a row is not forgiven.
+    sleep(Duration::from_secs(2)).await;
+    for _ in 0..2 {
+        tokio::time::advance(Duration::from_secs(30)).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    let (_, list) = get(&server, "/v1/instances?service=Foo").await;
+    assert_eq!(list["instances"].as_array().unwrap().len(), 4);
+    assert_eq!((&list["protecting"], &list["protection"]["kept"]), (&json!(true), &json!(4)));
+    let ends_in = list["protection"]["ends_in_ms"].as_u64().unwrap();
+    assert!((13_000..15_000).contains(&ends_in), "{ends_in}");
+    let (_, other) = get(&server, "/v1/instances?service=Bar").await;
+    assert_eq!(other["protecting"], json!(true), "it is the whole registry's");
+
+    sleep(Duration::from_secs(15)).await;
+    let (_, list) = get(&server, api::INSTANCES).await;
+    assert_eq!((&list["protecting"], &list["instances"]), (&json!(false), &json!([])));
+}

@@ -207,8 +207,18 @@ async fn instances(
             expires_in_ms: entry.expires_in.map(|left| left.as_millis() as u64),
         })
         .collect();
-    let listed =
-        api::Instances { service, revision: listing.revision, warming: listing.warming, instances };
+    let protection = listing.protection.map(|protection| api::Protection {
+        kept: protection.kept,
+        ends_in_ms: protection.ends_in.as_millis() as u64,
+    });
+    let listed = api::Instances {
+        service,
+        revision: listing.revision,
+        warming: listing.warming,
+        protecting: protection.is_some(),
+        protection,
+        instances,
+    };
     let mut answer = json_of(&listed, room)?;
     if polls_enough {
         // What renews needs connections too.

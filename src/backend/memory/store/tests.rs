@@ -21,6 +21,7 @@ impl Table {
             sweep: Duration::from_millis(500),
             quota: Quota { instances: 10, ..Quota::default() },
             warming: false,
+            protection: Threshold { min_leases: 20, share: 0.15 },
         };
         change(&mut limits);
         let now = Instant::now();
