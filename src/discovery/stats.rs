@@ -46,8 +46,9 @@ pub struct EndpointStats {
     overloaded: AtomicU64,
     /// Succeeded and failed as of the last look at shares.
     looked: [AtomicU64; 2],
-    /// Microseconds since `born` from which and until which it comes back slowly; 0: it does not.
+    /// Microseconds since `born` at which it was last taken back; 0: never.
     slow_from: AtomicU64,
+    /// Until when it comes back slowly; 0: it does not.
     slow_until: AtomicU64,
     /// Who is told of failures; nobody for an endpoint outside of a resolver.
     outliers: Weak<Outliers>,
@@ -213,6 +214,7 @@ impl EndpointStats {
     pub(super) fn begin_anew(&self, now: Instant, slow_start: Duration) {
         self.forgive();
         self.success.store(1.0_f64.to_bits(), Relaxed);
+        self.latency.store(f64::NAN.to_bits(), Relaxed);
         self.slow_from.store(self.micros(now), Relaxed);
         self.slow_until.store(self.micros(after(now, slow_start)), Relaxed);
     }
@@ -250,6 +252,10 @@ impl EndpointStats {
     /// and a loop to prevent it would cost every call.
     pub(super) fn end(&self, outcome: Outcome, started: Instant, now: Instant) {
         self.in_flight.fetch_sub(1, Relaxed);
+        // What was sent before the endpoint was taken back tells of the time that is to be forgotten.
+        if self.micros(started) < self.slow_from.load(Relaxed) {
+            return;
+        }
         let target = match outcome {
             Outcome::Abandoned => return,
             Outcome::Succeeded { load } => {
