@@ -111,18 +111,20 @@ impl Cluster {
     }
 
     /// Waits until the registry and all clients know exactly the servers that run, and each of these
-    /// has answered each client since; tells how long that took, or what is lacking after the limit.
-    pub(crate) async fn whole(&mut self, limit: Duration) -> Fallible<Result<Duration, String>> {
+    /// has answered each client since; tells how long that took, `None` if it did not within the
+    /// limit, and what was the last to be lacking.
+    pub(crate) async fn whole(&mut self, limit: Duration) -> Fallible<(Option<Duration>, String)> {
         let started = Instant::now();
         let mut before = vec![None; CLIENTS];
-        loop {
-            let lacks = self.lacks(&mut before).await?;
-            match lacks {
-                None => return Ok(Ok(started.elapsed())),
-                Some(lacks) if started.elapsed() > limit => return Ok(Err(lacks)),
-                Some(_) => sleep(Duration::from_millis(20)).await,
+        let mut last = String::new();
+        while started.elapsed() < limit {
+            match self.lacks(&mut before).await? {
+                None => return Ok((Some(started.elapsed()), last)),
+                Some(lacks) => last = lacks,
             }
+            sleep(Duration::from_millis(20)).await;
         }
+        Ok((None, last))
     }
 
     /// What keeps the cluster from being whole. `before` holds what each client has said at first.

@@ -14,8 +14,9 @@ use crate::faults::{Kind, Window};
 
 /// How long a window is before something breaks: calls that are in flight then started in it.
 const LEAD: Duration = Duration::from_millis(100);
-/// How long recovery may take: after that the next fault would not be the only one.
-const RECOVERY: Duration = Duration::from_secs(10);
+/// How long recovery may take: 10 s, and what TCP may wait after the longest cut of all before it
+/// sends again.
+const RECOVERY: Duration = Duration::from_secs(15);
 /// Over how long a client's retry budget counts.
 const BUDGET: Duration = Duration::from_secs(10);
 /// From this length on every fault gets its turn, even if that takes a little longer.
@@ -77,13 +78,14 @@ async fn open(cluster: &mut Cluster, rng: &mut StdRng, kind: Kind) -> Fallible<W
     sleep(LEAD).await;
     kind.inject(cluster, rng, &mut window).await.map_err(|e| format!("{}: {e}", kind.name()))?;
     let mended = cluster.clock.now();
-    match cluster.whole(RECOVERY).await? {
-        Ok(after) => window.whole_after = Some(micros(after)),
-        Err(lacks) => window.broken.push(format!("not whole within {RECOVERY:?}: {lacks}")),
+    let (whole, last) = cluster.whole(RECOVERY).await?;
+    window.whole_after = whole.map(micros);
+    if whole.is_none() {
+        window.broken.push(format!("not whole within {RECOVERY:?}: {last}"));
     }
     window.until = cluster.clock.now();
     eprintln!(
-        "{:>6.1} s  {:<16} {:>5} ms to recover  {}",
+        "{:>6.1} s  {:<16} {:>5} ms to recover  {}; last, {last}",
         window.from as f64 / 1e6,
         kind.name(),
         (window.until - mended) / 1_000,

@@ -160,6 +160,11 @@ impl Worker {
             Ok(answer) => {
                 let valid_for = answer.valid_for;
                 self.shared.answered(answer, version, now);
+                if self.failures > 0 {
+                    // The source is back, and so may its watch be: without one, what changes next
+                    // would be learnt at the next poll.
+                    self.rewatch_at = self.rewatch_at.map(|at| at.min(now));
+                }
                 self.failures = 0;
                 self.due = now + self.pause(valid_for);
                 self.shared.flights.landed(None);

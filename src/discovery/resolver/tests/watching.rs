@@ -105,6 +105,24 @@ async fn while_the_watch_fails_the_list_goes_on_being_refreshed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_that_is_back_is_watched_again_at_once() {
+    let fake = Fake::new(Answer::Down).failing_watch();
+    let resolver = fake.resolver().await;
+    seconds(100.0).await;
+    fake.lists(proven(&[1]));
+    // Both pauses are at their longest, 5 s to 10 s, and the request's may end first.
+    let mut watched = fake.watched();
+    let mut waited = 0;
+    while ports(&resolver).is_empty() {
+        watched = fake.watched();
+        seconds(0.1).await;
+        waited += 1;
+    }
+    assert!(waited <= 101, "the longest pause is 10 s");
+    assert_eq!(fake.watched(), watched + 1, "with the answer, and not after a pause of its own");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_watchs_error_is_shown_and_the_request_that_follows_decides() {
     let fake = Fake::listing(proven(&[1]));
     let feed = fake.feed();
