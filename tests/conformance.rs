@@ -5,6 +5,9 @@
 #[cfg(feature = "http")]
 #[path = "conformance/http.rs"]
 mod http;
+#[cfg(all(feature = "http", feature = "tls"))]
+#[path = "conformance/https.rs"]
+mod https;
 
 use std::sync::Arc;
 use std::time::Duration;

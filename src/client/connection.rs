@@ -23,6 +23,9 @@ use crate::protocol::{
 };
 use crate::transport::Stream;
 
+/// How a server that speaks TLS starts its answer to what is none: with an alert.
+const TLS_ALERT: [u8; 2] = [21, 3];
+
 /// One connection to one server. Cheap to clone; any number of calls share it.
 ///
 /// When the last clone is dropped, what is in flight fails by its class and the connection ends.
@@ -66,6 +69,10 @@ impl Connection {
         let mut read = BytesMut::with_capacity(1024);
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let peer = loop {
+            if read.starts_with(&TLS_ALERT) {
+                let why = "the server speaks TLS: its address is tls@host:port";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+            }
             if let Some(len) = hello_len(&read).map_err(invalid)?
                 && read.len() >= len
             {

@@ -19,21 +19,22 @@ use crate::protocol::{FrameReader, Outbox, encode_connection_error};
 use crate::transport::Stream;
 
 /// Serves one connection until it ends. Dropping the future drops its handlers.
-pub(super) async fn run(
-    server: Arc<Shared>,
-    mut stream: Stream,
-    mut phases: watch::Receiver<Phase>,
-) {
-    let peer = Arc::new(stream.peer().clone());
-    let shaken = async {
-        tokio::select! {
-            shaken = timeout(server.settings.handshake_timeout, shake_hands(&server, &mut stream))
-                => shaken.ok().and_then(Result::ok),
-            // Nothing was asked yet, so there is nothing to drain.
-            _ = phases.wait_for(|phase| *phase != Phase::Serving) => None,
-        }
+pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::Receiver<Phase>) {
+    let limit = server.settings.handshake_timeout;
+    let welcome = async {
+        // TLS counts against the same limit: a peer that is slow at it costs its own place alone.
+        let mut stream = stream.establish().await?;
+        let (read, client) = shake_hands(&server, &mut stream).await?;
+        io::Result::Ok((stream, read, client))
     };
-    let Some((read, client)) = shaken.await else { return };
+    let welcomed = tokio::select! {
+        welcomed = timeout(limit, welcome) => welcomed.ok().and_then(Result::ok),
+        // Nothing was asked yet, so there is nothing to drain.
+        _ = phases.wait_for(|phase| *phase != Phase::Serving) => None,
+    };
+    let Some((stream, read, client)) = welcomed else { return };
+    // What it proved is known since the connection was established.
+    let peer = Arc::new(stream.peer().clone());
     let now = Instant::now();
     let session = Arc::new(Session {
         peer,

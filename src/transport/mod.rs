@@ -2,6 +2,9 @@
 
 mod memory;
 mod net;
+mod pending;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::fmt;
 use std::io;
@@ -14,6 +17,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 pub use self::memory::Memory;
 pub use self::net::Net;
+use self::pending::{Pending, Unestablished};
+#[cfg(feature = "tls")]
+pub use self::tls::{ClientTls, Pem, ServerTls, Tls, TlsBuilder, TlsError, TlsStats};
 use crate::instance::Address;
 
 /// A way to open and accept connections: real sockets ([`Net`]), or a network in memory
@@ -57,6 +63,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Io for T {}
 pub struct Stream {
     io: Box<dyn Io>,
     peer: Peer,
+    /// What must be done before it carries bytes, such as a handshake of TLS; `None`: nothing.
+    pending: Option<Pending>,
 }
 
 /// Who is at the other end of a connection.
@@ -66,7 +74,8 @@ pub struct Peer {
     /// The address it comes from, as text without a port: what caps per address count. Empty where
     /// there is none (unix sockets).
     pub host: Arc<str>,
-    /// Who it proved to be (TLS); `None` where the transport proves nothing.
+    /// Who it proved to be (TLS): a client by its certificate, a server the name it was asked for.
+    /// `None` where the transport proves nothing, and for a client without a certificate.
     pub identity: Option<Arc<str>>,
 }
 
@@ -80,10 +89,34 @@ impl Peer {
 impl Stream {
     /// Wraps an open connection.
     pub fn new(io: impl Io, peer: Peer) -> Self {
-        Self { io: Box::new(io), peer }
+        Self { io: Box::new(io), peer, pending: None }
     }
 
-    /// Who is at the other end.
+    /// A connection that was accepted and is not yet open: `open` makes it so, and tells who the
+    /// peer proved to be. Until then it can be neither read nor written.
+    pub fn pending(
+        peer: Peer,
+        open: impl Future<Output = io::Result<Stream>> + Send + 'static,
+    ) -> Self {
+        Self { io: Box::new(Unestablished), peer, pending: Some(Box::pin(open)) }
+    }
+
+    /// Does what is still to be done before the connection carries bytes. A server awaits it in the
+    /// connection's own task and not where it accepts, so that a slow peer holds up nobody else.
+    ///
+    /// Takes as long as the peer likes: the caller bounds it. Dropping the future closes the
+    /// connection.
+    ///
+    /// # Errors
+    /// Why the connection cannot be opened, such as a certificate that is not trusted.
+    pub async fn establish(mut self) -> io::Result<Self> {
+        while let Some(open) = self.pending.take() {
+            self = open.await?;
+        }
+        Ok(self)
+    }
+
+    /// Who is at the other end. What it proved is known once the connection is established.
     pub fn peer(&self) -> &Peer {
         &self.peer
     }
@@ -138,7 +171,8 @@ impl fmt::Debug for Stream {
 /// Accepts connections; dropping it unbinds.
 #[async_trait]
 pub trait Accept: Send + 'static {
-    /// The next connection. Dropping the future loses none.
+    /// The next connection, at once: what a peer can draw out, such as a handshake, belongs into
+    /// [`Stream::pending`]. Dropping the future loses none.
     async fn accept(&mut self) -> io::Result<Stream>;
 }
 
@@ -177,13 +211,19 @@ impl Listener {
         &self.address
     }
 
+    /// Whether only this process can connect to it, as [`in_process`](Self::in_process) said.
+    pub fn is_in_process(&self) -> bool {
+        self.in_process
+    }
+
     /// Whether only this machine reaches it: a Unix socket, a loopback address, `localhost`, or a
     /// network in memory.
     pub fn is_local(&self) -> bool {
         self.in_process || self.address.is_local()
     }
 
-    /// The next connection. Dropping the future loses none.
+    /// The next connection, which may have to be [established](Stream::establish) first. Dropping
+    /// the future loses none.
     ///
     /// # Errors
     /// What the system says, such as too many open files: none of them ends the listener.

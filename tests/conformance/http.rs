@@ -46,15 +46,15 @@ async fn over_a_server_of_the_old_contract() {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Own,
     Seed,
 }
 
 /// A server on a network in memory, and its client.
-struct OverHttp {
+pub(super) struct OverHttp {
     kind: Kind,
-    network: Memory,
+    network: Arc<dyn Transport>,
     address: Address,
     client: HttpRegistry,
     /// `None` while it is killed.
@@ -63,12 +63,19 @@ struct OverHttp {
 
 impl OverHttp {
     async fn start(kind: Kind) -> Self {
-        let network = Memory::new();
-        let client = HttpRegistry::builder("http://127.0.0.1:9999/srpc/registry")
-            .transport(Arc::new(network.clone()))
-            .build()
-            .unwrap();
-        let address = "tcp@127.0.0.1:9999".parse().unwrap();
+        let url = "http://127.0.0.1:9999/srpc/registry";
+        Self::start_at(kind, Arc::new(Memory::new()), "tcp@127.0.0.1:9999", url).await
+    }
+
+    /// On any network, where the server listens at `address` and its client knows it by `url`.
+    pub(super) async fn start_at(
+        kind: Kind,
+        network: Arc<dyn Transport>,
+        address: &str,
+        url: &str,
+    ) -> Self {
+        let client = HttpRegistry::builder(url).transport(Arc::clone(&network)).build().unwrap();
+        let address = address.parse().unwrap();
         let serving = tokio::sync::Mutex::new(None);
         let harness = Self { kind, network, address, client, serving };
         harness.restart_empty().await;

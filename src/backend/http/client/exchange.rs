@@ -1,5 +1,6 @@
 //! One HTTP request and its answer, over a connection that is kept for the next request.
 
+use std::error::Error;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -251,7 +252,11 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
 fn broken(error: hyper::Error) -> Failure {
     // What is no HTTP at all will not be HTTP at the next try either.
     if error.is_parse() {
-        return Failure::Nonsense(format!("the answer is no HTTP: {error}"));
+        let hint = "a registry that speaks TLS is named by https://";
+        return Failure::Nonsense(format!("the answer is no HTTP: {error}; {hint}"));
     }
-    Failure::because("the connection broke", error)
+    // hyper's own text leaves out what the transport says, such as that a certificate is refused.
+    let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    let message = format!("the connection broke: {why}");
+    Failure::Unavailable { message, source: Some(error.into()) }
 }

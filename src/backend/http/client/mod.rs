@@ -87,8 +87,11 @@ impl HttpRegistry {
     /// The registry at `http://host:port/srpc/registry`, or the registries at several such URLs,
     /// separated by commas. A URL without a path means `/srpc/registry`; `/v1` is at the root.
     ///
+    /// `https://` needs a transport that speaks `tls`: see
+    /// [`transport`](HttpRegistryBuilder::transport).
+    ///
     /// # Errors
-    /// [`InvalidUrl`]; also for `https`, since TLS is not built in.
+    /// [`InvalidUrl`]; also for `https`.
     pub fn new(urls: &str) -> Result<Self, InvalidUrl> {
         Self::builder(urls).build()
     }
@@ -259,7 +262,8 @@ pub struct HttpRegistryBuilder {
 }
 
 impl HttpRegistryBuilder {
-    /// What connections go over. Default: real sockets.
+    /// What connections go over. With one that speaks `tls`, such as `transport::Tls` of the
+    /// feature `tls`, URLs may start with `https://`. Default: real sockets.
     pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
         self.transport = transport;
         self
@@ -289,9 +293,9 @@ impl HttpRegistryBuilder {
     /// The client. It connects when it is first used.
     ///
     /// # Errors
-    /// [`InvalidUrl`]; also for `https`, since TLS is not built in.
+    /// [`InvalidUrl`]; also for `https`, if the transport does not speak `tls`.
     pub fn build(self) -> Result<HttpRegistry, InvalidUrl> {
-        let locations = urls::parse(&self.urls)?;
+        let locations = urls::parse(&self.urls, |protocol| self.transport.speaks(protocol))?;
         // All of them are asked within the timeout, and a little before: whoever bounds a request
         // by the same time still gets the answer of the last.
         let share = match locations.len() as u32 {

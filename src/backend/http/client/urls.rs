@@ -5,6 +5,10 @@ use http::Uri;
 use super::super::DEFAULT_PATH;
 use crate::instance::Address;
 
+/// Why https:// is refused where the transport cannot do it.
+const NO_TLS: &str = "https:// needs a transport that speaks TLS: \
+    transport::Tls of the feature `tls`, given to HttpRegistryBuilder::transport";
+
 /// A text is not a list of registry URLs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{url:?} is no registry URL: {reason}")]
@@ -26,9 +30,12 @@ pub(super) struct Location {
     pub(super) path: String,
 }
 
-/// At least one location.
-pub(super) fn parse(urls: &str) -> Result<Vec<Location>, InvalidUrl> {
-    split(urls).iter().map(|url| location(url.trim())).collect()
+/// At least one location, each of a protocol that the transport speaks.
+pub(super) fn parse(
+    urls: &str,
+    speaks: impl Fn(&str) -> bool,
+) -> Result<Vec<Location>, InvalidUrl> {
+    split(urls).iter().map(|url| location(url.trim(), &speaks)).collect()
 }
 
 /// A comma may be part of a URL: it starts a new one only if a scheme follows.
@@ -53,26 +60,27 @@ fn has_scheme(text: &str) -> bool {
     })
 }
 
-fn location(url: &str) -> Result<Location, InvalidUrl> {
+fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, InvalidUrl> {
     let invalid = |reason: &str| InvalidUrl { url: shown(url), reason: reason.to_owned() };
     let uri: Uri =
         url.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => return Err(invalid("TLS is not built in: use http://")),
-        _ => return Err(invalid("it does not start with http://")),
-    }
+    let (protocol, default_port) = match uri.scheme_str() {
+        Some("http") => ("tcp", ":80"),
+        Some("https") if speaks("tls") => ("tls", ":443"),
+        Some("https") => return Err(invalid(NO_TLS)),
+        _ => return Err(invalid("it does not start with http:// or https://")),
+    };
     let authority = uri.authority().ok_or_else(|| invalid("no host"))?;
     if authority.as_str().contains('@') {
-        return Err(invalid("user information in it would be sent in the clear"));
+        return Err(invalid("user information in it would not be used"));
     }
     if uri.query().is_some() {
         return Err(invalid("a query: name the registry alone"));
     }
     // `Authority::port` is silent about a port that is none.
     let has_port = authority.as_str().rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
-    let port = if has_port { "" } else { ":80" };
-    let address = format!("tcp@{authority}{port}").parse::<Address>();
+    let port = if has_port { "" } else { default_port };
+    let address = format!("{protocol}@{authority}{port}").parse::<Address>();
     let address = address.map_err(|error| invalid(error.reason()))?;
     let path = match uri.path() {
         "" | "/" => DEFAULT_PATH,
@@ -100,7 +108,9 @@ mod tests {
 
     #[test]
     fn urls_are_split_where_a_scheme_follows() {
-        let locations = parse("http://a:1/srpc/registry, http://[::1]/x,y,http://b.c").unwrap();
+        let urls =
+            "http://a:1/srpc/registry, http://[::1]/x,y,http://b.c,https://d,https://[::1]:7";
+        let locations = parse(urls, |_| true).unwrap();
         let told: Vec<_> = locations
             .iter()
             .map(|it| (it.address.as_str(), it.authority.as_str(), it.path.as_str()))
@@ -111,6 +121,8 @@ mod tests {
                 ("tcp@a:1", "a:1", "/srpc/registry"),
                 ("tcp@[::1]:80", "[::1]", "/x,y"),
                 ("tcp@b.c:80", "b.c", DEFAULT_PATH),
+                ("tls@d:443", "d", DEFAULT_PATH),
+                ("tls@[::1]:7", "[::1]:7", DEFAULT_PATH),
             ]
         );
     }
@@ -119,17 +131,17 @@ mod tests {
     fn what_is_no_url_says_why() {
         for (url, reason) in [
             ("", "empty string"),
-            ("a:1", "it does not start with http://"),
+            ("a:1", "it does not start with http:// or https://"),
             ("/srpc/registry", "it does not start with http://"),
             ("ftp://a", "it does not start with http://"),
-            ("https://a:1/srpc/registry", "TLS is not built in: use http://"),
+            ("https://a:1/srpc/registry", NO_TLS),
             ("http://a:0", "port 0"),
             ("http://a:65536", "a port above 65535"),
-            ("http://u:secret@a", "user information in it would be sent in the clear"),
+            ("http://u:secret@a", "user information in it would not be used"),
             ("http://a/?x=1", "a query: name the registry alone"),
-            ("http://a:1,https://b", "TLS is not built in: use http://"),
+            ("http://a:1,https://b", "the feature `tls`"),
         ] {
-            let error = parse(url).unwrap_err();
+            let error = parse(url, |protocol| protocol == "tcp").unwrap_err();
             assert!(error.reason.contains(reason), "{url:?}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -113,6 +114,21 @@ async fn connection<H, F>(
 {
     // Given back when the connection ends, however it ends.
     let _slot = slot;
+    let host = Arc::clone(&stream.peer().host);
+    // A handshake of TLS counts as a header does: whoever is slow at it costs his own place alone.
+    let established = tokio::select! {
+        established = tokio::time::timeout(limits.header_timeout, stream.establish()) => established,
+        // Nothing was asked yet.
+        () = stopping.clone().wait() => return,
+    };
+    let stream = match established {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(host = &*host, %error, "no connection was established");
+            return;
+        }
+        Err(_) => return,
+    };
     let peer = stream.peer().clone();
     let service = service_fn(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(peer.clone());
