@@ -61,8 +61,9 @@ impl Registrar {
     /// was called, its word replaces the instance's.
     ///
     /// # Errors
-    /// `Unavailable`: the registry did not answer; it is tried on all the same. Any other kind, and
-    /// `Invalid` after [`close`](Self::close): the registry refuses, and it is not kept.
+    /// `Invalid`, also after [`close`](Self::close), and `StaleEpoch`: the registry refuses it, and
+    /// it is not kept. Any other kind, such as `Unavailable`, `Full` or `NotAllowed`: it is tried on
+    /// all the same, since the registry may answer, have room or know the token later.
     ///
     /// # Cancellation
     /// Dropping the future leaves the registration in place.

@@ -183,6 +183,10 @@ impl Server {
     /// accepting for the drain delay, tells every connection, lets calls in flight end within the
     /// grace, cuts the rest, and deregisters.
     ///
+    /// A handler that computes without ever awaiting cannot be dropped. Its caller is told all the
+    /// same, and this does not wait for it; but dropping a runtime does, unless it is shut down with
+    /// `Runtime::shutdown_timeout` or the process exits.
+    ///
     /// Dropping the future stops at once: connections are closed and handlers dropped.
     ///
     /// # Errors

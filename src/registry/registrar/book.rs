@@ -303,9 +303,7 @@ impl Book {
                 self.stats.superseded += 1;
                 self.entries.remove(at).tell(Err(error));
             }
-            RegistryErrorKind::Invalid | RegistryErrorKind::NotAllowed
-                if current && entry.asker.is_some() =>
-            {
+            RegistryErrorKind::Invalid if current && entry.asker.is_some() => {
                 tracing::warn!(
                     service = entry.service(),
                     id = entry.id(),
@@ -317,6 +315,10 @@ impl Book {
             }
             _ => {
                 entry.failures = entry.failures.saturating_add(1);
+                // A token may be let in later: what would be asked for stays right.
+                if error.kind() == RegistryErrorKind::NotAllowed && entry.failures == 1 {
+                    tracing::warn!(service = entry.service(), %error, "not allowed: trying on");
+                }
                 if current {
                     let doublings = 1_u32 << (entry.failures - 1).min(16);
                     let most = FIRST_BACKOFF.saturating_mul(doublings).min(entry.interval());

@@ -18,6 +18,7 @@ enum Fault {
     Down,
     Hanging,
     Panicking,
+    Closed,
 }
 
 /// A registry that fails as it is told.
@@ -58,6 +59,7 @@ impl Faulty {
         let fault = *self.fault.lock();
         match fault {
             Fault::None => Ok(self.inner()),
+            Fault::Closed => Err(RegistryError::new(RegistryErrorKind::NotAllowed, "no")),
             Fault::Down => Err(RegistryError::unavailable("down")),
             Fault::Hanging => std::future::pending().await,
             Fault::Panicking => panic!("as told"),
@@ -159,6 +161,19 @@ async fn an_unreachable_registry_is_told_and_tried_on() {
     registry.set(Fault::None);
     sleep(HEARTBEAT).await;
     assert_eq!(registry.instances(), [instance(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_allowed_yet_is_tried_on() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    registry.set(Fault::Closed);
+    let error = registrar.register(foo(), instance(1)).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::NotAllowed);
+    sleep(TTL).await;
+    registry.set(Fault::None);
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(1)], "the token was let in meanwhile");
 }
 
 #[tokio::test(start_paused = true)]
