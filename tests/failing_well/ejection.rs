@@ -155,3 +155,19 @@ async fn an_idle_client_finds_a_stopped_server_by_a_ping_and_takes_it_back() {
     assert!(!stats.is_ejected() && !stats.is_suspect(), "its answer came");
     assert_eq!(world.at(0).behaviour.running.load(SeqCst), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_closed_leaves_the_probes_to_the_others() {
+    let world = World::of(2).await;
+    let closed = world.client().attempt_timeout(ms(100)).build().unwrap();
+    let other = XClient::with_resolver(closed.resolver().clone()).transport(world.network());
+    let other = other.attempt_timeout(ms(100)).build().unwrap();
+    load(&other, 2, ms(100)).await;
+    closed.close().await;
+    world.freeze(0);
+    load(&other, 2, ms(1_000)).await;
+    assert_eq!(other.resolver().stats().readmissions, 0);
+    world.thaw(0);
+    sleep(ms(8_000)).await;
+    assert_eq!(other.resolver().stats().readmissions, 1);
+}

@@ -26,13 +26,11 @@ pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
             () = outliers.changed.notified() => {}
             () = at(due) => {
                 for endpoint in outliers.turn(Instant::now()) {
-                    let (probe, limit) = (probes.any(), outliers.settings().probe_timeout);
+                    let (probes, limit) = (probes.usable(), outliers.settings().probe_timeout);
                     probing.spawn(async move {
-                        let answered = match probe {
-                            Some(probe) => answers(&*probe, &endpoint, limit).await,
-                            // Nobody can ask: time alone takes it back.
-                            None => true,
-                        };
+                        // If nobody can ask, time alone takes it back.
+                        let answered =
+                            probes.is_empty() || answers(&probes, &endpoint, limit).await;
                         (endpoint, answered)
                     });
                 }
@@ -41,9 +39,18 @@ pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
     }
 }
 
-/// Whether an endpoint answers in time. The probe may be a user's: one that panics has no answer.
-async fn answers(probe: &dyn Probe, endpoint: &Endpoint, limit: Duration) -> bool {
-    matches!(caught(timeout(limit, probe.probe(endpoint))).await, Some(Ok(Ok(()))))
+/// Whether an endpoint answers one of the probes in time. They may be a user's: one that panics has
+/// no answer.
+async fn answers(probes: &[Arc<dyn Probe>], endpoint: &Endpoint, limit: Duration) -> bool {
+    let any = async {
+        for probe in probes {
+            if matches!(caught(probe.probe(endpoint)).await, Some(Ok(()))) {
+                return true;
+            }
+        }
+        false
+    };
+    timeout(limit, any).await.unwrap_or(false)
 }
 
 async fn at(due: Option<Instant>) {

@@ -48,11 +48,12 @@ impl Probes {
         lent.push(probe);
     }
 
-    /// One that can be used now.
-    pub(crate) fn any(&self) -> Option<Arc<dyn Probe>> {
+    /// Those that can be used now: one's own alone, else all that were lent, since a client may be
+    /// closed and not yet gone.
+    pub(crate) fn usable(&self) -> Vec<Arc<dyn Probe>> {
         match &self.own {
-            Some(own) => Some(Arc::clone(own)),
-            None => self.lent.lock().iter().find_map(Weak::upgrade),
+            Some(own) => vec![Arc::clone(own)],
+            None => self.lent.lock().iter().filter_map(Weak::upgrade).collect(),
         }
     }
 }
