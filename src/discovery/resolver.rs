@@ -165,6 +165,13 @@ impl Resolver {
         self.handle.shared.flights.join().await
     }
 
+    /// Says that the list may be out of date, since endpoints on it cannot be reached: the source is
+    /// asked again, a second after it was asked last at the earliest, and not while it fails. Cheap,
+    /// and does not wait; an [`XClient`](crate::XClient) says so by itself.
+    pub fn doubt(&self) {
+        self.handle.shared.flights.doubt();
+    }
+
     /// Sets the list by hand. It counts as proven, is seen by the next [`snapshot`](Self::snapshot)
     /// and holds until the source's next proven answer: a source that never names a revision never
     /// replaces it. What a watch tells of single instances is applied to it.

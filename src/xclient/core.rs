@@ -92,6 +92,10 @@ impl Core {
                 Err(error) => error.at(&endpoint.instance().address).on_attempt(number),
             };
             let left = error.execution() != Execution::NotSent;
+            if !left && error.kind() == Kind::Unavailable {
+                // Whoever is not there may have left since the list came.
+                self.resolver.doubt();
+            }
             sent = match &call.racer {
                 Some(racer) if left => racer.sent(),
                 _ => sent + u32::from(left),

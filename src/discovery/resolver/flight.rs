@@ -1,6 +1,7 @@
 //! How all who want an answer of the source share one request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use tokio::sync::{Notify, watch};
 
@@ -11,6 +12,8 @@ pub(super) struct Flights {
     /// A watch channel for its lock as well as for its news: between a look at `finished` and the
     /// wish, a request could end unseen.
     state: watch::Sender<State>,
+    /// Somebody doubts the list. Set and not yet seen, it wakes nobody again.
+    doubted: AtomicBool,
     /// Wakes the task.
     wish: Notify,
 }
@@ -25,7 +28,11 @@ struct State {
 
 impl Flights {
     pub(super) fn new() -> Self {
-        Self { state: watch::Sender::new(State::default()), wish: Notify::new() }
+        Self {
+            state: watch::Sender::new(State::default()),
+            doubted: AtomicBool::new(false),
+            wish: Notify::new(),
+        }
     }
 
     /// Wants a request, or joins the one under way, and waits for its end.
@@ -42,6 +49,18 @@ impl Flights {
         // No state means that the sender is gone, which lives in `self`.
         let error = ended.ok().and_then(|state| state.error.clone());
         error.map_or(Ok(()), Err)
+    }
+
+    /// Tells the task that the list may be out of date. Cheap, however often it is called.
+    pub(super) fn doubt(&self) {
+        if !self.doubted.swap(true, Relaxed) {
+            self.wish.notify_one();
+        }
+    }
+
+    /// For the task: whether somebody has doubted the list since this was asked last.
+    pub(super) fn take_doubt(&self) -> bool {
+        self.doubted.swap(false, Relaxed)
     }
 
     /// For the task: waits until a request is wanted. It may be done by then; see

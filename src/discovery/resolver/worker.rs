@@ -21,6 +21,9 @@ const BACKOFF: Duration = Duration::from_millis(100);
 /// How long a new resolver waits for a watch's first item before it asks for the list.
 const FIRST_ITEM: Duration = Duration::from_secs(1);
 
+/// The least time between two requests, if the second is made because endpoints cannot be reached.
+const DOUBTED: Duration = Duration::from_secs(1);
+
 /// The least time that an answer is taken to hold, whatever the source says.
 const SHORTEST_VALIDITY: Duration = Duration::from_secs(1);
 
@@ -45,6 +48,8 @@ pub(super) struct Worker {
     asking: Option<Asking>,
     /// Requests that failed since the last one answered.
     failures: u32,
+    /// When it was asked last.
+    asked: Instant,
     /// When to ask next, unless it is being asked.
     due: Instant,
     watch: Option<Watch>,
@@ -92,6 +97,7 @@ impl Worker {
             rng: StdRng::seed_from_u64(seed),
             asking: None,
             failures: 0,
+            asked: now,
             due: now + FIRST_ITEM,
             watch: None,
             watch_failures: 0,
@@ -126,12 +132,28 @@ impl Worker {
         let now = Instant::now();
         match event {
             Event::Answered(version, answer) => self.answered(version, answer, now),
-            Event::Wanted if self.shared.flights.is_wanted() => self.ask(),
-            // A flight that ended meanwhile has fulfilled the wish.
-            Event::Wanted => {}
+            Event::Wanted => {
+                if self.shared.flights.take_doubt() {
+                    self.doubted(now);
+                }
+                // If not, a flight that ended meanwhile has fulfilled the wish.
+                if self.shared.flights.is_wanted() {
+                    self.ask();
+                }
+            }
             Event::Due => self.ask(),
             Event::Rewatch => self.watch(now),
             Event::Told(item) => self.told(item, now),
+        }
+    }
+
+    /// Endpoints of the list cannot be reached: there may be news, which no watch has told.
+    fn doubted(&mut self, now: Instant) {
+        // A source that fails is asked at its own pace.
+        if self.failures == 0 {
+            let soon = now.max(self.asked + DOUBTED);
+            self.due = self.due.min(soon);
+            self.rewatch_at = self.rewatch_at.map(|at| at.min(soon));
         }
     }
 
@@ -139,6 +161,7 @@ impl Worker {
         if self.asking.is_some() {
             return;
         }
+        self.asked = Instant::now();
         let discovery = Arc::clone(&self.discovery);
         let service = self.shared.service.clone();
         let limit = self.timing.timeout;

@@ -196,3 +196,30 @@ async fn the_last_clones_drop_ends_the_task() {
         assert_eq!(Arc::strong_count(&fake), 1);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_cannot_be_reached_makes_the_list_doubtful_once_a_second() {
+    let fake = Fake::listing(proven(&[1]));
+    let resolver = fake.resolver().await;
+    fake.lists(proven(&[2]));
+    seconds(0.5).await;
+    resolver.doubt();
+    seconds(0.4).await;
+    assert_eq!(fake.asked(), 1, "it was asked less than a second ago");
+    seconds(0.2).await;
+    assert_eq!((fake.asked(), ports(&resolver)), (2, vec![2]));
+    for _ in 0..50 {
+        resolver.doubt();
+        seconds(0.1).await;
+    }
+    assert!((6..=7).contains(&fake.asked()), "{}", fake.asked());
+
+    fake.answers(Answer::Down);
+    seconds(15.0).await;
+    let failed = fake.asked();
+    for _ in 0..50 {
+        resolver.doubt();
+        seconds(0.01).await;
+    }
+    assert!(fake.asked() <= failed + 2, "a source that fails is asked at its own pace");
+}
