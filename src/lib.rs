@@ -57,7 +57,7 @@
 //! |---|---|
 //! | [`xclient`] | how does a call find its way: layers, retry, selection, broadcast? |
 //! | [`server`], [`client`] | one peer, from the callee's and from the caller's side |
-//! | [`transport`] | bytes in, bytes out: TCP, Unix sockets, a network in memory |
+//! | [`transport`] | bytes in, bytes out: TCP, Unix sockets, TLS, a network in memory |
 //! | [`registry`] | how does an instance make itself known, and stay so? |
 //! | [`discovery`] | which instances live, and what is known of them? |
 //! | [`selector`] | which of them takes this call? |
@@ -67,7 +67,8 @@
 //! conformance suite for implementations of one's own.
 //!
 //! # Features
-//! `http` (default): the registry over HTTP. `testing`: the conformance suite.
+//! `http` (default): the registry over HTTP. `testing`: the conformance suite. `tls`:
+//! `transport::Tls`, for encryption and for peers that prove who they are.
 
 // The floors, from the ground up; a floor uses only the floors below it.
 pub mod call;

@@ -29,15 +29,17 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// Sets it up, if it may listen there.
+    /// Sets it up, if it may listen there. `identified`: nobody connects without proving who he is.
     pub(crate) fn apply(
         &self,
         bind: &Address,
+        identified: bool,
         builder: RegistryServerBuilder,
     ) -> Result<RegistryServerBuilder, Exit> {
         let builder = builder.insecure(self.insecure).open_seed_path(self.open_seed_path);
         match self.tokens()? {
             Some(tokens) => Ok(builder.tokens(tokens)),
+            None if identified => Ok(builder.identified(true)),
             None if bind.is_local() => Ok(builder),
             None if self.insecure => {
                 output::note(

@@ -11,6 +11,7 @@ use crate::caps::Caps;
 use crate::credentials::Credentials;
 use crate::exit::{self, Exit};
 use crate::output::Format;
+use crate::tls::{Dialling, Listening};
 
 /// Nothing that runs or waits is given longer than a year.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -89,6 +90,8 @@ pub(crate) struct Registry {
     pub(crate) access: Access,
     #[command(flatten)]
     pub(crate) caps: Caps,
+    #[command(flatten)]
+    pub(crate) listening: Listening,
 }
 
 // `srpc serve`
@@ -132,6 +135,10 @@ pub(crate) struct Serve {
     pub(crate) max_connections_per_host: Option<u64>,
     #[command(flatten)]
     pub(crate) credentials: Credentials,
+    #[command(flatten)]
+    pub(crate) listening: Listening,
+    #[command(flatten)]
+    pub(crate) dialling: Dialling,
 }
 
 // `srpc list`
@@ -141,6 +148,8 @@ pub(crate) struct List {
     pub(crate) service: Option<ServiceName>,
     #[command(flatten)]
     pub(crate) credentials: Credentials,
+    #[command(flatten)]
+    pub(crate) dialling: Dialling,
 }
 
 // `srpc call`
@@ -167,6 +176,8 @@ pub(crate) struct Call {
     pub(crate) meta: Vec<(String, String)>,
     #[command(flatten)]
     pub(crate) credentials: Credentials,
+    #[command(flatten)]
+    pub(crate) dialling: Dialling,
 }
 
 // `srpc bench`
@@ -198,6 +209,8 @@ pub(crate) struct Bench {
     pub(crate) idempotent: bool,
     #[command(flatten)]
     pub(crate) credentials: Credentials,
+    #[command(flatten)]
+    pub(crate) dialling: Dialling,
 }
 
 /// `300ms`, `2s`, `5m`, `1h` or a bare `0`.

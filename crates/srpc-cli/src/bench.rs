@@ -30,7 +30,8 @@ const PROGRESS: Duration = Duration::from_millis(500);
 /// Makes many calls and prints what they took. Failed calls are data, not a failure.
 pub(crate) async fn run(shared: &Shared, args: &args::Bench) -> Result<(), Exit> {
     let argument = target::argument(&args.json)?;
-    let target = Target::parse(shared, &args.credentials, &args.target, &args.method)?;
+    let transport = args.dialling.transport()?;
+    let target = Target::parse(shared, &args.credentials, transport, &args.target, &args.method)?;
     let mut signals = Signals::new()?;
     let call = Call::new(target.method().to_owned())
         .args_in(&Codec::Json, &*argument)?
@@ -44,7 +45,10 @@ pub(crate) async fn run(shared: &Shared, args: &args::Bench) -> Result<(), Exit>
         () = signals.next() => return Err(Exit::interrupted()),
     }
     let shares = Shares::default();
-    let client = XClient::with_resolver(resolver).attempt_layer(shares.clone()).build()?;
+    let client = XClient::with_resolver(resolver)
+        .transport(target.transport())
+        .attempt_layer(shares.clone())
+        .build()?;
 
     let tally = Arc::new(Mutex::new(Tally::new()?));
     let calls = match (args.calls, args.duration) {

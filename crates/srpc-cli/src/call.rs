@@ -20,7 +20,8 @@ const APPEARING: Duration = Duration::from_secs(1);
 /// Makes one call, or one to each instance, and prints what was answered.
 pub(crate) async fn run(shared: &Shared, args: &args::Call) -> Result<(), Exit> {
     let argument = target::argument(&args.json)?;
-    let target = Target::parse(shared, &args.credentials, &args.target, &args.method)?;
+    let transport = args.dialling.transport()?;
+    let target = Target::parse(shared, &args.credentials, transport, &args.target, &args.method)?;
     let deadline = Instant::now() + shared.timeout;
     let mut call = Call::new(target.method().to_owned())
         .args_in(&Codec::Json, &*argument)?
@@ -36,7 +37,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Call) -> Result<(), Exit> 
     }
     let resolver = target.resolver(args.hash_key.is_some());
     target::first_instance(&resolver, deadline, APPEARING).await?;
-    let client = XClient::with_resolver(resolver.clone()).build()?;
+    let client = XClient::with_resolver(resolver.clone()).transport(target.transport()).build()?;
     let ended = if args.broadcast {
         broadcast(&client, &resolver, call, shared.output).await
     } else {

@@ -14,8 +14,8 @@ use crate::target;
 
 /// Lists the instances that the registry knows. None is an empty list, not a failure.
 pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> {
-    let registry =
-        target::registry(shared.required_registry()?, shared.timeout, &args.credentials)?;
+    let (urls, transport) = (shared.required_registry()?, args.dialling.transport()?);
+    let registry = target::registry(urls, shared.timeout, &args.credentials, transport)?;
     let listing = registry.list(args.service.as_ref()).await.map_err(|error| Exit::from(&error))?;
     let rows: Vec<Row<'_>> = listing.entries.iter().map(Row::of).collect();
     match shared.output {

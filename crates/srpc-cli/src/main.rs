@@ -14,6 +14,7 @@ mod registry;
 mod serve;
 mod signals;
 mod target;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,6 @@
 
 use srpc::backend::http::{DEFAULT_PATH, RegistryServer};
 use srpc::instance::Address;
-use srpc::transport::{Net, Transport};
 
 use crate::args::{self, Shared};
 use crate::exit::Exit;
@@ -11,13 +10,11 @@ use crate::signals::{self, Signals};
 
 /// Runs a registry until told to stop.
 pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Exit> {
-    let bind = &args.bind;
+    let bind = &args.listening.address(&args.bind)?;
     let builder = RegistryServer::builder().ttl((!args.ttl.is_zero()).then_some(args.ttl));
-    let server = args.caps.apply(args.access.apply(bind, builder)?).build();
-    let listener = Net::default()
-        .bind(bind)
-        .await
-        .map_err(|error| Exit::failed(format!("cannot listen on {bind}: {error}")))?;
+    let server =
+        args.caps.apply(args.access.apply(bind, args.listening.identifies(), builder)?).build();
+    let listener = args.listening.bind(bind).await?;
     let signals = Signals::new()?;
     output::print_listening(shared.output, &url(listener.address()))?;
     let serving = signals::serve_until_told(signals, |stopped| {
@@ -33,9 +30,10 @@ pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Ex
 }
 
 fn url(address: &Address) -> String {
-    match address.host() {
-        Some(_) => format!("http://{}{DEFAULT_PATH}", address.target()),
-        None => address.to_string(),
+    match address.protocol() {
+        "tls" => format!("https://{}{DEFAULT_PATH}", address.target()),
+        "tcp" => format!("http://{}{DEFAULT_PATH}", address.target()),
+        _ => address.to_string(),
     }
 }
 
@@ -46,6 +44,7 @@ mod tests {
     #[test]
     fn the_url_is_what_a_client_is_given() {
         assert_eq!(url(&"tcp@[::1]:9".parse().unwrap()), "http://[::1]:9/srpc/registry");
+        assert_eq!(url(&"tls@r:9".parse().unwrap()), "https://r:9/srpc/registry");
         assert_eq!(url(&"unix@/run/r.sock".parse().unwrap()), "unix@/run/r.sock");
     }
 }

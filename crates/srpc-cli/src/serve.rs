@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use srpc::Server;
 use srpc::registry::Registrar;
-use srpc::transport::{Net, Transport};
 
 use crate::args::{self, Shared};
 use crate::exit::Exit;
@@ -20,11 +19,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Serve) -> Result<(), Exit>
         )));
     }
     let server = with_registry(with_limits(server(args), args), shared, args)?;
-    let bind = &args.bind;
-    let listener = Net::default()
-        .bind(bind)
-        .await
-        .map_err(|error| Exit::failed(format!("cannot listen on {bind}: {error}")))?;
+    let listener = args.listening.bind(&args.listening.address(&args.bind)?).await?;
     let signals = Signals::new()?;
     output::print_listening(shared.output, listener.address().as_str())?;
     signals::serve_until_told(signals, |stopped| {
@@ -66,11 +61,12 @@ fn with_limits(mut server: Server, args: &args::Serve) -> Server {
 
 fn with_registry(mut server: Server, shared: &Shared, args: &args::Serve) -> Result<Server, Exit> {
     if let Some(urls) = shared.registry() {
-        let registry = target::registry(urls, shared.timeout, &args.credentials)?;
+        let transport = args.dialling.transport()?;
+        let registry = target::registry(urls, shared.timeout, &args.credentials, transport)?;
         server = server.registrar(Registrar::builder(Arc::new(registry)).ttl(args.ttl).build());
     }
     if let Some(address) = &args.advertise {
-        server = server.advertise(address.clone());
+        server = server.advertise(args.listening.address(address)?);
     }
     Ok(server)
 }

@@ -12,12 +12,13 @@ use srpc::call::MethodName;
 use srpc::discovery::{Discovery, Resolver, SnapshotStatus};
 use srpc::instance::ServiceName;
 use srpc::selector::ConsistentHash;
-use srpc::transport::{Net, Transport};
+use srpc::transport::Transport;
 use tokio::time::{Instant, timeout_at};
 
 use crate::args::Shared;
 use crate::credentials::Credentials;
 use crate::exit::Exit;
+use crate::tls;
 
 /// The limit of a registry request where `--timeout` is the call's.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -30,6 +31,8 @@ pub(crate) struct Target {
     /// The method's full name.
     method: String,
     discovery: Arc<dyn Discovery>,
+    /// What calls go over.
+    transport: Arc<dyn Transport>,
 }
 
 impl Target {
@@ -38,16 +41,19 @@ impl Target {
     pub(crate) fn parse(
         shared: &Shared,
         credentials: &Credentials,
+        transport: Arc<dyn Transport>,
         target: &str,
         method: &str,
     ) -> Result<Self, Exit> {
         if target.contains('@') {
             let list = StaticList::parse(target).map_err(usage)?;
+            tls::check(&transport, target)?;
             let service = MethodName::parse(method).map_err(usage)?.service;
             return Ok(Self {
                 service: service.parse().map_err(usage)?,
                 method: method.to_owned(),
                 discovery: Arc::new(list),
+                transport,
             });
         }
         let service: ServiceName = target.parse().map_err(usage)?;
@@ -57,8 +63,9 @@ impl Target {
             method.to_owned()
         };
         MethodName::parse(&method).map_err(usage)?;
-        let registry = registry(shared.required_registry()?, REGISTRY_TIMEOUT, credentials)?;
-        Ok(Self { service, method, discovery: Arc::new(registry) })
+        let urls = shared.required_registry()?;
+        let registry = registry(urls, REGISTRY_TIMEOUT, credentials, Arc::clone(&transport))?;
+        Ok(Self { service, method, discovery: Arc::new(registry), transport })
     }
 
     /// The method's full name.
@@ -66,11 +73,16 @@ impl Target {
         &self.method
     }
 
+    /// What calls go over.
+    pub(crate) fn transport(&self) -> Arc<dyn Transport> {
+        Arc::clone(&self.transport)
+    }
+
     /// The list of instances, kept up to date; `by_hash_key` chooses among them by the call's key.
     pub(crate) fn resolver(&self, by_hash_key: bool) -> Resolver {
-        let sockets = Net::default();
+        let transport = self.transport();
         let builder = Resolver::builder(self.service.clone(), Arc::clone(&self.discovery))
-            .speaks(move |protocol| sockets.speaks(protocol));
+            .speaks(move |protocol| transport.speaks(protocol));
         if by_hash_key {
             builder.selector(ConsistentHash::default()).build()
         } else {
@@ -84,8 +96,10 @@ pub(crate) fn registry(
     urls: &str,
     timeout: Duration,
     credentials: &Credentials,
+    transport: Arc<dyn Transport>,
 ) -> Result<HttpRegistry, Exit> {
-    let mut builder = HttpRegistry::builder(urls).timeout(timeout);
+    tls::check(&transport, urls)?;
+    let mut builder = HttpRegistry::builder(urls).timeout(timeout).transport(transport);
     if let Some(token) = credentials.token()? {
         builder = builder.token(token);
     }
@@ -122,8 +136,10 @@ fn usable(resolver: &Resolver) -> Result<(), Exit> {
     }
     if snapshot.skipped > 0 {
         return Err(Exit::no_instance(format!(
-            "the {} instances of {service} speak protocols that this build lacks",
-            snapshot.skipped
+            "the {} instances of {service} speak protocols that this command does not: for tls@, \
+             {}",
+            snapshot.skipped,
+            tls::LACKS_AUTHORITY
         )));
     }
     let stats = resolver.stats();

@@ -5,6 +5,12 @@
 
 #[path = "../../../tests/bad_input/frames.rs"]
 mod frames;
+#[cfg(feature = "tls")]
+#[path = "costs/idle_tls.rs"]
+mod idle_tls;
+#[cfg(feature = "tls")]
+#[path = "../../../tests/support/pki.rs"]
+mod pki;
 mod support;
 
 use std::io::{ErrorKind, Read, Write};
