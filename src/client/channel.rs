@@ -98,7 +98,10 @@ impl Channel {
     /// # Errors
     /// `Unavailable`, not sent, if it does not.
     pub async fn ping(&self, deadline: Instant) -> Result<(), Error> {
-        let at = self.line();
+        let is_suspect = |line: &Mutex<Line>| {
+            line.lock().connection.as_ref().is_some_and(Connection::is_suspect)
+        };
+        let at = self.inner.lines.iter().position(is_suspect).unwrap_or_else(|| self.line());
         let suspect = self.inner.lines[at].lock().connection.clone().filter(Connection::is_suspect);
         let answered = async {
             match suspect {

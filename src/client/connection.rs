@@ -184,7 +184,7 @@ impl Connection {
         let mut state = shared.state.lock();
         let suspect = state.suspect;
         state.replaced = true;
-        shared.trust(&mut state, Instant::now());
+        shared.trust(&mut state, true, Instant::now());
         state.suspect = suspect;
     }
 

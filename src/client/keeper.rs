@@ -17,6 +17,10 @@ pub(super) async fn keep(shared: &Shared) -> String {
         let now = Instant::now();
         let (wakers, next) = {
             let mut state = shared.state.lock();
+            if let Phase::Closed(why) = &state.phase {
+                // Nothing may be said of the peer any more that nobody would take back.
+                return why.to_string();
+            }
             let mut wakers = sweep(shared, &mut state, now);
             let quiet = state.calls.len() == 0 && state.waiting.is_empty();
             let next = if quiet && matches!(state.phase, Phase::Draining) {

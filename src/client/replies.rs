@@ -60,7 +60,7 @@ fn take_in(
     let mut state = shared.state.lock();
     state.heard = now;
     state.pinged = None;
-    shared.trust(&mut state, now);
+    shared.trust(&mut state, true, now);
     let mut write = false;
     while let Some(frame) = reader.next_frame()? {
         match frame {

@@ -95,7 +95,7 @@ impl Shared {
             return;
         }
         state.phase = Phase::Closed(why.into());
-        self.trust(&mut state, Instant::now());
+        self.trust(&mut state, false, Instant::now());
         let State { calls, outbox, .. } = &mut *state;
         let written = self.written.load(Relaxed);
         let mut wakers = calls.fail(|_, call| {
@@ -119,13 +119,14 @@ impl Shared {
         self.ponged.send_replace(u64::MAX);
     }
 
-    /// Takes back that the peer is suspect, if that was said.
-    pub(super) fn trust(&self, state: &mut State, now: Instant) {
+    /// Takes back that the peer is suspect, if that was said: it was `heard`, or nobody waits for it
+    /// any more.
+    pub(super) fn trust(&self, state: &mut State, heard: bool, now: Instant) {
         state.suspect = false;
         if std::mem::take(&mut state.accused)
             && let Some(endpoint) = &self.endpoint
         {
-            endpoint.stats().trust(now);
+            endpoint.stats().trust(heard, now);
         }
     }
 }

@@ -88,19 +88,28 @@ impl Endpoint {
     /// Counts an attempt; the guard's end tells the statistics how it went.
     pub fn start(&self, now: Instant) -> InFlight {
         self.stats.start();
-        InFlight { stats: Arc::clone(&self.stats), started: now, ended: false }
+        InFlight { stats: Arc::clone(&self.stats), started: now, until: None, ended: false }
     }
 }
 
-/// One attempt in flight. Dropped without an outcome it counts as abandoned, which blames nobody.
+/// One attempt in flight. Dropped without an outcome it counts as abandoned, which blames nobody,
+/// unless its time was over: then it is a timeout, whoever noticed it first.
 #[derive(Debug)]
 pub struct InFlight {
     stats: Arc<EndpointStats>,
     started: Instant,
+    until: Option<Instant>,
     ended: bool,
 }
 
 impl InFlight {
+    /// Names the time by which it was to be answered. Default: none.
+    #[must_use]
+    pub fn until(mut self, until: Instant) -> Self {
+        self.until = Some(until);
+        self
+    }
+
     /// Ends the attempt with its outcome.
     pub fn end(mut self, outcome: Outcome, now: Instant) {
         self.ended = true;
@@ -111,7 +120,10 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         if !self.ended {
-            self.stats.end(Outcome::Abandoned, self.started, self.started);
+            let now = Instant::now();
+            let overdue = self.until.is_some_and(|until| now >= until);
+            let outcome = if overdue { Outcome::Failed } else { Outcome::Abandoned };
+            self.stats.end(outcome, self.started, now);
         }
     }
 }

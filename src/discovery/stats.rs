@@ -178,16 +178,16 @@ impl EndpointStats {
         if self.suspects.fetch_add(1, Relaxed) == 0
             && let Some(outliers) = self.outliers.upgrade()
         {
-            outliers.suspected(self, now);
+            outliers.suspected(self, false, now);
         }
     }
 
-    /// The connection that suspected it has heard of it, or has ended.
-    pub fn trust(&self, now: Instant) {
+    /// The connection that suspected it has `heard` of it, or has ended without.
+    pub fn trust(&self, heard: bool, now: Instant) {
         if self.suspects.fetch_sub(1, Relaxed) == 1
             && let Some(outliers) = self.outliers.upgrade()
         {
-            outliers.suspected(self, now);
+            outliers.suspected(self, heard, now);
         }
     }
 
@@ -213,6 +213,7 @@ impl EndpointStats {
     /// Forgets what was bad, and comes back slowly.
     pub(super) fn begin_anew(&self, now: Instant, slow_start: Duration) {
         self.forgive();
+        self.since_last_look();
         self.success.store(1.0_f64.to_bits(), Relaxed);
         self.latency.store(f64::NAN.to_bits(), Relaxed);
         self.slow_from.store(self.micros(now), Relaxed);

@@ -5,6 +5,8 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
+
 use super::{PickContext, Picker};
 #[cfg(doc)]
 use crate::discovery::EndpointStats;
@@ -32,12 +34,13 @@ const ASKS: u32 = 3;
 /// its neighbour. A weight of 0 comes last in its group, and counts nothing at all while another
 /// endpoint is usable. What is draining or unready is never taken: `None` if nothing else is there.
 pub fn guarded_pick(picker: &dyn Picker, set: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
+    let draw = &Cell::new(None);
     for _ in 0..ASKS {
         let Some(index) = picker.pick(set, cx) else { break };
         if let Some(endpoint) = set.at(index)
             && is_open(endpoint, cx)
             && (endpoint.instance().weight > 0 || !weighted_is_usable(set, cx))
-            && takes_its_turn(endpoint, cx)
+            && takes_its_turn(endpoint, cx, draw)
         {
             return Some(index);
         }
@@ -50,12 +53,17 @@ pub(super) fn is_open(endpoint: &Endpoint, cx: &PickContext<'_>) -> bool {
     endpoint.is_usable(cx.now) && !was_tried(endpoint, cx)
 }
 
-/// Whether an endpoint that comes back slowly takes this call.
-fn takes_its_turn(endpoint: &Endpoint, cx: &PickContext<'_>) -> bool {
-    endpoint
-        .stats()
-        .slow_start(cx.now)
-        .is_none_or(|share| ((cx.random() >> 11) as f64) < share * (1_u64 << 53) as f64)
+/// Whether an endpoint that comes back slowly takes this call, for which one number was drawn: asked
+/// three times, it would be as good as thrice its share.
+fn takes_its_turn(endpoint: &Endpoint, cx: &PickContext<'_>, draw: &Cell<Option<u64>>) -> bool {
+    endpoint.stats().slow_start(cx.now).is_none_or(|share| {
+        let draw = draw.get().unwrap_or_else(|| {
+            let drawn = cx.random() >> 11;
+            draw.set(Some(drawn));
+            drawn
+        });
+        (draw as f64) < share * (1_u64 << 53) as f64
+    })
 }
 
 /// Each endpoint's share as the policies' tables count it: its weight, and 0 if the snapshot itself

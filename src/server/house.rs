@@ -44,7 +44,7 @@ impl House {
     }
 
     fn admit(&mut self, stream: Stream) {
-        let host = Arc::clone(&stream.peer().host);
+        let host = stream.peer().account();
         let Some(guest) = Guest::admit(&self.shared, host, self.connections.len()) else {
             self.refused += 1;
             // A loop that connects must not fill a disk with lines.

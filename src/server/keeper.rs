@@ -51,7 +51,12 @@ pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>)
             if unread.is_some_and(|due| now >= due) {
                 return End::Lost;
             }
-            let mut next = if state.drained_at.is_some() { now + LINGER } else { idle_at };
+            let mut next = match state.drained_at {
+                Some(_) => now + LINGER,
+                None if state.running.is_empty() => idle_at,
+                // It is not idle as long as this runs.
+                None => after(now, settings.idle_timeout),
+            };
             for due in [too_slow, unread, state.running.earliest()].into_iter().flatten() {
                 next = next.min(due);
             }

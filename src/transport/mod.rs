@@ -8,6 +8,7 @@ mod tls;
 
 use std::fmt;
 use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -83,6 +84,18 @@ impl Peer {
     /// A peer at this host, unproven.
     pub fn new(host: impl Into<Arc<str>>) -> Self {
         Self { host: host.into(), identity: None }
+    }
+
+    /// What caps count by: its host, and of an IPv6 address the network, of which one machine may
+    /// have all 2^64 addresses.
+    pub fn account(&self) -> Arc<str> {
+        match self.host.parse::<IpAddr>().map(|address| address.to_canonical()) {
+            Ok(IpAddr::V6(address)) if !address.is_loopback() => {
+                let network = Ipv6Addr::from(u128::from(address) & (u128::MAX << 64));
+                format!("{network}/64").into()
+            }
+            _ => Arc::clone(&self.host),
+        }
     }
 }
 

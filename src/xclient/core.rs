@@ -295,7 +295,7 @@ pub(super) async fn exchange(
         Some(timeout) => deadline.min(after(now, timeout)),
         None => deadline,
     };
-    let in_flight = endpoint.start(now);
+    let in_flight = endpoint.start(now).until(until);
     let answer = channel.exchange(call, until).await;
     in_flight.end(outcome(&answer, endpoint), Instant::now());
     answer
@@ -307,6 +307,10 @@ fn outcome(answer: &Result<Reply, Error>, endpoint: &Endpoint) -> Outcome {
         Ok(reply) => return Outcome::Succeeded { load: reply.load },
         Err(error) => error,
     };
+    // It leaves, which is no failure.
+    if error.fate() == Fate::AboveDrain {
+        return Outcome::Abandoned;
+    }
     let answered = Outcome::Succeeded { load: endpoint.stats().reported_load() };
     match (error.execution(), error.kind()) {
         // The service's own errors are answers; a defect is not.

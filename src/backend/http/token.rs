@@ -79,7 +79,15 @@ impl Token {
 
     /// Takes as long whatever the two are.
     pub(super) fn equals(&self, other: &Self) -> Choice {
-        self.bytes[..].ct_eq(&other.bytes[..]) & self.length.ct_eq(&other.length)
+        // Words instead of bytes: whoever has no token makes all of them be looked at.
+        let same = self.length.ct_eq(&other.length);
+        self.words().zip(other.words()).fold(same, |same, (a, b)| same & a.ct_eq(&b))
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> {
+        self.bytes
+            .chunks_exact(8)
+            .map(|word| word.iter().fold(0, |word, byte| (word << 8) | u64::from(*byte)))
     }
 
     /// The value of the header `Authorization`.

@@ -65,6 +65,9 @@ pub(super) struct Store {
     clock: LeaseClock,
     /// From when on it knows who lives: its start, or when it found out that nobody had reached it.
     blank_since: Instant,
+    /// How long it does not know all: as long as the lease that ran out unheard. `None`: since its
+    /// start, and as long as the longest.
+    blank_for: Option<Duration>,
     /// When a lease was last granted or renewed, in the leases' time.
     heard: Instant,
     reprieve: Reprieve,
@@ -86,6 +89,7 @@ impl Store {
             next_number: 0,
             clock: LeaseClock::new(limits.sweep),
             blank_since: now,
+            blank_for: None,
             heard: now,
             reprieve: Reprieve::new(limits.protection.clone(), now),
             longest_granted: Duration::ZERO,
@@ -342,6 +346,7 @@ impl Store {
             if self.is_deaf(ttl, now) {
                 tracing::warn!("nobody renews: what runs out now is not proven gone");
                 self.blank_since = now;
+                self.blank_for = Some(ttl);
             }
             tracing::info!(
                 service = group.as_ref().map(ServiceName::as_str),
@@ -400,6 +405,8 @@ impl Store {
         if !self.limits.warming || self.blank_since == now {
             return false;
         }
+        // A lease that was granted for less than a heartbeat's time says nothing of the others.
+        let ttl = ttl.max(self.least_warming());
         let silence = now.saturating_duration_since(self.heard);
         let as_short = |slot: &&Slot| slot.ttl.is_some_and(|other| other <= ttl);
         // The one that runs out is the first of them, in whatever order.
@@ -542,8 +549,12 @@ impl Store {
     }
 
     fn is_warming(&self, now: Instant) -> bool {
-        let least = self.limits.default_ttl.map_or(MIN_WARMING, |ttl| ttl.min(MIN_WARMING));
-        self.limits.warming && now < self.blank_since + self.longest_granted.max(least)
+        let long = self.blank_for.unwrap_or(self.longest_granted).max(self.least_warming());
+        self.limits.warming && now < self.blank_since + long
+    }
+
+    fn least_warming(&self) -> Duration {
+        self.limits.default_ttl.map_or(MIN_WARMING, |ttl| ttl.min(MIN_WARMING))
     }
 
     fn text(&self, revision: u64) -> Arc<str> {

@@ -42,9 +42,14 @@ pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
 /// Whether an endpoint answers one of the probes in time. They may be a user's: one that panics has
 /// no answer.
 async fn answers(probes: &[Arc<dyn Probe>], endpoint: &Endpoint, limit: Duration) -> bool {
+    let mut asked = JoinSet::new();
+    for probe in probes {
+        let (probe, endpoint) = (Arc::clone(probe), endpoint.clone());
+        asked.spawn(async move { matches!(caught(probe.probe(&endpoint)).await, Some(Ok(()))) });
+    }
     let any = async {
-        for probe in probes {
-            if matches!(caught(probe.probe(endpoint)).await, Some(Ok(()))) {
+        while let Some(answered) = asked.join_next().await {
+            if answered.unwrap_or(false) {
                 return true;
             }
         }

@@ -52,6 +52,18 @@ impl OutlierEjection {
         Self { consecutive_failures: 0, success_ratio: 0.0, ..Self::default() }
     }
 
+    /// All times that can be set.
+    pub(crate) fn times(&mut self) -> [&mut Duration; 6] {
+        [
+            &mut self.interval,
+            &mut self.base_time,
+            &mut self.max_time,
+            &mut self.probe_interval,
+            &mut self.probe_timeout,
+            &mut self.slow_start,
+        ]
+    }
+
     /// How many of so many ready endpoints may be ejected.
     pub(super) fn quota(&self, ready: usize) -> usize {
         (ready as f64 * self.max_share.clamp(0.0, 1.0)) as usize

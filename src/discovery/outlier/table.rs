@@ -111,6 +111,11 @@ impl Outliers {
     /// Takes the endpoints of a new snapshot; what is no longer listed is forgotten.
     pub(crate) fn follow(&self, endpoints: &Arc<EndpointSet>, now: Instant) {
         let mut state = self.state.lock();
+        if state.endpoints.len() < 2 && state.cases.is_empty() {
+            // Nobody was compared until now: what went before is no part of the first interval.
+            state.evaluated = now;
+            endpoints.iter().for_each(|endpoint| _ = endpoint.stats().since_last_look());
+        }
         state.endpoints = Arc::clone(endpoints);
         if !state.cases.is_empty() {
             let listed: HashMap<usize, &Endpoint> =
@@ -124,6 +129,9 @@ impl Outliers {
             });
         }
         self.review(&mut state, now);
+        drop(state);
+        // When something is due was computed for the old list.
+        self.changed.notify_one();
     }
 
     /// An endpoint has failed so many times in a row.
@@ -139,8 +147,9 @@ impl Outliers {
         }
     }
 
-    /// A connection's ping is not answered, or now is: what `stats` count has changed.
-    pub(crate) fn suspected(&self, stats: &EndpointStats, now: Instant) {
+    /// A connection's ping is not answered, or now is, which is `heard`, or the connection has ended
+    /// without: what `stats` count has changed.
+    pub(crate) fn suspected(&self, stats: &EndpointStats, heard: bool, now: Instant) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let key = stats.key();
@@ -153,12 +162,19 @@ impl Outliers {
             opened: now,
             out: None,
         });
-        match &case.out {
+        match &mut case.out {
             None if stats.is_suspect() => {
                 let until = after(now, jittered(&mut state.rng, self.settings.probe_interval));
                 case.opened = now;
                 case.out = Some(Out { until, probing: false, suspicion: true });
                 self.ejections.fetch_add(1, Relaxed);
+            }
+            // Nobody has heard of it: no user's call is to find out, but a probe, and now.
+            Some(out) if out.suspicion && !stats.is_suspect() && !heard => {
+                out.suspicion = false;
+                if !out.probing {
+                    out.until = now;
+                }
             }
             Some(out) if out.suspicion && !stats.is_suspect() => {
                 case.out = None;
@@ -209,7 +225,8 @@ impl Outliers {
         let state = &mut *guard;
         let Some(case) = state.cases.get_mut(&endpoint.key()) else { return };
         let Some(out) = &mut case.out else { return };
-        if answered {
+        // Of a suspicion every connection that has it must have heard, or have been replaced.
+        if answered && !(out.suspicion && endpoint.stats().is_suspect()) {
             case.out = None;
             endpoint.stats().begin_anew(now, self.settings.slow_start);
             self.readmissions.fetch_add(1, Relaxed);

@@ -210,9 +210,9 @@ fn a_suspicion_lasts_until_the_last_connection_has_heard() {
     stats.suspect(field.now);
     stats.suspect(field.now);
     assert_eq!(field.ejected(), [0]);
-    stats.trust(field.now);
+    stats.trust(true, field.now);
     assert_eq!(field.ejected(), [0]);
-    stats.trust(field.now);
+    stats.trust(true, field.now);
     assert_eq!(field.ejected(), [0; 0]);
     assert!(stats.slow_start(field.now).is_some());
     assert_eq!((field.table.ejections(), field.table.readmissions()), (1, 1));
@@ -226,9 +226,42 @@ fn a_suspect_is_probed_and_a_pong_does_not_end_an_ejection_for_failures() {
     let mut field = Field::of(2);
     field.fail(0, 5);
     field.at(0).stats().suspect(field.now);
-    field.at(0).stats().trust(field.now);
+    field.at(0).stats().trust(true, field.now);
     assert_eq!(field.ejected(), [0], "it answered pings all along");
     assert_eq!(field.seconds(4), 1);
+}
+
+#[test]
+fn a_suspicion_that_nobody_lifted_ends_by_a_probe_and_not_by_a_call() {
+    let mut field = Field::of(2);
+    let stats = field.at(0).stats();
+    stats.suspect(field.now);
+    stats.trust(false, field.now);
+    assert_eq!(field.ejected(), [0], "its connection has ended, and nobody has heard of it");
+    assert_eq!(field.seconds(0), 1, "it is probed at once");
+    field.table.probed(field.at(0), true, field.now);
+    assert_eq!(field.ejected(), [0; 0]);
+}
+
+#[test]
+fn a_probe_that_is_answered_does_not_speak_for_a_connection_that_has_not_heard() {
+    let mut field = Field::of(2);
+    field.at(0).stats().suspect(field.now);
+    assert_eq!(field.seconds(3), 1);
+    field.table.probed(field.at(0), true, field.now);
+    assert_eq!(field.ejected(), [0]);
+    assert_eq!(field.seconds(3), 1, "asked again, until that connection is replaced");
+}
+
+#[test]
+fn what_failed_before_it_was_taken_back_is_not_counted_after() {
+    let mut field = Field::of(2);
+    (0..100).for_each(|_| field.succeed(1, 1));
+    field.fail(0, 100);
+    field.seconds(4);
+    field.table.probed(field.at(0), true, field.now);
+    field.seconds(7);
+    assert_eq!(field.ejected(), [0; 0], "the look at shares");
 }
 
 #[test]

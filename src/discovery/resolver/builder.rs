@@ -99,10 +99,13 @@ impl ResolverBuilder {
         self
     }
 
-    /// Sets when endpoints are ejected for how calls to them go, and how they come back. Default:
-    /// [`OutlierEjection::default`].
+    /// Sets when endpoints are ejected for how calls to them go, and how they come back. Its times
+    /// are taken to be 1 ms at least and a day at most. Default: [`OutlierEjection::default`].
     #[must_use]
-    pub fn outlier_ejection(mut self, ejection: OutlierEjection) -> Self {
+    pub fn outlier_ejection(mut self, mut ejection: OutlierEjection) -> Self {
+        for time in ejection.times() {
+            *time = (*time).clamp(SHORTEST, LONGEST);
+        }
         self.ejection = ejection;
         self
     }

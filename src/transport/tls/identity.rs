@@ -10,14 +10,22 @@ const LONGEST: usize = 2048;
 /// The object identifier of a common name, 2.5.4.3, in DER.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
-/// The first URI name, else the first DNS name, else the subject's one common name. `None`: it
-/// names nobody, or by what no log should show.
+/// The one URI name, else the first DNS name, else the subject's one common name. `None`: it names
+/// nobody, or by what no log should show, or by several URIs; and a host or a common name that looks
+/// like a URI is none, since whoever issues it may not have checked it as one.
 pub(super) fn of(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     let certificate = EndEntityCert::try_from(certificate).ok()?;
     let mut uris = certificate.valid_uri_names();
     let mut hosts = certificate.valid_dns_names();
     let subject = certificate.subject();
-    let name = uris.next().or_else(|| hosts.next()).or_else(|| common_name(subject))?;
+    let name = match (uris.next(), uris.next()) {
+        (Some(_), Some(_)) => return None,
+        (Some(uri), None) => uri,
+        _ => hosts
+            .next()
+            .or_else(|| common_name(subject))
+            .filter(|name| !name.contains([':', '/']))?,
+    };
     let sound = (1..=LONGEST).contains(&name.len()) && !name.chars().any(char::is_control);
     sound.then(|| name.into())
 }

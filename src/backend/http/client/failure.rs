@@ -35,7 +35,7 @@ impl Failure {
             kind: Cow::Borrowed(""),
             title: Cow::Borrowed("refused"),
             status: answer.status.as_u16(),
-            detail: text.trim().chars().take(MAX_TEXT).collect(),
+            detail: plain(&text),
             held_epoch: None,
             results: None,
             retry_after: answer.retry_after(),
@@ -183,4 +183,10 @@ impl Failures {
             }
         }
     }
+}
+
+/// What a peer says, made fit for a line of a log.
+pub(super) fn plain(text: &str) -> String {
+    let shown = |c: char| if c.is_control() { ' ' } else { c };
+    text.trim().chars().take(MAX_TEXT).map(shown).collect()
 }

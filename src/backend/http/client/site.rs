@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::exchange::{Answer, Ask, Connections};
-use super::failure::Failure;
+use super::failure::{Failure, plain};
 use super::urls::Location;
 use super::{Found, api, seed, v1};
 use crate::instance::{Health, ServiceName};
@@ -192,6 +192,8 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
         let mut problem: Box<api::Problem> = serde_json::from_slice(&answer.body)
             .map_err(|error| Failure::Nonsense(format!("status {status}, and {error}")))?;
         problem.status = status.as_u16();
+        problem.detail = plain(&problem.detail);
+        problem.title = plain(&problem.title).into();
         problem.retry_after = answer.retry_after();
         return Err(Failure::Problem(problem));
     }

@@ -96,9 +96,10 @@ fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, Invali
 
 /// The URL without a password that it may contain.
 fn shown(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-        _ => url.to_owned(),
+    match (url.rsplit_once('@'), url.split_once("://")) {
+        (Some((_, host)), Some((scheme, _))) => format!("{scheme}://***@{host}"),
+        (Some((_, host)), None) => format!("***@{host}"),
+        (None, _) => url.to_owned(),
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Found;
 use super::api::{self, Outcome};
 use super::exchange::Ask;
-use super::failure::Failure;
+use super::failure::{Failure, plain};
 use super::site::Site;
 use crate::backend::memory::{Entry, Protection};
 use crate::instance::ServiceName;
@@ -85,7 +85,7 @@ pub(super) async fn deregister(site: &Site, held: &[Held]) -> Result<Option<()>,
             status: if kind == api::NOT_ALLOWED { 403 } else { 500 },
             kind,
             title: "not deregistered".into(),
-            detail,
+            detail: plain(&detail),
             held_epoch: None,
             results: None,
             retry_after: None,
@@ -189,7 +189,7 @@ fn renewal(outcome: Outcome) -> Result<Renewal, RegistryError> {
                 }
                 _ => RegistryErrorKind::Unavailable,
             };
-            Err(RegistryError::new(kind, detail))
+            Err(RegistryError::new(kind, plain(&detail)))
         }
     }
 }

@@ -57,7 +57,7 @@ pub(super) async fn run<H, F>(
         match accepted {
             Ok(stream) => {
                 pause = MIN_PAUSE;
-                let Some(slot) = slots.take(&stream.peer().host) else {
+                let Some(slot) = slots.take(&stream.peer().account()) else {
                     tracing::debug!(peer = ?stream.peer(), "connection refused: too many");
                     continue;
                 };

@@ -41,15 +41,17 @@ impl Access {
     /// here is not even told that it is not known. `exposed`: others than this machine may ask.
     pub(super) fn caller(&self, parts: &Parts, exposed: bool) -> Result<Caller, Refusal> {
         let is_seed_path = parts.uri.path() == DEFAULT_PATH;
-        if is_seed_path && self.open_seed_path {
-            return Ok(Caller::default());
+        // Who shows who he is, is that also here.
+        let shows = parts.headers.contains_key(AUTHORIZATION);
+        if is_seed_path && self.open_seed_path && !shows {
+            return Ok(Caller { guest: self.is_restricted(), ..Caller::default() });
         }
         let peer = parts.extensions.get::<Peer>();
         let identity = peer.and_then(|peer| peer.identity.as_ref()).filter(|it| !it.is_empty());
         let Some(tokens) = self.tokens.read().clone() else {
             return match identity {
                 Some(identity) if self.identified => {
-                    Ok(Caller { name: Some(Arc::clone(identity)), entry: None })
+                    Ok(Caller { name: Some(Arc::clone(identity)), ..Caller::default() })
                 }
                 _ if self.identified => Err(Refusal::unauthorized()),
                 _ if is_seed_path && exposed => Err(Refusal::not_allowed(
@@ -66,7 +68,8 @@ impl Access {
             (Some(_), Some(_)) => None,
         };
         let entry = entry.ok_or_else(Refusal::unauthorized)?;
-        Ok(Caller { name: Some(Arc::clone(&entry.name)), entry: Some(Arc::clone(entry)) })
+        let (name, entry) = (Some(Arc::clone(&entry.name)), Some(Arc::clone(entry)));
+        Ok(Caller { name, entry, guest: false })
     }
 }
 
@@ -85,12 +88,19 @@ pub(super) struct Caller {
     name: Option<Arc<str>>,
     /// `None`: everything is allowed.
     entry: Option<Arc<Entry>>,
+    /// Let in on the open path alone, where others need a token.
+    guest: bool,
 }
 
 impl Caller {
     /// What is counted by and may be logged. `None`: it is not asked for here.
     pub(super) fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
+    }
+
+    /// Let in on the open path alone, where others need a token.
+    pub(super) fn is_guest(&self) -> bool {
+        self.guest
     }
 
     pub(super) fn may_read(&self) -> Result<(), Refusal> {
@@ -102,6 +112,10 @@ impl Caller {
 
     /// Changes what is registered for a service, or for no service in particular.
     pub(super) fn may_write(&self, service: Option<&ServiceName>) -> Result<(), Refusal> {
+        // The programs that the path is opened for know of no services.
+        if let (true, Some(service)) = (self.guest, service) {
+            return Err(lacks(&format!("write:{service}")));
+        }
         let Some(Entry { scopes, .. }) = self.entry.as_deref() else {
             return Ok(());
         };

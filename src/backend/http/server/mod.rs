@@ -31,7 +31,7 @@ use self::accept::Stopping;
 use self::access::{Access, Caller};
 use self::meter::{Meter, Share};
 use self::problem::Refusal;
-use self::rate::{Rate, Rates};
+use self::rate::{Rate, Rates, Use};
 pub use self::tokens::{InvalidTokens, Tokens};
 use super::{DEFAULT_PATH, api};
 use crate::backend::memory::{MemoryRegistry, MemoryRegistryBuilder, Owner};
@@ -65,6 +65,8 @@ struct Shared {
     rates: Rates,
     /// Requests under way, by token.
     in_flight: Meter,
+    /// The same of renewals.
+    renewing: Meter,
     /// Long polls that are held, by address.
     polls: Meter,
     /// The same, by token.
@@ -202,12 +204,22 @@ impl RegistryServer {
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let shared = &*self.shared;
         let limits = &shared.limits;
-        let renews = renews(parts);
-        shared.rates.host(&host(parts), renews)?;
+        let host = host(parts);
         // Before anything else is looked at.
-        let caller = shared.access.caller(parts, exposed)?;
-        let _under_way = shared.under_way(caller.name())?;
-        shared.rates.caller(caller.name(), renews)?;
+        let caller = match shared.access.caller(parts, exposed) {
+            Ok(caller) => caller,
+            Err(refusal) => {
+                shared.rates.count(&host, None, Use::Stranger)?;
+                return Err(refusal);
+            }
+        };
+        let of = match renews(parts) && caller.may_write_something().is_ok() {
+            _ if caller.is_guest() => Use::Open,
+            true => Use::Renewal,
+            false => Use::Other,
+        };
+        let _under_way = shared.under_way(caller.name(), of == Use::Renewal)?;
+        shared.rates.count(&host, caller.name(), of)?;
         if body.size_hint().lower() > limits.max_body as u64 {
             return Err(Refusal::too_large(limits.max_body));
         }
@@ -233,9 +245,10 @@ impl fmt::Debug for RegistryServer {
 }
 
 impl Shared {
-    fn under_way(&self, token: Option<&Arc<str>>) -> Result<Option<Share>, Refusal> {
+    /// A place for a request; renewals have places of their own.
+    fn under_way(&self, token: Option<&Arc<str>>, renews: bool) -> Result<Option<Share>, Refusal> {
         let Some(token) = token else { return Ok(None) };
-        let place = self.in_flight.take(token);
+        let place = if renews { self.renewing.take(token) } else { self.in_flight.take(token) };
         let busy = || {
             let reason = "too many requests of this token are under way";
             Refusal::too_many(reason, Duration::from_secs(1))
@@ -458,6 +471,7 @@ impl RegistryServerBuilder {
                 insecure: self.insecure,
                 rates: Rates::new(&limits.rate),
                 in_flight: Meter::new(usize::MAX, limits.max_in_flight_per_token),
+                renewing: Meter::new(usize::MAX, limits.max_in_flight_per_token),
                 polls: Meter::new(limits.max_connections / 2, max_polls),
                 polls_by_token: Meter::new(usize::MAX, max_polls_per_token),
                 answers: Meter::new(limits.max_answer_bytes, limits.max_answer_bytes / 4),
@@ -480,7 +494,7 @@ impl fmt::Debug for RegistryServerBuilder {
 
 /// Where a request comes from; empty: not known.
 fn host(parts: &Parts) -> Arc<str> {
-    parts.extensions.get::<Peer>().map(|peer| Arc::clone(&peer.host)).unwrap_or_default()
+    parts.extensions.get::<Peer>().map(Peer::account).unwrap_or_default()
 }
 
 fn owner(parts: &Parts, caller: &Caller) -> Owner {

@@ -25,11 +25,26 @@ pub(super) struct Rate {
     pub(super) per_token: u32,
 }
 
-/// The rates of one server. Renewals have their own, as large as that of all else: whatever is
-/// asked too often, what is registered goes on being renewed.
+/// The rates of one server, each as large as the next. Renewals of those who may write have their
+/// own: whatever else is asked too often, and by whomever, what is registered goes on being renewed.
+/// So do those who are not let in, and the path that is open to all.
 pub(super) struct Rates {
     renewals: Budget,
     others: Budget,
+    strangers: Budget,
+    open: Budget,
+}
+
+/// What a request counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// Of somebody who may write.
+    Renewal,
+    Other,
+    /// Of nobody who is known: it is answered 401 or 403.
+    Stranger,
+    /// On the path that is open to all while the others are not.
+    Open,
 }
 
 struct Budget {
@@ -40,24 +55,25 @@ struct Budget {
 
 impl Rates {
     pub(super) fn new(rate: &Rate) -> Self {
-        Self { renewals: Budget::new(rate), others: Budget::new(rate) }
+        let budget = || Budget::new(rate);
+        Self { renewals: budget(), others: budget(), strangers: budget(), open: budget() }
     }
 
-    /// Counts a request before it is known who asks.
-    pub(super) fn host(&self, host: &Arc<str>, renews: bool) -> Result<(), Refusal> {
+    /// Counts a request of this host and, if it is known, of this token.
+    pub(super) fn count(
+        &self,
+        host: &Arc<str>,
+        name: Option<&Arc<str>>,
+        of: Use,
+    ) -> Result<(), Refusal> {
+        let budget = self.budget(of);
         // A unix socket has no host to tell one peer from another by.
-        if host.is_empty() {
-            return Ok(());
+        if !host.is_empty() {
+            budget
+                .by_host
+                .check(host)
+                .map_err(|wait| Refusal::too_many("this address asks too often", wait))?;
         }
-        self.budget(renews)
-            .by_host
-            .check(host)
-            .map_err(|wait| Refusal::too_many("this address asks too often", wait))
-    }
-
-    /// Counts one of somebody who may ask; what is refused to others costs these nothing.
-    pub(super) fn caller(&self, name: Option<&Arc<str>>, renews: bool) -> Result<(), Refusal> {
-        let budget = self.budget(renews);
         if let Some(name) = name {
             budget
                 .by_token
@@ -70,8 +86,13 @@ impl Rates {
         })
     }
 
-    fn budget(&self, renews: bool) -> &Budget {
-        if renews { &self.renewals } else { &self.others }
+    fn budget(&self, of: Use) -> &Budget {
+        match of {
+            Use::Renewal => &self.renewals,
+            Use::Other => &self.others,
+            Use::Stranger => &self.strangers,
+            Use::Open => &self.open,
+        }
     }
 }
 
@@ -153,33 +174,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_host_that_asks_too_often_costs_no_other_and_no_renewal() {
-        let rates = rates();
+        let rates = Rates::new(&Rate { all: 10_000, per_host: 10, per_token: 20 });
         let (a, b) = (Arc::from("a"), Arc::from("b"));
-        assert_eq!(served(|| rates.host(&a, false)), 20);
-        assert_eq!(served(|| rates.host(&b, false)), 20);
-        assert_eq!(served(|| rates.host(&a, true)), 20);
-        assert_eq!(served(|| rates.host(&Arc::from(""), false)), 1000, "no host is not counted");
+        assert_eq!(served(|| rates.count(&a, None, Use::Other)), 20);
+        assert_eq!(served(|| rates.count(&b, None, Use::Other)), 20);
+        assert_eq!(served(|| rates.count(&a, None, Use::Stranger)), 20);
+        assert_eq!(served(|| rates.count(&a, None, Use::Renewal)), 20, "whatever else it asks");
+        assert_eq!(served(|| rates.count(&Arc::from(""), None, Use::Other)), 1000, "no host");
         tokio::time::advance(Duration::from_millis(500)).await;
-        assert_eq!(served(|| rates.host(&a, false)), 5);
+        assert_eq!(served(|| rates.count(&a, None, Use::Other)), 5);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_token_and_all_of_them_have_a_rate() {
         let rates = rates();
         let (one, two) = (Arc::from("one"), Arc::from("two"));
-        assert_eq!(served(|| rates.caller(Some(&one), false)), 40);
-        assert_eq!(served(|| rates.caller(Some(&two), false)), 20, "60 in all");
-        assert_eq!(served(|| rates.caller(Some(&two), true)), 40);
+        assert_eq!(served(|| rates.count(&Arc::from(""), Some(&one), Use::Other)), 40);
+        assert_eq!(served(|| rates.count(&Arc::from(""), Some(&two), Use::Other)), 20, "60 in all");
+        assert_eq!(served(|| rates.count(&Arc::from(""), Some(&two), Use::Renewal)), 40);
         tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(served(|| rates.caller(None, false)), 60);
+        assert_eq!(served(|| rates.count(&Arc::from(""), None, Use::Other)), 60);
     }
 
     #[tokio::test(start_paused = true)]
     async fn silent_hosts_are_forgotten() {
-        let rates = rates();
+        let rates = Rates::new(&Rate { all: 1_000_000, per_host: 10, per_token: 20 });
         for host in 0..100_000 {
             tokio::time::advance(Duration::from_millis(1)).await;
-            rates.host(&format!("{host}").into(), false).unwrap();
+            rates.count(&format!("{host}").into(), None, Use::Other).unwrap();
         }
         assert!(rates.others.by_host.limiter.len() <= MANY);
     }

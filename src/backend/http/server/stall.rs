@@ -8,6 +8,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+/// What a peer must take within the limit: one that takes a byte now and then would hold its answer
+/// as one that takes nothing.
+const LEAST: usize = 64 * 1024;
+
 /// Fails a write that makes no progress within a limit: hyper has no such limit of its own, and a
 /// peer that reads nothing would hold its answer in memory for ever.
 pub(super) struct WriteTimeout<S> {
@@ -15,11 +19,13 @@ pub(super) struct WriteTimeout<S> {
     limit: Duration,
     /// Set while a write waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What it has taken since.
+    taken: usize,
 }
 
 impl<S> WriteTimeout<S> {
     pub(super) fn new(inner: S, limit: Duration) -> Self {
-        Self { inner, limit, stalled: None }
+        Self { inner, limit, stalled: None, taken: 0 }
     }
 
     fn limited<T>(
@@ -28,13 +34,25 @@ impl<S> WriteTimeout<S> {
         written: Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
             return written;
         }
         let limit = self.limit;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    fn took(&mut self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.taken += bytes;
+            if self.taken >= LEAST {
+                self.nothing_waits();
+            }
+        }
+    }
+
+    fn nothing_waits(&mut self) {
+        (self.taken, self.stalled) = (0, None);
     }
 }
 
@@ -55,6 +73,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
+        self.took(&written);
         self.limited(cx, written)
     }
 
@@ -64,6 +83,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, parts);
+        self.took(&written);
         self.limited(cx, written)
     }
 
@@ -73,11 +93,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        if flushed.is_ready() {
+            self.nothing_waits();
+        }
         self.limited(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let closed = Pin::new(&mut self.inner).poll_shutdown(cx);
+        if closed.is_ready() {
+            self.nothing_waits();
+        }
         self.limited(cx, closed)
     }
 }

@@ -18,6 +18,9 @@ use crate::backend::memory::{MemoryRegistry, Owner};
 use crate::instance::{Address, Instance};
 use crate::registry::{Held, Lease, Registration, Registry, Renewal};
 
+/// More leases are not taken in one request: their answers would weigh too much.
+const MAX_HELD: usize = 1000;
+
 /// Stands in for the address of an instance that leaves: the registry looks at the service, the
 /// id, the epoch and the lease.
 const LEFT: &str = "mem@left";
@@ -88,6 +91,7 @@ async fn renew(
     caller: &Caller,
     asked: api::Renew,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
+    few_enough(asked.held.len())?;
     let mut held = Vec::with_capacity(asked.held.len());
     let checked: Vec<Result<(), Refusal>> = asked
         .held
@@ -114,6 +118,14 @@ async fn renew(
     ok(&api::Renewed { results: outcomes(results, &Outcome::Renewed)? })
 }
 
+/// Each is answered by itself, which weighs more than what was asked.
+fn few_enough(held: usize) -> Result<(), Refusal> {
+    match held {
+        0..=MAX_HELD => Ok(()),
+        _ => Err(Refusal::invalid(format_args!("more than {MAX_HELD} leases: split them"))),
+    }
+}
+
 /// What became of each; the first one's refusal if all were refused.
 fn outcomes(results: Vec<Result<(), Refusal>>, done: &Outcome) -> Result<Vec<Outcome>, Refusal> {
     let outcomes: Vec<Outcome> = results
@@ -133,6 +145,7 @@ async fn deregister(
     caller: &Caller,
     asked: api::Deregister,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
+    few_enough(asked.held.len())?;
     let left = LEFT.parse::<Address>().map_err(Refusal::internal)?;
     let mut held = Vec::with_capacity(asked.held.len());
     let results: Vec<Result<(), Refusal>> = asked
