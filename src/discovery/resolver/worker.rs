@@ -226,6 +226,9 @@ impl Worker {
             if let Some(watch) = &mut self.watch {
                 watch.listed = true;
             }
+            // It is back: when this watch ends, the source is asked at once, and not at the pace of
+            // failures that are over.
+            self.failures = 0;
             self.due = now + self.pause(None);
         }
     }

@@ -216,3 +216,25 @@ async fn dropping_the_resolver_drops_the_watch() {
     assert!(feed.is_closed());
     assert_eq!(Arc::strong_count(&fake), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_that_a_watch_ended_the_next_one_is_noticed_at_once() {
+    let fake = Fake::listing(proven(&[1]));
+    let feed = fake.feed();
+    feed.send(Ok(Update::Set(proven(&[1])))).await.unwrap();
+    let resolver = fake.resolver().await;
+    // The watch breaks, requests fail, and a watch is the first to come back.
+    fake.answers(Answer::Down);
+    feed.send(Err(DiscoveryError::unavailable("cut"))).await.unwrap();
+    drop(feed);
+    let feed = fake.feed();
+    feed.send(Ok(Update::Set(proven(&[1, 2])))).await.unwrap();
+    seconds(3.0).await;
+    assert_eq!(ports(&resolver), [1, 2]);
+    fake.lists(proven(&[3]));
+    let asked = fake.asked();
+    feed.send(Err(DiscoveryError::unavailable("cut"))).await.unwrap();
+    drop(feed);
+    settle().await;
+    assert_eq!((fake.asked(), ports(&resolver)), (asked + 1, vec![3]));
+}
