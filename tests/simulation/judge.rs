@@ -5,9 +5,10 @@ use std::time::Duration;
 use srpc::Execution;
 
 use super::ledger::{Ledger, Outcome};
-use super::world::{DEADLINE, WHO};
+use super::plan::{CLIENTS, Fault};
+use super::world::DEADLINE;
 
-/// How much later than its deadline a call may end: deadlines are looked after every 10 ms.
+/// How much later than its deadline a call may end: deadlines are looked after every 20 ms.
 const LATE: Duration = Duration::from_millis(50);
 /// How many times a call may run that is marked as idempotent: its attempts.
 const ATTEMPTS: usize = 3;
@@ -42,7 +43,7 @@ pub(crate) fn broken(ledger: &Ledger) -> Vec<String> {
         }
     }
     broken.extend(ledger.not_healed.iter().map(|what| format!("not healed: {what}")));
-    for host in WHO {
+    for host in CLIENTS {
         if !ledger.looked.contains(&host) {
             broken.push(format!("{host} never came to its last look"));
         }
@@ -64,7 +65,7 @@ pub(crate) fn broken_by_the_registry(ledger: &Ledger) -> Vec<String> {
 }
 
 /// Panics with what did not hold, and with what was done to the cluster.
-pub(crate) fn assert_none(broken: &[String], faults: &[super::plan::Fault]) {
+pub(crate) fn assert_none(broken: &[String], faults: &[Fault]) {
     let shown = &broken[..broken.len().min(10)];
     assert!(broken.is_empty(), "{} broken:\n{shown:#?}\nafter {faults:#?}", broken.len());
 }

@@ -1,6 +1,6 @@
 //! The cluster: a registry, three servers and two clients, each on a host of its own.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::pending;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,13 +11,14 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use srpc::backend::http::{HttpRegistry, RegistryServer};
 use srpc::client::ConnectionSettings;
-use srpc::discovery::{OutlierEjection, Resolver};
+use srpc::discovery::{Endpoint, OutlierEjection, Resolver};
 use srpc::instance::InstanceId;
 use srpc::registry::Registrar;
 use srpc::transport::Transport;
 use srpc::xclient::Retry;
 use srpc::{Address, Call, Error, Instance, Server, Service, XClient};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 use turmoil::Builder;
 
 use super::ledger::{Ledger, Outcome, answer};
@@ -26,21 +27,19 @@ use super::transport::Simulated;
 
 /// How long a call may take.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(1500);
-/// Who takes a last look when everything must be whole again.
-pub(crate) const WHO: [&str; 2] = CLIENTS;
 
 const SECOND: Duration = Duration::from_secs(1);
 const TTL: Duration = Duration::from_secs(3);
-const TICK: Duration = Duration::from_millis(5);
+const TICK: Duration = Duration::from_millis(10);
 /// How long after the last fault everybody must be listed and called again. The longest way there:
 /// a registrar's request hangs (1 s) and is tried again (1 s); a client's poll hangs (2 + 1 s) and
 /// is made again (2 s); a connection that lost a message is silent for 4 s before it is dialled
 /// anew; an ejection lasts 2.4 s, and its probes 1 s each.
 const MENDED: Duration = Duration::from_secs(12);
-/// When the load ends.
-const STOP: Duration = Duration::from_secs(11 + 12 - 2);
-/// Time for the last look.
-const LOOK: Duration = Duration::from_secs(3);
+/// How often a client looks whether it is so.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long it must stay so.
+const STEADY: Duration = Duration::from_secs(2);
 
 /// What a client does with a call that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +80,8 @@ pub(crate) fn run(seed: u64, faults: &[Fault], habits: [Habit; 2]) -> Ledger {
     }
 
     let (mut coming, mut going): (Vec<_>, Vec<_>) = (faults.to_vec(), Vec::<Fault>::new());
-    while sim.elapsed() < HEALED + MENDED + LOOK {
+    let over = HEALED + MENDED + 2 * STEADY;
+    while sim.elapsed() < over && ledger.lock().looked.len() < CLIENTS.len() {
         let now = sim.elapsed();
         going.retain(|fault| {
             let over = fault.until <= now;
@@ -168,50 +168,71 @@ async fn client(
     let client = connected(habit, seed ^ number)?;
     client.resolver().ready(2 * SECOND).await?;
     let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(2) + number);
-    let calls = Rc::new(RefCell::new(tokio::task::JoinSet::new()));
+    let mut calls = JoinSet::new();
     let mut id = number << 32;
-    while start.elapsed() < STOP {
+    // Beyond the last fault, so that those who are back get calls again.
+    while start.elapsed() < HEALED + SECOND {
         if client.resolver().snapshot().endpoints.is_empty() {
             ledger.lock().empty.push((name, start.elapsed()));
         }
         id += 1;
         ledger.lock().sent(id, name, habit == Habit::Idempotent, start.elapsed());
         let (client, ledger) = (client.clone(), Arc::clone(&ledger));
-        calls.borrow_mut().spawn(async move {
+        calls.spawn(async move {
             let began = Instant::now();
             let outcome = outcome(id, call(&client, habit, id).await);
             ledger.lock().ended(id, began.elapsed(), outcome);
         });
         sleep(rng.random_range(Duration::from_millis(10)..Duration::from_millis(70))).await;
     }
-    sleep_until(start + HEALED + MENDED).await;
-    look(name, &client, &ledger).await;
-    Ok(pending().await)
+    // Each ends by its deadline; what does not is found without an outcome.
+    let _ = timeout(2 * DEADLINE, calls.join_all()).await;
+    look(name, &client, &ledger, start + HEALED + MENDED).await;
+    pending::<()>().await;
+    Ok(())
 }
 
-/// Takes the last look: everybody is listed, and answers.
-async fn look(name: &'static str, client: &XClient, ledger: &Mutex<Ledger>) {
+/// Looks until everybody is listed and answers, which must be so by `end`, and stay so.
+async fn look(name: &'static str, client: &XClient, ledger: &Mutex<Ledger>, end: Instant) {
+    loop {
+        match missing(client).await {
+            None => break,
+            Some(what) if Instant::now() > end => {
+                ledger.lock().not_healed.push(format!("{name} {what}"));
+                break;
+            }
+            Some(_) => sleep(LOOK).await,
+        }
+    }
+    sleep(STEADY).await;
+    if let Some(what) = missing(client).await {
+        ledger.lock().not_healed.push(format!("{name}, at its last look, {what}"));
+    }
+    ledger.lock().looked.push(name);
+}
+
+/// What is not as it should be; `None`: every server is listed once, and answers, and so does
+/// whoever is selected.
+async fn missing(client: &XClient) -> Option<String> {
+    let probe = || Call::new("Foo.Do").args(&0_u64).unwrap().timeout(SECOND / 2);
     let snapshot = client.resolver().snapshot();
-    let listed: Vec<Address> =
-        snapshot.endpoints.iter().map(|endpoint| endpoint.instance().address.clone()).collect();
     for server in SERVERS {
         let address: Address = format!("tcp@{server}:70").parse().unwrap();
-        let count = listed.iter().filter(|listed| **listed == address).count();
-        if count != 1 {
-            ledger.lock().not_healed.push(format!("{name} lists {server} {count} times"));
+        let at_it = |listed: &&Endpoint| listed.instance().address == address;
+        let times = snapshot.endpoints.iter().filter(at_it).count();
+        if times != 1 {
+            return Some(format!("lists {server} {times} times"));
         }
-        let call = Call::new("Foo.Do").args(&0_u64).unwrap().timeout(SECOND / 2).only(address);
-        if let Err(error) = client.send(call).await {
-            ledger.lock().not_healed.push(format!("{name} calls {server}: {error}"));
+        if let Err(error) = client.send(probe().only(address)).await {
+            return Some(format!("calls {server}: {error}"));
         }
     }
     for _ in 0..10 {
-        let call = Call::new("Foo.Do").args(&0_u64).unwrap().timeout(SECOND / 2);
-        if let Err(error) = client.send(call).await {
-            ledger.lock().not_healed.push(format!("{name} calls anybody: {error}"));
+        if let Err(error) = client.send(probe()).await {
+            return Some(format!("calls anybody: {error}"));
         }
     }
-    ledger.lock().looked.push(name);
+    None
 }
 
 async fn call(client: &XClient, habit: Habit, id: u64) -> Result<u64, Error> {
@@ -260,6 +281,7 @@ fn connected(habit: Habit, seed: u64) -> Result<XClient, Error> {
     connection.ping_idle = SECOND;
     connection.ping_timeout = SECOND / 2;
     connection.dead_after = 3 * SECOND;
+    connection.sweep = 2 * TICK;
     XClient::with_resolver(resolver)
         .transport(Arc::new(Simulated))
         .connection(connection)
