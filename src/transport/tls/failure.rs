@@ -65,7 +65,7 @@ fn of_certificate(error: &CertificateError) -> String {
             "it may not be used for this side of a connection"
         }
         Wrong::ApplicationVerificationFailure => {
-            "it names nobody: no URI, no DNS name, no common name"
+            "it names nobody: not one URI, no DNS name, no common name"
         }
         other => return format!("the peer's certificate is refused: {other}"),
     };

@@ -116,6 +116,19 @@ mod tests {
     }
 
     #[test]
+    fn what_only_looks_like_a_uri_is_none_and_of_several_none_is_taken() {
+        let uri = |text: &str| SanType::URI(text.try_into().unwrap());
+        let both = |params: &mut CertificateParams| {
+            params.subject_alt_names = vec![uri("spiffe://a/one"), uri("spiffe://a/two")];
+        };
+        assert_eq!(identity(both), None);
+        let disguised = |params: &mut CertificateParams| {
+            params.distinguished_name.push(DnType::CommonName, "spiffe://example.org/foo");
+        };
+        assert_eq!(identity(disguised), None);
+    }
+
+    #[test]
     fn what_names_nobody_is_no_identity() {
         assert_eq!(identity(|_| ()), None);
         let organization = |params: &mut CertificateParams| {

@@ -56,9 +56,10 @@ const LINGER: Duration = Duration::from_secs(1);
 ///
 /// # Identity
 /// The [`Peer`](super::Peer) of a connection that a server has established names the client by its
-/// certificate: by its first URI name (such as `spiffe://example.org/foo`), else by its first DNS
-/// name, else by the common name of its subject, if it has exactly one. A certificate that names
-/// nobody in any of these ways, or by control characters or more than 2,048 bytes, is refused: no
+/// certificate: by its one URI name (such as `spiffe://example.org/foo`), else by its first DNS
+/// name, else by the common name of its subject, if it has exactly one; the latter two without a
+/// colon or a slash, so that none is taken for a URI. A certificate that names nobody in any of
+/// these ways, or by several URIs, control characters or more than 2,048 bytes, is refused: no
 /// identity always means that there was no certificate.
 ///
 /// # Files
