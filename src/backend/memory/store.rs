@@ -405,8 +405,9 @@ impl Store {
         if !self.limits.warming || self.blank_since == now {
             return false;
         }
-        // A lease that was granted for less than a heartbeat's time says nothing of the others.
-        let ttl = ttl.max(self.least_warming());
+        // A lease that is short among long ones says nothing of the others.
+        let longest = self.groups.values().flat_map(Group::slots).filter_map(|slot| slot.ttl).max();
+        let ttl = ttl.max(longest.unwrap_or_default().min(self.least_warming()));
         let silence = now.saturating_duration_since(self.heard);
         let as_short = |slot: &&Slot| slot.ttl.is_some_and(|other| other <= ttl);
         // The one that runs out is the first of them, in whatever order.

@@ -374,6 +374,36 @@ fn it_warms_up_again_if_nobody_could_reach_it() {
 }
 
 #[test]
+fn a_fleet_of_short_leases_that_nobody_could_renew_is_not_proven_gone_either() {
+    let mut table = Table::with(|limits| limits.warming = true);
+    table.pass(Duration::from_secs(15));
+    for id in ["a", "b", "c"] {
+        let registration = foo(id, &format!("tcp@{id}:1"), 1).ttl(Duration::from_secs(2));
+        table.register(&registration).unwrap();
+    }
+    table.pass(Duration::from_secs(3));
+    let listing = table.store.list(None, table.now);
+    assert_eq!((listing.entries.len(), listing.warming), (0, true));
+}
+
+#[test]
+fn two_leases_that_are_asked_for_too_short_do_not_make_it_doubt_all_others() {
+    let mut table = Table::with(|limits| limits.warming = true);
+    table.pass(Duration::from_secs(15));
+    let fleet = ["a", "b"].map(|id| table.register(&foo(id, &format!("tcp@{id}:1"), 1)).unwrap());
+    for round in 0..10 {
+        for id in ["x", "y"] {
+            let short = foo(id, &format!("tcp@{id}:1"), round + 1).ttl(Duration::from_millis(1));
+            table.register(&short).unwrap();
+        }
+        table.pass(Duration::from_secs(3));
+        let listing = table.store.list(None, table.now);
+        assert_eq!((listing.entries.len(), listing.warming), (2, false), "round {round}");
+        fleet.iter().for_each(|held| assert_eq!(table.renew(held).unwrap(), Renewal::Renewed));
+    }
+}
+
+#[test]
 fn one_that_runs_out_while_others_renew_is_proven_gone() {
     let mut table = Table::with(|limits| limits.warming = true);
     // The warm-up is over then.
