@@ -334,7 +334,7 @@ fn handshakes() -> Vec<Lie> {
         no_handshake("closes at once", [], Then::Closes, "cannot connect: "),
         no_handshake("wrong magic", b"SRPX\0\x12\x01\x01", Then::Listens, no_magic),
         no_handshake("HTTP", b"HTTP/1.1 400 Bad Request\r\n\r\n", Then::Listens, no_magic),
-        no_handshake("an alert of TLS", b"\x15\x03\x03\0\x02\x02\x46", Then::Closes, no_magic),
+        no_handshake("an alert of TLS", b"\x15\x03\x03\0\x02\x02\x46", Then::Closes, "speaks TLS"),
         no_handshake("a frame first", three(1 << 20), Then::Listens, no_magic),
         no_handshake("zeros", [0; 100_000], Then::Listens, no_magic),
         no_handshake("version 0", hello(0, LIMITS, &[]), Then::Listens, "speaks 0 to 0"),
