@@ -215,19 +215,23 @@ impl Connection {
             read(sender.send_request(request).await.map_err(broken)?).await
         };
         let mut answer = pin!(answer);
+        // Why the connection ended says more than that it did: a certificate may be refused.
+        let mut reason = None;
         poll_fn(|cx| {
             if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
                 return Poll::Ready(answered);
             }
             if let Some(running) = driver
-                && running.as_mut().poll(cx).is_ready()
+                && let Poll::Ready(ended) = running.as_mut().poll(cx)
             {
                 // Its drop tells whoever still waits for an answer that none will come.
                 *driver = None;
+                reason = ended.err();
             }
             answer.as_mut().poll(cx)
         })
         .await
+        .map_err(|failure| reason.take().map_or(failure, broken))
     }
 }
 
