@@ -2,11 +2,15 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Serialize};
+
+use super::block::LARGEST_IN_BLOCK;
+use super::packed::Packed;
 
 /// The number of a codec on the wire: 0 raw, 1 MessagePack, 2 JSON; a user's own from 128 up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,23 +140,36 @@ impl Codec {
 
     /// `value` in bytes of their own, through a buffer that each thread keeps.
     ///
+    /// Values of up to 1 KiB that one thread encodes share blocks of 8 KiB: who keeps one of them for
+    /// long keeps its block.
+    ///
     /// # Errors
     /// If the value has no representation.
     pub fn encode_bytes<T: Serialize + ?Sized>(&self, value: &T) -> Result<Bytes, CodecError> {
-        /// What a thread keeps between values; a larger one is given back.
-        const KEPT: usize = 64 * 1024;
-        thread_local! {
-            static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-        }
+        self.encode_packed(value).map(Packed::into_bytes)
+    }
+
+    /// `value` as a body; see [`encode_bytes`](Self::encode_bytes).
+    pub(crate) fn encode_packed<T: Serialize + ?Sized>(
+        &self,
+        value: &T,
+    ) -> Result<Packed, CodecError> {
         // Taken out rather than borrowed: a `Serialize` impl may encode something itself.
         let mut scratch = SCRATCH.take();
         scratch.clear();
         let encoded = self.encode(value, &mut scratch);
-        let bytes = encoded.map(|()| Bytes::copy_from_slice(&scratch));
+        if encoded.is_ok() && scratch.len() > LARGEST_IN_BLOCK {
+            // Its memory goes with it, uncopied; the next one will probably be as large.
+            let room = scratch.len().min(KEPT);
+            let bytes = Bytes::from(std::mem::replace(&mut scratch, Vec::with_capacity(room)));
+            SCRATCH.set(scratch);
+            return Ok(Packed::Shared(bytes));
+        }
+        let packed = encoded.map(|()| Packed::copied(&scratch));
         if scratch.capacity() <= KEPT {
             SCRATCH.set(scratch);
         }
-        bytes
+        packed
     }
 
     /// Reads one value from `body`.
@@ -162,18 +179,20 @@ impl Codec {
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, CodecError> {
         match self {
             Self::MessagePack => {
-                // By a reader whose rest can be asked for: what follows the value is an error, as
-                // it is in JSON.
-                let mut rest = body;
-                let mut deserializer = rmp_serde::Deserializer::new(&mut rest);
+                // Read where it lies: a reader of any other kind has a buffer of its own.
+                let mut deserializer = rmp_serde::Deserializer::from_read_ref(body);
                 deserializer.set_max_depth(MAX_DEPTH);
                 let value = T::deserialize(&mut deserializer)
                     .map_err(|error| CodecError::new(self.id(), error))?;
-                match rest.len() {
-                    0 => Ok(value),
-                    more => {
-                        Err(CodecError::new(self.id(), format!("{more} bytes after the value")))
+                // What follows the value is an error, as it is in JSON. The reader does not tell what
+                // it has left: nothing, if the next value ends before it begins.
+                match IgnoredAny::deserialize(&mut deserializer) {
+                    Err(rmp_serde::decode::Error::InvalidMarkerRead(error))
+                        if error.kind() == io::ErrorKind::UnexpectedEof =>
+                    {
+                        Ok(value)
                     }
+                    _ => Err(CodecError::new(self.id(), "there are bytes after the value")),
                 }
             }
             Self::Json => {
@@ -189,6 +208,13 @@ impl Codec {
             }
         }
     }
+}
+
+/// What a thread keeps between values; a larger buffer is given back.
+const KEPT: usize = 64 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl fmt::Debug for Codec {

@@ -42,6 +42,24 @@ impl<'a> MethodName<'a> {
         Err(InvalidMethod { name: name.chars().take(Self::MAX_LEN).collect() })
     }
 
+    /// Whether [`parse`](Self::parse) would take `name`: in one pass, for the call path.
+    pub(crate) fn is_valid(name: &str) -> bool {
+        let bytes = name.as_bytes();
+        let mut dot = 0;
+        for (at, byte) in bytes.iter().enumerate() {
+            match SORTS[usize::from(*byte)] {
+                Sort::Word => {}
+                Sort::Dot => dot = at,
+                Sort::Other => return false,
+            }
+        }
+        let (part, first) = (bytes.len().saturating_sub(dot + 1), bytes.first());
+        first.is_some_and(u8::is_ascii_alphabetic)
+            && (1..=ServiceName::MAX_LEN).contains(&dot)
+            && (1..=Self::MAX_PART).contains(&part)
+            && bytes.len() <= Self::MAX_LEN
+    }
+
     /// Whether `method` may be the part after the dot.
     pub fn is_valid_part(method: &str) -> bool {
         !method.is_empty()
@@ -50,9 +68,67 @@ impl<'a> MethodName<'a> {
     }
 }
 
+/// What a byte of a name is.
+#[derive(Clone, Copy)]
+enum Sort {
+    Word,
+    Dot,
+    Other,
+}
+
+const SORTS: [Sort; 256] = {
+    let mut sorts = [Sort::Other; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-') {
+            sorts[byte as usize] = Sort::Word;
+        }
+        byte += 1;
+    }
+    sorts[b'.' as usize] = Sort::Dot;
+    sorts
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_pass_judges_as_parsing_does() {
+        let long =
+            |service: usize, part: usize| format!("{}.{}", "a".repeat(service), "b".repeat(part));
+        let names = [
+            "Foo.Sum",
+            "shop.Cart.Add",
+            "",
+            ".",
+            "a",
+            "a.",
+            ".a",
+            "a.b.",
+            "9.a",
+            "a.9",
+            "a-b._",
+            "a..b",
+            "a b.c",
+            "a.b c",
+            "é.a",
+            "a.é",
+            "-a.b",
+        ];
+        let mut names: Vec<_> = names.map(str::to_owned).into();
+        for (service, part) in [(128, 126), (129, 1), (1, 127), (128, 127), (1, 126), (300, 300)] {
+            names.push(long(service, part));
+        }
+        for byte in 0..=127_u8 {
+            names.push(format!("a{}.b", char::from(byte)));
+            names.push(format!("a.{}", char::from(byte)));
+            names.push(format!("{}.a", char::from(byte)));
+        }
+        for name in names {
+            assert_eq!(MethodName::is_valid(&name), MethodName::parse(&name).is_ok(), "{name:?}");
+        }
+    }
 
     #[test]
     fn the_last_dot_splits() {

@@ -1,10 +1,12 @@
 //! One request of a user and the answer to it.
 
+mod block;
 mod body;
 mod codec;
 mod inherited;
 mod metadata;
 mod method;
+mod packed;
 mod race;
 mod time;
 
@@ -16,12 +18,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+pub(crate) use self::block::in_block;
 pub use self::body::{FromBody, IntoBody, Raw};
 pub use self::codec::{Codec, CodecError, CodecId, CustomCodec};
 pub(crate) use self::inherited::enter;
 pub use self::inherited::{inherited, within};
 pub use self::metadata::{InvalidMetadata, Metadata};
 pub use self::method::{InvalidMethod, MethodName};
+pub(crate) use self::packed::{BodyRef, Packed};
 pub(crate) use self::race::Racer;
 pub(crate) use self::time::after;
 use crate::error::{Error, Fate, Kind};
@@ -95,9 +99,7 @@ impl Call {
         codec: &Codec,
         args: &A,
     ) -> Result<Self, Error> {
-        self.body = codec.encode_bytes(args).map_err(|error| {
-            Error::new(Kind::InvalidArgument, Fate::NotEncodable, error.to_string())
-        })?;
+        self.body = codec.encode_bytes(args).map_err(|error| not_encodable(&error))?;
         self.codec = codec.id();
         Ok(self)
     }
@@ -168,6 +170,14 @@ impl Call {
         self
     }
 
+    /// By when an attempt must be over that is made now.
+    pub(crate) fn attempt_until(&self, now: Instant, deadline: Instant) -> Instant {
+        match self.attempt_timeout {
+            Some(timeout) => deadline.min(after(now, timeout)),
+            None => deadline,
+        }
+    }
+
     /// Says whether an empty acknowledgement that the handler has started is answer enough.
     /// Default: false.
     #[must_use]
@@ -225,12 +235,22 @@ impl Reply {
     }
 
     fn undecodable(&self, why: String) -> Error {
-        let error = Error::new(Kind::Internal, Fate::Undecodable, format!("the reply: {why}"));
+        let error = undecodable(&why);
         match &self.from {
             Some((address, attempt)) => error.at(address).on_attempt(*attempt),
             None => error,
         }
     }
+}
+
+/// Arguments cannot be encoded.
+pub(crate) fn not_encodable(error: &CodecError) -> Error {
+    Error::new(Kind::InvalidArgument, Fate::NotEncodable, error.to_string())
+}
+
+/// A reply does not decode, and why.
+pub(crate) fn undecodable(why: &str) -> Error {
+    Error::new(Kind::Internal, Fate::Undecodable, format!("the reply: {why}"))
 }
 
 /// FNV-1a with a final avalanche: stable across builds and machines, unlike `std`'s hasher, so that

@@ -11,9 +11,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::connection::ConnectionCell;
+use super::outcome::outcome;
 use super::{Connection, ConnectionSettings};
 use crate::call::{Call, Reply, after};
-use crate::discovery::Endpoint;
+use crate::discovery::{Endpoint, Outcome};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::transport::Transport;
 
@@ -30,7 +32,7 @@ struct Inner {
     endpoint: Endpoint,
     transport: Arc<dyn Transport>,
     settings: ConnectionSettings,
-    lines: Vec<Mutex<Line>>,
+    lines: Vec<Line>,
     /// Checked and set under each line's lock: a dial that ends later leaves nothing behind.
     closed: AtomicBool,
 }
@@ -38,8 +40,9 @@ struct Inner {
 /// One connection's place.
 #[derive(Default)]
 struct Line {
-    connection: Option<Connection>,
-    dial: Option<Dial>,
+    /// Read without the lock, set under it.
+    connection: ConnectionCell,
+    dial: Mutex<Option<Dial>>,
 }
 
 /// A dial in flight, or the last one.
@@ -56,7 +59,7 @@ impl Channel {
         transport: Arc<dyn Transport>,
         settings: ConnectionSettings,
     ) -> Self {
-        let lines = (0..settings.connections.max(1)).map(|_| Mutex::default()).collect();
+        let lines = (0..settings.connections.max(1)).map(|_| Line::default()).collect();
         let inner = Arc::new(Inner {
             endpoint,
             transport,
@@ -72,24 +75,73 @@ impl Channel {
         &self.inner.endpoint
     }
 
-    /// Sends a call that must be answered before `deadline`, dialling first if need be.
+    /// Sends a call that must be answered before `deadline`, dialling first if need be. It counts in
+    /// the endpoint's statistics.
     ///
     /// Dropping the future sends a cancel; a dial goes on for the others that wait for it.
     ///
     /// # Errors
     /// Of every class; an endpoint that cannot be reached is `Unavailable`, not sent.
     pub async fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
-        let at = self.line();
-        let connection = self.connection_of(at, deadline).await?;
-        let answer = connection.exchange(call, deadline).await;
-        match answer {
+        self.exchange_at(call, Instant::now(), deadline).await
+    }
+
+    /// [`exchange`](Self::exchange) at a time that was read already. What is rare has a box of its
+    /// own, so that its room is not carried by every call.
+    pub(crate) async fn exchange_at(
+        &self,
+        call: &Call,
+        now: Instant,
+        deadline: Instant,
+    ) -> Result<Reply, Error> {
+        let (at, connection) = self.open();
+        let Some(connection) = connection else {
+            return Box::pin(self.exchange_over_new(at, call, deadline)).await;
+        };
+        match connection.exchange_at(call, now, deadline).await {
             // Its server drained the connection, for being idle perhaps, before the call was sent.
             Err(error) if error.execution() == Execution::NotSent && connection.is_draining() => {
-                let connection = self.connection_of(at, deadline).await?;
-                connection.exchange(call, deadline).await
+                Box::pin(self.exchange_over_new(at, call, deadline)).await
             }
             answer => answer,
         }
+    }
+
+    /// Whose turn it is, and the connection that stands there.
+    pub(crate) fn open(&self) -> (usize, Option<Connection>) {
+        let at = self.line();
+        (at, self.inner.lines[at].connection.open())
+    }
+
+    /// Sends a call over a connection that is dialled first, unless one stands by now.
+    pub(crate) async fn exchange_over_new(
+        &self,
+        at: usize,
+        call: &Call,
+        deadline: Instant,
+    ) -> Result<Reply, Error> {
+        let connection = self.counted_connection(at, deadline).await?;
+        match connection.exchange(call, deadline).await {
+            // A new one may be drained as well; once more, and not for ever.
+            Err(error) if error.execution() == Execution::NotSent && connection.is_draining() => {
+                self.counted_connection(at, deadline).await?.exchange(call, deadline).await
+            }
+            answer => answer,
+        }
+    }
+
+    /// A connection for a call, which counts as in flight while it waits for it.
+    async fn counted_connection(&self, at: usize, deadline: Instant) -> Result<Connection, Error> {
+        let endpoint = &self.inner.endpoint;
+        let waiting = endpoint.count(Instant::now()).until(deadline);
+        let connection = self.connection_of(at, deadline).await;
+        let ended = match &connection {
+            // From here on the exchange counts it.
+            Ok(_) => Outcome::Abandoned,
+            Err(error) => outcome(error, endpoint),
+        };
+        waiting.end(ended, Instant::now());
+        connection
     }
 
     /// Waits until the endpoint answers a ping, dialling first if need be, for at most until
@@ -98,11 +150,10 @@ impl Channel {
     /// # Errors
     /// `Unavailable`, not sent, if it does not.
     pub async fn ping(&self, deadline: Instant) -> Result<(), Error> {
-        let is_suspect = |line: &Mutex<Line>| {
-            line.lock().connection.as_ref().is_some_and(Connection::is_suspect)
-        };
+        let suspect = |line: &Line| line.connection.load().filter(Connection::is_suspect);
+        let is_suspect = |line: &Line| suspect(line).is_some();
         let at = self.inner.lines.iter().position(is_suspect).unwrap_or_else(|| self.line());
-        let suspect = self.inner.lines[at].lock().connection.clone().filter(Connection::is_suspect);
+        let suspect = suspect(&self.inner.lines[at]);
         let answered = async {
             match suspect {
                 // A network that was cut may take long to resend what was lost: a new connection
@@ -129,11 +180,11 @@ impl Channel {
     pub fn close(&self) {
         self.inner.closed.store(true, Relaxed);
         for line in &self.inner.lines {
-            let Line { connection, dial } = std::mem::take(&mut *line.lock());
-            if let Some(dial) = dial {
+            let mut dial = line.dial.lock();
+            if let Some(dial) = dial.take() {
                 dial.task.abort();
             }
-            if let Some(connection) = connection {
+            if let Some(connection) = line.connection.replace(None) {
                 connection.close();
             }
         }
@@ -149,17 +200,16 @@ impl Channel {
 
     async fn connection_of(&self, at: usize, deadline: Instant) -> Result<Connection, Error> {
         let mut result = {
-            let mut line = self.inner.lines[at].lock();
-            if let Some(connection) = &line.connection
-                && connection.is_open()
-            {
-                return Ok(connection.clone());
+            let line = &self.inner.lines[at];
+            let mut last = line.dial.lock();
+            if let Some(connection) = line.connection.open() {
+                return Ok(connection);
             }
             if self.inner.closed.load(Relaxed) {
                 return Err(no_connection("the client is closed"));
             }
             let stats = self.inner.endpoint.stats();
-            match &line.dial {
+            match &*last {
                 // Only the call that dials again waits for it: the others have better to do.
                 Some(dial) if dial.is_running() && stats.connect_failures() > 0 => {
                     return Err(no_connection("still trying to reconnect after a failure"));
@@ -167,14 +217,14 @@ impl Channel {
                 Some(dial) if dial.is_running() => dial.result.clone(),
                 _ => {
                     if stats.in_backoff(Instant::now()) {
-                        let why = line.dial.as_ref().and_then(Dial::failure).unwrap_or_default();
+                        let why = last.as_ref().and_then(Dial::failure).unwrap_or_default();
                         return Err(no_connection(&format!("waiting to reconnect: {why}")));
                     }
                     if stats.connect_failures() > 0 {
                         stats.put_off(after(Instant::now(), self.inner.settings.connect_timeout));
                     }
                     let dial = Inner::dial(&self.inner, at);
-                    line.dial.insert(dial).result.clone()
+                    last.insert(dial).result.clone()
                 }
             }
         };
@@ -202,7 +252,7 @@ impl Drop for Channel {
     fn drop(&mut self) {
         // Dialling tasks hold `inner`, not the channel; connections end with their last call.
         for line in &self.inner.lines {
-            if let Some(dial) = line.lock().dial.take() {
+            if let Some(dial) = line.dial.lock().take() {
                 dial.task.abort();
             }
         }
@@ -239,11 +289,12 @@ impl Inner {
             match &dialled {
                 Ok(connection) => {
                     stats.connected();
-                    let mut line = inner.lines[at].lock();
+                    let line = &inner.lines[at];
+                    let _setting = line.dial.lock();
                     if inner.closed.load(Relaxed) {
                         connection.close();
                     }
-                    line.connection = Some(connection.clone());
+                    line.connection.replace(Some(connection));
                 }
                 Err(why) => {
                     let wait = inner.backoff(stats.connect_failures());
@@ -263,12 +314,13 @@ impl Inner {
     /// Puts a new connection in the place of a silent one, whose calls it keeps.
     async fn replace(&self, at: usize) -> Result<(), Arc<str>> {
         let fresh = self.connect().await?;
-        let mut line = self.lines[at].lock();
+        let line = &self.lines[at];
+        let setting = line.dial.lock();
         if self.closed.load(Relaxed) {
             fresh.close();
         }
-        let silent = line.connection.replace(fresh);
-        drop(line);
+        let silent = line.connection.replace(Some(&fresh));
+        drop(setting);
         self.endpoint.stats().connected();
         if let Some(silent) = silent {
             silent.replaced();

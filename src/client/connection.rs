@@ -3,23 +3,26 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
 
+use arc_swap::ArcSwapOption;
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::answer::Answer;
 use super::driver;
-use super::in_flight::InFlight;
-use super::shared::{Phase, Shared, State, Writer};
-use super::sync::{AtomicU64, Mutex, Notify};
-use super::waiting::Waiting;
+use super::exchange::Flight;
+use super::lane::Lanes;
+use super::shared::{Phase, Shared, Writer};
 use super::{ConnectionSettings, Exchange};
-use crate::call::Call;
+use crate::call::{BodyRef, Call};
 use crate::discovery::Endpoint;
+use crate::error::Error;
 use crate::protocol::{
-    FrameReader, FrameType, Hello, Limits, Outbox, decode_hello, encode_frame, hello_len,
+    FrameReader, FrameType, Hello, Limits, decode_hello, encode_frame, hello_len,
 };
 use crate::transport::Stream;
 
@@ -30,8 +33,11 @@ const TLS_ALERT: [u8; 2] = [21, 3];
 ///
 /// When the last clone is dropped, what is in flight fails by its class and the connection ends.
 #[derive(Clone)]
+#[allow(clippy::redundant_allocation, reason = "what is redundant here is what is wanted")]
 pub struct Connection {
-    handle: Arc<Handle>,
+    /// Two counts of references: the outer one belongs to a lane, so that calls of different threads
+    /// do not change the same one.
+    handle: Arc<Arc<Handle>>,
 }
 
 /// What the clones share; its drop ends the driver. The driver itself holds only `shared`.
@@ -91,40 +97,48 @@ impl Connection {
             window_bytes: peer.limits.window_bytes.min(ours.window_bytes),
         };
         let reader = FrameReader::new(read, ours.max_payload());
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                calls: InFlight::default(),
-                waiting: Waiting::default(),
-                outbox: Outbox::default(),
-                phase: Phase::Open,
-                heard: Instant::now(),
-                busy: Instant::now(),
-                pinged: None,
-                suspect: false,
-                accused: false,
-                replaced: false,
-                probes: 0,
-                keeper_parked: false,
-                stray: 0,
-            }),
-            to_write: Notify::new(),
-            to_keep: Notify::new(),
-            ponged: watch::Sender::new(0),
-            written: AtomicU64::new(0),
-            settings,
-            endpoint,
-            limits,
-        });
+        let shared = Arc::new(Shared::new(settings, endpoint, limits));
         let driver = tokio::spawn(driver::run(Arc::clone(&shared), stream, reader));
-        Ok(Self { handle: Arc::new(Handle { shared, driver: driver.abort_handle() }) })
+        Ok(Self::of(Arc::new(Handle { shared, driver: driver.abort_handle() })))
     }
 
-    /// Sends a call that must be answered before `deadline`.
+    fn of(handle: Arc<Handle>) -> Self {
+        Self { handle: Arc::new(handle) }
+    }
+
+    /// Sends a call that must be answered before `deadline`. It counts in the statistics of the
+    /// endpoint that the connection was opened for, if any.
     ///
     /// Nothing is sent before the first poll. Dropping the future sends a cancel, or takes the call
     /// back if it was not written yet.
     pub fn exchange<'a>(&'a self, call: &'a Call, deadline: Instant) -> Exchange<'a> {
-        Exchange::new(&self.handle.shared, call, deadline)
+        Exchange::new(&self.handle.shared, call, None, deadline)
+    }
+
+    /// [`exchange`](Self::exchange) at a time that was read already.
+    pub(super) fn exchange_at<'a>(
+        &'a self,
+        call: &'a Call,
+        now: Instant,
+        deadline: Instant,
+    ) -> Exchange<'a> {
+        Exchange::new(&self.handle.shared, call, Some(now), deadline)
+    }
+
+    /// Polls a call that is made on this connection by one who keeps it, the call and its body.
+    pub(crate) fn poll_flight(
+        &self,
+        flight: &mut Flight,
+        call: &Call,
+        body: BodyRef<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Answer, Error>> {
+        flight.poll(&self.handle.shared, call, body, cx)
+    }
+
+    /// The caller leaves: as dropping an [`Exchange`].
+    pub(crate) fn leave(&self, flight: &mut Flight) {
+        flight.leave(&self.handle.shared);
     }
 
     /// Sends a ping and waits for its answer, for as long as that takes: the caller bounds it.
@@ -143,9 +157,9 @@ impl Connection {
                     out.extend_from_slice(&number.to_be_bytes());
                 });
             });
+            state.write_soon();
             number
         };
-        shared.to_write.notify_one();
         let ended = answers.wait_for(|answered| *answered >= number).await;
         match ended.map(|answered| *answered) {
             Ok(u64::MAX) | Err(_) => Err(io::ErrorKind::ConnectionAborted.into()),
@@ -155,7 +169,7 @@ impl Connection {
 
     /// Whether new calls can be sent: neither closed nor draining.
     pub fn is_open(&self) -> bool {
-        matches!(self.handle.shared.state.lock().phase, Phase::Open)
+        self.handle.shared.open.load(Relaxed)
     }
 
     /// How many calls are in flight.
@@ -169,7 +183,7 @@ impl Connection {
     }
 
     /// Whether its server takes no more calls on it.
-    pub(super) fn is_draining(&self) -> bool {
+    pub(crate) fn is_draining(&self) -> bool {
         matches!(self.handle.shared.state.lock().phase, Phase::Draining)
     }
 
@@ -192,6 +206,37 @@ impl Connection {
     pub fn close(&self) {
         self.handle.driver.abort();
         self.handle.shared.close("the client closed the connection", Writer::MayWrite);
+    }
+}
+
+/// A place for a connection that is read by every call, without a lock.
+pub(super) struct ConnectionCell(Lanes<ArcSwapOption<Arc<Handle>>>);
+
+impl ConnectionCell {
+    /// The connection, if new calls can be sent on it.
+    pub(super) fn open(&self) -> Option<Connection> {
+        self.load().filter(Connection::is_open)
+    }
+
+    pub(super) fn load(&self) -> Option<Connection> {
+        self.0.mine().load_full().map(|handle| Connection { handle })
+    }
+
+    /// Takes what is there out and puts a connection in. One at a time: threads see the change one
+    /// after the other.
+    pub(super) fn replace(&self, connection: Option<&Connection>) -> Option<Connection> {
+        let mut before = None;
+        for lane in self.0.iter() {
+            let handle = connection.map(|connection| Arc::new(Arc::clone(&*connection.handle)));
+            before = lane.swap(handle).or(before);
+        }
+        before.map(|handle| Connection { handle })
+    }
+}
+
+impl Default for ConnectionCell {
+    fn default() -> Self {
+        Self(Lanes::new(ArcSwapOption::empty))
     }
 }
 

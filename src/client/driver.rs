@@ -1,5 +1,7 @@
 //! The one task of a connection: it reads replies, writes calls in batches, and keeps watch.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -8,8 +10,8 @@ use tokio::io::{AsyncWriteExt, WriteHalf};
 use super::keeper::keep;
 use super::replies::read;
 use super::shared::{Shared, Writer};
-use crate::protocol::FrameReader;
-use crate::transport::Stream;
+use crate::protocol::{Batch, FrameReader};
+use crate::transport::{Stream, write_some};
 
 /// What a write buffer keeps for the next batch.
 const KEPT: usize = 256 * 1024;
@@ -45,18 +47,25 @@ impl Drop for End {
 }
 
 pub(super) async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String {
-    let mut batch = Vec::new();
+    let mut batch = Batch::default();
     loop {
-        shared.to_write.notified().await;
+        poll_fn(|cx| shared.state.lock().poll_filled(cx)).await;
         loop {
             // With more than one call in flight others are probably ready to append: they get
             // their turn first, so that one write carries all of them.
             if shared.state.lock().calls.len() > 1 {
-                tokio::task::yield_now().await;
+                let mut turn = pin!(tokio::task::yield_now());
+                poll_fn(|cx| {
+                    shared.state.lock().impatient = Some(cx.waker().clone());
+                    turn.as_mut().poll(cx)
+                })
+                .await;
             }
             let next = {
                 let mut state = shared.state.lock();
                 state.outbox.take(&mut batch);
+                state.impatient = None;
+                state.appended = 0;
                 state.next_in_line()
             };
             if let Some(next) = next {
@@ -65,24 +74,17 @@ pub(super) async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String 
             if batch.is_empty() {
                 break;
             }
-            let mut done = 0;
-            while done < batch.len() {
-                match to.write(&batch[done..]).await {
-                    Ok(0) => return "the socket takes no more".to_owned(),
-                    Ok(n) => {
-                        done += n;
-                        shared.written.fetch_add(n as u64, Relaxed);
-                    }
+            while !batch.is_empty() {
+                match write_some(&mut to, &mut batch, || ()).await {
+                    Ok(written) => shared.written.fetch_add(written as u64, Relaxed),
                     Err(error) => return error.to_string(),
-                }
+                };
             }
             // A transport may buffer (TLS): what was taken must also leave.
             if let Err(error) = to.flush().await {
                 return error.to_string();
             }
-            if batch.capacity() > KEPT {
-                batch = Vec::new();
-            }
+            batch.shrink(KEPT);
         }
     }
 }

@@ -2,27 +2,80 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::in_flight::Pending;
+use super::answer::Answer;
+use super::in_flight::{Pending, Removed};
+use super::outcome::outcome;
 use super::shared::{Phase, Shared, State};
 use super::sync::MutexGuard;
-use crate::call::{Call, MethodName, Reply};
+use crate::call::{BodyRef, Call, MethodName, Reply};
+use crate::discovery::Outcome;
 use crate::error::{Error, Fate, Kind};
-use crate::protocol::{CallHead, Flags, FrameType, MethodRef, encode_call, encode_frame};
+use crate::protocol::{
+    CallHead, Flags, FrameType, LARGE_BODY, MethodRef, encode_call, encode_frame,
+    encode_frame_before,
+};
 
 /// One call on one connection. Dropping it sends a cancel, or takes the call back if the writer
 /// does not have it yet.
 #[must_use = "nothing is sent before it is polled"]
 pub struct Exchange<'a> {
-    shared: &'a Arc<Shared>,
+    shared: &'a Shared,
     call: &'a Call,
+    flight: Flight,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(
+        shared: &'a Shared,
+        call: &'a Call,
+        now: Option<Instant>,
+        deadline: Instant,
+    ) -> Self {
+        Self { shared, call, flight: Flight::new(now, deadline) }
+    }
+}
+
+impl Future for Exchange<'_> {
+    type Output = Result<Reply, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { shared, call, flight } = &mut *self;
+        let answer = flight.poll(shared, call, BodyRef::Shared(&call.body), cx);
+        answer.map(|answer| answer.map(|answer| answer.into_reply(call.codec)))
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        self.flight.leave(self.shared);
+    }
+}
+
+impl fmt::Debug for Exchange<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("method", &self.call.method).finish()
+    }
+}
+
+/// How far a call on a connection has come, apart from both: whoever owns them polls it with them,
+/// always the same, and says when it [leaves](Flight::leave).
+pub(crate) struct Flight {
+    /// What time it is at the first poll, if whoever polls has just read it; from then on, when that
+    /// was.
+    started: Option<Instant>,
     deadline: Instant,
     stage: Stage,
 }
+
+/// How many calls, or bytes, are written at once although others may still be about to append: the
+/// server can work on them meanwhile.
+const MANY: u32 = 100;
+const LARGE: usize = 64 * 1024;
 
 #[derive(Clone, Copy)]
 enum Stage {
@@ -35,19 +88,97 @@ enum Stage {
     Done,
 }
 
-impl<'a> Exchange<'a> {
-    pub(super) fn new(shared: &'a Arc<Shared>, call: &'a Call, deadline: Instant) -> Self {
-        Self { shared, call, deadline, stage: Stage::Start }
+impl Flight {
+    pub(crate) fn new(now: Option<Instant>, deadline: Instant) -> Self {
+        Self { started: now, deadline, stage: Stage::Start }
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        shared: &Shared,
+        call: &Call,
+        body: BodyRef<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Answer, Error>> {
+        let id = match self.stage {
+            Stage::Start => return self.start(shared, call, body, None, cx.waker()),
+            Stage::Waiting(ticket) => {
+                return self.start(shared, call, body, Some(ticket), cx.waker());
+            }
+            Stage::Sent(id) => id,
+            Stage::Done => return Poll::Pending,
+        };
+        let answer = shared.state.lock().calls.poll(id, cx.waker());
+        let Some(answer) = answer else { return Poll::Pending };
+        self.stage = Stage::Done;
+        if let Err(error) = &answer {
+            self.failed(shared, error);
+        }
+        Poll::Ready(answer)
+    }
+
+    /// The caller leaves: the call is taken back, or cancelled.
+    pub(super) fn leave(&mut self, shared: &Shared) {
+        let (state, removed) = match std::mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Start | Stage::Done => return,
+            Stage::Waiting(ticket) => {
+                let mut state = shared.state.lock();
+                state.waiting.leave(ticket);
+                (state, None)
+            }
+            Stage::Sent(id) => {
+                let mut state = shared.state.lock();
+                let removed = state.calls.remove(id);
+                if let Some(Removed::Waiting(call)) = &removed
+                    && !state.outbox.withdraw(call.place)
+                {
+                    state.outbox.append(|out| {
+                        encode_frame(out, FrameType::Cancel, 0, id, |_| ());
+                    });
+                    state.write_soon();
+                }
+                (state, removed)
+            }
+        };
+        let next = state.next_in_line();
+        drop(state);
+        if let Some(next) = next {
+            next.wake();
+        }
+        match removed {
+            Some(Removed::Done(Ok(_))) => {}
+            Some(Removed::Done(Err(error))) => self.failed(shared, &error),
+            // Whoever noticed it first, its time was over.
+            _ if Instant::now() >= self.deadline => self.ended(shared, Outcome::Failed),
+            _ => self.ended(shared, Outcome::Abandoned),
+        }
     }
 
     /// Sends the call if the window has room and nobody is before it, else waits in line.
-    fn start(&mut self, ticket: Option<u64>, waker: &Waker) -> Poll<Result<Reply, Error>> {
-        let now = Instant::now();
+    fn start(
+        &mut self,
+        shared: &Shared,
+        call: &Call,
+        body: BodyRef<'_>,
+        ticket: Option<u64>,
+        waker: &Waker,
+    ) -> Poll<Result<Answer, Error>> {
+        let now = match (ticket, self.started) {
+            (None, Some(now)) => now,
+            _ => Instant::now(),
+        };
+        if ticket.is_none() {
+            self.started = Some(now);
+            if let Some(endpoint) = &shared.endpoint {
+                endpoint.stats().start();
+            }
+        }
         let remaining = self.deadline.saturating_duration_since(now);
-        let bytes = self.call.body.len();
-        let mut state = self.shared.state.lock();
-        if let Some(error) = self.refusal(&state, ticket) {
-            return self.leave(state, ticket, error);
+        let bytes = body.len();
+        let is_named = ticket.is_some() || MethodName::is_valid(&call.method);
+        let mut state = shared.state.lock();
+        if let Some(error) = refusal(shared, call, bytes, &state, ticket, is_named) {
+            return self.refuse(shared, state, ticket, error);
         }
         let taken_out = ticket.is_some_and(|ticket| !state.waiting.holds(ticket));
         if remaining.is_zero() || taken_out {
@@ -56,17 +187,17 @@ impl<'a> Exchange<'a> {
                 Fate::NeverWritten,
                 "the deadline passed before the call was sent",
             );
-            return self.leave(state, ticket, error);
+            return self.refuse(shared, state, ticket, error);
         }
         let my_turn =
             ticket.map_or(state.waiting.is_empty(), |ticket| state.waiting.is_first(ticket));
-        if !my_turn || !state.has_room(&self.shared.limits, bytes) {
+        if !my_turn || !state.has_room(&shared.limits, bytes) {
             match ticket {
                 Some(ticket) => state.waiting.wait_on(ticket, waker),
                 None => {
                     let ticket = state.waiting.join(self.deadline, waker.clone());
                     self.stage = Stage::Waiting(ticket);
-                    self.wake_keeper(state);
+                    wake_keeper(shared, state);
                 }
             }
             return Poll::Pending;
@@ -77,178 +208,172 @@ impl<'a> Exchange<'a> {
         if state.calls.len() == 0 {
             state.busy = now;
         }
-        let id = self.send(&mut state, remaining.as_millis(), waker);
+        let id = self.send(call, body, &mut state, now, remaining, waker);
         self.stage = Stage::Sent(id);
         let next = state.next_in_line();
-        self.wake_keeper(state);
-        self.shared.to_write.notify_one();
+        let mut writer = state.writer.take();
+        state.appended += 1;
+        let is_large = state.appended >= MANY || state.outbox.len() >= LARGE;
+        if writer.is_none() && is_large {
+            writer = state.impatient.take();
+        }
+        wake_keeper(shared, state);
+        if let Some(writer) = writer {
+            writer.wake();
+        }
         if let Some(next) = next {
             next.wake();
         }
         Poll::Pending
     }
 
-    /// Why the call cannot be sent on this connection at all.
-    fn refusal(&self, state: &State, ticket: Option<u64>) -> Option<Error> {
-        let limits = &self.shared.limits;
-        match &state.phase {
-            Phase::Open => {}
-            Phase::Draining => {
-                return Some(Error::new(
-                    Kind::Unavailable,
-                    Fate::NoConnection,
-                    "the server is draining",
-                ));
-            }
-            Phase::Closed(why) => return Some(State::closed(why)),
-        }
-        if state.suspect && ticket.is_some() {
-            return Some(Error::new(
-                Kind::Unavailable,
-                Fate::NoConnection,
-                "the server does not answer a ping",
-            ));
-        }
-        if self.call.body.len() > limits.max_body as usize {
-            return Some(Error::new(
-                Kind::InvalidArgument,
-                Fate::NotEncodable,
-                format!(
-                    "a body of {} bytes; the server takes {}",
-                    self.call.body.len(),
-                    limits.max_body
-                ),
-            ));
-        }
-        if let Err(error) = MethodName::parse(&self.call.method) {
-            return Some(Error::new(Kind::InvalidArgument, Fate::NotEncodable, error.to_string()));
-        }
-        let windows = self.shared.settings.waiting_windows as usize;
-        let most = (limits.window_calls as usize).saturating_mul(windows);
-        (ticket.is_none() && !state.waiting.is_empty() && state.waiting.len() >= most).then(|| {
-            Error::new(
-                Kind::ResourceExhausted,
-                Fate::QueueFull,
-                format!("{most} calls wait for a place in the connection's window already"),
-            )
-        })
-    }
-
-    fn send(&self, state: &mut State, remaining_ms: u128, waker: &Waker) -> u64 {
+    fn send(
+        &self,
+        call: &Call,
+        body: BodyRef<'_>,
+        state: &mut State,
+        now: Instant,
+        remaining: Duration,
+        waker: &Waker,
+    ) -> u64 {
+        let remaining_ms =
+            remaining.as_secs().saturating_mul(1000) + u64::from(remaining.subsec_millis());
         let head = CallHead {
-            method: MethodRef::Name(&self.call.method),
-            codec: self.call.codec,
+            method: MethodRef::Name(&call.method),
+            codec: call.codec,
             // Rounded up, so that less than a millisecond is not taken for none.
-            remaining_ms: u32::try_from(remaining_ms + 1).unwrap_or(u32::MAX),
-            metadata: self.call.metadata.clone(),
+            remaining_ms: u32::try_from(remaining_ms.saturating_add(1)).unwrap_or(u32::MAX),
+            metadata: call.metadata.clone(),
         };
         let mut flags = 0;
-        if self.call.idempotent {
+        if call.idempotent {
             flags |= Flags::IDEMPOTENT;
         }
-        if self.call.notify {
+        if call.notify {
             flags |= Flags::NOTIFY;
         }
         let id = state.calls.next_id();
-        let place = state.outbox.append(|out| {
-            encode_frame(out, FrameType::Call, flags, id, |out| {
-                encode_call(out, &head, &self.call.body);
-            });
-        });
+        let place = match body {
+            BodyRef::Shared(body) if body.len() >= LARGE_BODY => {
+                state.outbox.append_before(body, |out| {
+                    let rest = body.len();
+                    encode_frame_before(out, FrameType::Call, flags, id, rest, |out| {
+                        encode_call(out, &head, &[]);
+                    });
+                })
+            }
+            _ => state.outbox.append(|out| {
+                encode_frame(out, FrameType::Call, flags, id, |out| {
+                    encode_call(out, &head, body.as_slice());
+                });
+            }),
+        };
         state.calls.insert(Pending {
             waker: waker.clone(),
+            started: self.started.unwrap_or(now),
             deadline: self.deadline,
             place,
-            bytes: self.call.body.len(),
-            idempotent: self.call.idempotent,
+            bytes: body.len(),
+            idempotent: call.idempotent,
         })
     }
 
     /// Ends without having been sent, and lets the next in line try.
-    fn leave(
+    fn refuse(
         &mut self,
+        shared: &Shared,
         mut state: MutexGuard<'_, State>,
         ticket: Option<u64>,
         error: Error,
-    ) -> Poll<Result<Reply, Error>> {
+    ) -> Poll<Result<Answer, Error>> {
         self.stage = Stage::Done;
         let next = ticket.and_then(|ticket| {
             state.waiting.leave(ticket);
             state.next_in_line()
         });
+        let draining = matches!(state.phase, Phase::Draining);
         drop(state);
+        if let Some(endpoint) = &shared.endpoint {
+            // A connection that is drained is replaced, and says nothing of its endpoint.
+            self.ended(
+                shared,
+                if draining { Outcome::Abandoned } else { outcome(&error, endpoint) },
+            );
+        }
         if let Some(next) = next {
             next.wake();
         }
         Poll::Ready(Err(error))
     }
 
-    fn wake_keeper(&self, mut state: MutexGuard<'_, State>) {
-        let parked = std::mem::take(&mut state.keeper_parked);
-        drop(state);
-        if parked {
-            self.shared.to_keep.notify_one();
+    /// Counts the attempt out. One that was answered is counted by the connection.
+    fn ended(&self, shared: &Shared, outcome: Outcome) {
+        if let (Some(endpoint), Some(started)) = (&shared.endpoint, self.started) {
+            endpoint.stats().end(outcome, started, Instant::now());
+        }
+    }
+
+    /// Counts out an attempt that ended with `error`.
+    fn failed(&self, shared: &Shared, error: &Error) {
+        if let Some(endpoint) = &shared.endpoint {
+            self.ended(shared, outcome(error, endpoint));
         }
     }
 }
 
-impl Future for Exchange<'_> {
-    type Output = Result<Reply, Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.stage {
-            Stage::Start => self.start(None, cx.waker()),
-            Stage::Waiting(ticket) => self.start(Some(ticket), cx.waker()),
-            Stage::Sent(id) => {
-                let answer = self.shared.state.lock().calls.poll(id, cx.waker());
-                match answer {
-                    Some(mut answer) => {
-                        self.stage = Stage::Done;
-                        if let Ok(reply) = &mut answer {
-                            reply.codec = self.call.codec;
-                        }
-                        Poll::Ready(answer)
-                    }
-                    None => Poll::Pending,
-                }
-            }
-            Stage::Done => Poll::Pending,
+/// Why the call cannot be sent on this connection at all.
+fn refusal(
+    shared: &Shared,
+    call: &Call,
+    bytes: usize,
+    state: &State,
+    ticket: Option<u64>,
+    is_named: bool,
+) -> Option<Error> {
+    let limits = &shared.limits;
+    match &state.phase {
+        Phase::Open => {}
+        Phase::Draining => {
+            return Some(Error::new(
+                Kind::Unavailable,
+                Fate::NoConnection,
+                "the server is draining",
+            ));
         }
+        Phase::Closed(why) => return Some(State::closed(why)),
     }
+    if state.suspect && ticket.is_some() {
+        return Some(Error::new(
+            Kind::Unavailable,
+            Fate::NoConnection,
+            "the server does not answer a ping",
+        ));
+    }
+    if bytes > limits.max_body as usize {
+        return Some(Error::new(
+            Kind::InvalidArgument,
+            Fate::NotEncodable,
+            format!("a body of {bytes} bytes; the server takes {}", limits.max_body),
+        ));
+    }
+    if !is_named && let Err(error) = MethodName::parse(&call.method) {
+        return Some(Error::new(Kind::InvalidArgument, Fate::NotEncodable, error.to_string()));
+    }
+    let windows = shared.settings.waiting_windows as usize;
+    let most = (limits.window_calls as usize).saturating_mul(windows);
+    (ticket.is_none() && !state.waiting.is_empty() && state.waiting.len() >= most).then(|| {
+        Error::new(
+            Kind::ResourceExhausted,
+            Fate::QueueFull,
+            format!("{most} calls wait for a place in the connection's window already"),
+        )
+    })
 }
 
-impl Drop for Exchange<'_> {
-    fn drop(&mut self) {
-        let state = match self.stage {
-            Stage::Start | Stage::Done => return,
-            Stage::Waiting(ticket) => {
-                let mut state = self.shared.state.lock();
-                state.waiting.leave(ticket);
-                state
-            }
-            Stage::Sent(id) => {
-                let mut state = self.shared.state.lock();
-                if let Some(call) = state.calls.remove(id)
-                    && !state.outbox.withdraw(call.place)
-                {
-                    state.outbox.append(|out| {
-                        encode_frame(out, FrameType::Cancel, 0, id, |_| ());
-                    });
-                    self.shared.to_write.notify_one();
-                }
-                state
-            }
-        };
-        let next = state.next_in_line();
-        drop(state);
-        if let Some(next) = next {
-            next.wake();
-        }
-    }
-}
-
-impl fmt::Debug for Exchange<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Exchange").field("method", &self.call.method).finish()
+fn wake_keeper(shared: &Shared, mut state: MutexGuard<'_, State>) {
+    let parked = std::mem::take(&mut state.keeper_parked);
+    drop(state);
+    if parked {
+        shared.to_keep.notify_one();
     }
 }

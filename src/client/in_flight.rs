@@ -4,7 +4,7 @@ use std::task::Waker;
 
 use tokio::time::Instant;
 
-use crate::call::Reply;
+use super::answer::Answer;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::Place;
 
@@ -38,13 +38,21 @@ struct Slot {
 enum State {
     Free,
     Waiting(Pending),
-    Done(Result<Reply, Error>),
+    Done(Result<Answer, Error>),
+}
+
+/// A call that was removed.
+#[derive(Debug)]
+pub(super) enum Removed {
+    Waiting(Pending),
+    Done(Result<Answer, Error>),
 }
 
 /// A call that waits for its answer.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) waker: Waker,
+    pub(super) started: Instant,
     pub(super) deadline: Instant,
     pub(super) place: Place,
     /// What it holds of the window.
@@ -85,8 +93,9 @@ impl InFlight {
         self.bytes
     }
 
-    /// Ends a call; `None`: no call of this id waits, so the answer is late, doubled or a lie.
-    pub(super) fn answer(&mut self, id: u64, answer: Result<Reply, Error>) -> Option<Waker> {
+    /// Ends a call, and tells what it was; `None`: no call of this id waits, so the answer is late,
+    /// doubled or a lie.
+    pub(super) fn answer(&mut self, id: u64, answer: Result<Answer, Error>) -> Option<Pending> {
         let slot = self.slots.get_mut((id & SLOT_MASK) as usize)?;
         if slot.id != id || !matches!(slot.state, State::Waiting(_)) {
             return None;
@@ -97,11 +106,11 @@ impl InFlight {
         };
         self.live -= 1;
         self.bytes -= pending.bytes;
-        Some(pending.waker)
+        Some(pending)
     }
 
     /// The answer, if it is there, whereupon the call is forgotten; else `waker` is kept.
-    pub(super) fn poll(&mut self, id: u64, waker: &Waker) -> Option<Result<Reply, Error>> {
+    pub(super) fn poll(&mut self, id: u64, waker: &Waker) -> Option<Result<Answer, Error>> {
         let at = (id & SLOT_MASK) as usize;
         let slot = &mut self.slots[at];
         debug_assert_eq!(slot.id, id, "a future asks only for its own call");
@@ -115,16 +124,17 @@ impl InFlight {
         }
     }
 
-    /// Forgets a call whose caller left; what it was, if it still waited.
-    pub(super) fn remove(&mut self, id: u64) -> Option<Pending> {
+    /// Forgets a call whose caller left: what it was, if it still waited, else what it came to.
+    pub(super) fn remove(&mut self, id: u64) -> Option<Removed> {
         let at = (id & SLOT_MASK) as usize;
         match self.forget(at) {
             State::Waiting(pending) => {
                 self.live -= 1;
                 self.bytes -= pending.bytes;
-                Some(pending)
+                Some(Removed::Waiting(pending))
             }
-            State::Free | State::Done(_) => None,
+            State::Done(answer) => Some(Removed::Done(answer)),
+            State::Free => None,
         }
     }
 
@@ -174,7 +184,11 @@ impl InFlight {
                 Some((id, Error::new(kind, fate, message)))
             })
             .collect();
-        failed.into_iter().filter_map(|(id, error)| self.answer(id, Err(error))).collect()
+        let waker = |call: Pending| call.waker;
+        failed
+            .into_iter()
+            .filter_map(|(id, error)| self.answer(id, Err(error)).map(waker))
+            .collect()
     }
 
     fn forget(&mut self, at: usize) -> State {
@@ -188,16 +202,60 @@ impl InFlight {
     }
 }
 
+/// The table alone, for `benches/parts.rs`: no part of the API.
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct InFlightBench {
+    table: InFlight,
+    now: Instant,
+    ids: Vec<u64>,
+}
+
+#[cfg(feature = "testing")]
+impl InFlightBench {
+    #[doc(hidden)]
+    pub fn new(now: Instant) -> Self {
+        Self { table: InFlight::default(), now, ids: Vec::new() }
+    }
+
+    /// Puts calls in, answers them and takes the answers out.
+    #[doc(hidden)]
+    pub fn round(&mut self, calls: usize) {
+        use crate::call::{Metadata, Packed};
+        let waker = Waker::noop();
+        for _ in 0..calls {
+            let id = self.table.insert(Pending {
+                waker: waker.clone(),
+                started: self.now,
+                deadline: self.now,
+                place: Place { start: 0, end: 40 },
+                bytes: 3,
+                idempotent: false,
+            });
+            self.ids.push(id);
+        }
+        for id in &self.ids {
+            let answer = Answer::new(Packed::copied(&[3]), Metadata::default(), 1);
+            std::hint::black_box(self.table.answer(*id, Ok(answer)));
+        }
+        for id in self.ids.drain(..) {
+            std::hint::black_box(self.table.poll(id, waker));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::call::CodecId;
+    use crate::call::{CodecId, Metadata, Packed};
 
     fn pending(deadline: Instant) -> Pending {
         Pending {
             waker: Waker::noop().clone(),
+            started: Instant::now(),
             deadline,
             place: Place { start: 0, end: 10 },
             bytes: 10,
@@ -216,7 +274,7 @@ mod tests {
             assert_eq!(id, expected);
             assert!(id > last);
             last = id;
-            assert!(table.remove(id).is_some());
+            assert!(matches!(table.remove(id), Some(Removed::Waiting(_))));
         }
         assert_eq!((table.len(), table.bytes(), table.slots.len()), (0, 0, 1));
     }
@@ -225,11 +283,12 @@ mod tests {
     async fn late_and_doubled_answers_find_nobody() {
         let mut table = InFlight::default();
         let id = table.insert(pending(Instant::now()));
-        let reply = || Ok(Reply::new(CodecId::RAW, "x"));
+        let reply = || Ok(Answer::new(Packed::copied(b"x"), Metadata::default(), 0));
         assert!(table.answer(id + (1 << SLOT_BITS), reply()).is_none());
         assert!(table.answer(id, reply()).is_some());
         assert!(table.answer(id, reply()).is_none());
-        assert_eq!(table.poll(id, Waker::noop()).unwrap().unwrap().body, "x");
+        let answer = table.poll(id, Waker::noop()).unwrap().unwrap();
+        assert_eq!(answer.into_reply(CodecId::RAW).body, "x");
         let next = table.insert(pending(Instant::now()));
         assert!(table.answer(id, reply()).is_none(), "the slot is another call's now");
         assert!(table.answer(next, reply()).is_some());

@@ -21,7 +21,7 @@ pub(super) async fn keep(shared: &Shared) -> String {
                 // Nothing may be said of the peer any more that nobody would take back.
                 return why.to_string();
             }
-            let mut wakers = sweep(shared, &mut state, now);
+            let mut wakers = sweep(&mut state, now);
             let quiet = state.calls.len() == 0 && state.waiting.is_empty();
             let next = if quiet && matches!(state.phase, Phase::Draining) {
                 Err("the server drained it")
@@ -49,13 +49,13 @@ pub(super) async fn keep(shared: &Shared) -> String {
     }
 }
 
-pub(super) fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Waker> {
+pub(super) fn sweep(state: &mut State, now: Instant) -> Vec<Waker> {
     let mut ids = Vec::new();
     state.calls.overdue(now, &mut ids);
     let mut wakers = state.waiting.remove_overdue(now);
     for id in ids {
-        let fate = leave(shared, state, id, Fate::Overdue);
-        wakers.extend(state.calls.answer(id, Err(overdue(fate))));
+        let fate = leave(state, id, Fate::Overdue);
+        wakers.extend(state.calls.answer(id, Err(overdue(fate))).map(|call| call.waker));
     }
     if !wakers.is_empty() {
         wakers.extend(state.next_in_line());
@@ -64,13 +64,13 @@ pub(super) fn sweep(shared: &Shared, state: &mut State, now: Instant) -> Vec<Wak
 }
 
 /// Gives a call up: takes it back if the writer does not have it yet, else cancels it.
-fn leave(shared: &Shared, state: &mut State, id: u64, sent: Fate) -> Fate {
+fn leave(state: &mut State, id: u64, sent: Fate) -> Fate {
     let Some(place) = state.calls.pending(id).map(|call| call.place) else { return sent };
     if state.outbox.withdraw(place) {
         return Fate::NeverWritten;
     }
     state.outbox.append(|out| encode_frame(out, FrameType::Cancel, 0, id, |_| ()));
-    shared.to_write.notify_one();
+    state.write_soon();
     sent
 }
 
@@ -106,7 +106,7 @@ fn check_silence(
         });
         let written = shared.written.load(Relaxed);
         state.pinged = Some(Ping { end: place.end, written, since: now });
-        shared.to_write.notify_one();
+        state.write_soon();
         // The answer's time runs from when it is written, which is seen soon.
         return Some(after(now, settings.sweep));
     };
@@ -140,9 +140,9 @@ fn check_silence(
     let idempotent: Vec<_> =
         state.calls.waiting().filter(|(_, call)| call.idempotent).map(|(id, _)| id).collect();
     for id in idempotent {
-        let fate = leave(shared, state, id, Fate::ConnectionLost);
+        let fate = leave(state, id, Fate::ConnectionLost);
         let error = Error::new(Kind::Unavailable, fate, "the server does not answer a ping");
-        wakers.extend(state.calls.answer(id, Err(error)));
+        wakers.extend(state.calls.answer(id, Err(error)).map(|call| call.waker));
     }
     Some(after(now, settings.ping_busy))
 }

@@ -1,13 +1,16 @@
 //! One peer from the caller's side: a connection that is shared, and made again when it breaks.
 
+mod answer;
 mod channel;
 mod connection;
 mod driver;
 mod exchange;
 mod in_flight;
 mod keeper;
+mod lane;
 #[cfg(all(test, srpc_loom))]
 mod model;
+mod outcome;
 mod replies;
 mod shared;
 mod sync;
@@ -15,9 +18,15 @@ mod waiting;
 
 use std::time::Duration;
 
+pub(crate) use self::answer::Answer;
 pub use self::channel::Channel;
 pub use self::connection::Connection;
 pub use self::exchange::Exchange;
+pub(crate) use self::exchange::Flight;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub use self::in_flight::InFlightBench;
+pub(crate) use self::lane::Lanes;
 use crate::protocol::Limits;
 
 /// How connections are made, watched and limited.

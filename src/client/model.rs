@@ -19,17 +19,15 @@ use loom::thread::{Builder, JoinHandle};
 use tokio::time::Instant;
 
 use self::peer::{Answers, LEFT, Peer};
-use self::sync::{AtomicU64, Mutex, Notify, block_on};
+use self::sync::block_on;
 use super::driver::write;
-use super::in_flight::InFlight;
 use super::keeper::sweep;
 use super::replies::read;
-use super::shared::{Phase, Shared, State, Writer};
-use super::waiting::Waiting;
+use super::shared::{Phase, Shared, Writer};
 use super::{ConnectionSettings, Exchange};
 use crate::call::{Call, CodecId, Reply};
 use crate::error::{Error, Execution, Kind};
-use crate::protocol::{FrameReader, Limits, Outbox};
+use crate::protocol::{FrameReader, Limits};
 use crate::transport;
 
 /// No call of a model comes to it by the clock.
@@ -57,30 +55,8 @@ fn spawn<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> JoinHan
 
 /// A connection with this many calls in its window, without a driver.
 fn connection(window_calls: u32) -> Arc<Shared> {
-    Arc::new(Shared {
-        state: Mutex::new(State {
-            calls: InFlight::default(),
-            waiting: Waiting::default(),
-            outbox: Outbox::default(),
-            phase: Phase::Open,
-            heard: Instant::now(),
-            busy: Instant::now(),
-            pinged: None,
-            suspect: false,
-            accused: false,
-            replaced: false,
-            probes: 0,
-            keeper_parked: false,
-            stray: 0,
-        }),
-        to_write: Notify::new(),
-        to_keep: Notify::new(),
-        ponged: tokio::sync::watch::Sender::new(0),
-        written: AtomicU64::new(0),
-        settings: ConnectionSettings::default(),
-        endpoint: None,
-        limits: Limits { window_calls, ..Limits::LEAST },
-    })
+    let limits = Limits { window_calls, ..Limits::LEAST };
+    Arc::new(Shared::new(ConnectionSettings::default(), None, limits))
 }
 
 /// The driver without its clock; it ends as `driver::run` does.
@@ -113,7 +89,7 @@ fn caller(
     let shared = Arc::clone(shared);
     spawn(move || {
         let call = call(body);
-        (body, block_on(Exchange::new(&shared, &call, Instant::now() + FAR)))
+        (body, block_on(Exchange::new(&shared, &call, None, Instant::now() + FAR)))
     })
 }
 
@@ -122,7 +98,7 @@ fn leaver(shared: &Arc<Shared>) -> JoinHandle<()> {
     let shared = Arc::clone(shared);
     spawn(move || {
         let call = call(LEFT);
-        let mut exchange = Exchange::new(&shared, &call, Instant::now() + FAR);
+        let mut exchange = Exchange::new(&shared, &call, None, Instant::now() + FAR);
         block_on(poll_fn(|cx| {
             // An answer at once is as good as none.
             let _ = Pin::new(&mut exchange).poll(cx);
@@ -138,7 +114,7 @@ fn half_leaver(shared: &Arc<Shared>, body: &'static str) -> JoinHandle<Result<Re
     spawn(move || {
         let (call, other) = (call(body), call(LEFT));
         let mut left = Exchange::new(&shared, &other, Instant::now() + FAR);
-        let mut exchange = Exchange::new(&shared, &call, Instant::now() + FAR);
+        let mut exchange = Exchange::new(&shared, &call, None, Instant::now() + FAR);
         let mut asked = false;
         block_on(poll_fn(|cx| {
             let answer = Pin::new(&mut exchange).poll(cx);
@@ -271,7 +247,7 @@ fn a_sweep_ends_who_is_overdue_and_wakes_who_is_next() {
         let driver = drive(&shared, &peer);
         let calls = [caller(&shared, "a"), caller(&shared, "b")];
         let later = Instant::now() + FAR + FAR;
-        let wakers = sweep(&shared, &mut shared.state.lock(), later);
+        let wakers = sweep(&mut shared.state.lock(), later);
         wakers.into_iter().for_each(std::task::Waker::wake);
         let answers = calls.map(|call| call.join().unwrap());
         peer.hang_up();

@@ -1,17 +1,19 @@
 //! Reads frames and hands each reply to its call.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
 
-use bytes::{Buf, Bytes};
 use tokio::io::{AsyncReadExt, ReadHalf};
 use tokio::time::Instant;
 
+use super::answer::Answer;
 use super::keeper::overdue;
 use super::shared::{Phase, Shared, State};
-use crate::call::{CodecId, Reply};
+use crate::call::Packed;
+use crate::discovery::Answers;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{
-    FrameReader, FrameType, Header, OwnedFrame, WireError, decode_reply, encode_connection_error,
+    Cut, FrameReader, FrameType, Header, Payload, WireError, decode_reply, encode_connection_error,
     encode_frame,
 };
 use crate::transport::Stream;
@@ -24,19 +26,26 @@ pub(super) async fn read(
     mut from: ReadHalf<Stream>,
     mut reader: FrameReader,
 ) -> String {
-    let mut wakers = Vec::new();
+    let mut brought = Brought::default();
     loop {
         // First what came with the handshake, then what each read brings.
-        let error = take_in(shared, &mut reader, &mut wakers);
-        wakers.drain(..).for_each(Waker::wake);
+        let now = Instant::now();
+        let error = take_in(shared, &mut reader, &mut brought, now);
+        if let Some(endpoint) = &shared.endpoint {
+            endpoint.stats().answered(&std::mem::take(&mut brought.answers), now);
+        }
+        brought.wakers.drain(..).for_each(Waker::wake);
         if let Err(error) = error {
             if matches!(error, WireError::Peer(_)) {
                 return error.to_string();
             }
             // The server learns why, if it reads and our writer gets to it; nobody else can be
             // told.
-            shared.state.lock().outbox.append(|out| encode_connection_error(out, &error));
-            shared.to_write.notify_one();
+            {
+                let mut state = shared.state.lock();
+                state.outbox.append(|out| encode_connection_error(out, &error));
+                state.write_soon();
+            }
             for _ in 0..3 {
                 tokio::task::yield_now().await;
             }
@@ -50,27 +59,34 @@ pub(super) async fn read(
     }
 }
 
+/// What a read has brought, to be told once the lock is free.
+#[derive(Default)]
+struct Brought {
+    wakers: Vec<Waker>,
+    answers: Answers,
+}
+
 /// Hands every whole frame of a read to its call, under one lock.
 fn take_in(
     shared: &Shared,
     reader: &mut FrameReader,
-    wakers: &mut Vec<Waker>,
+    brought: &mut Brought,
+    now: Instant,
 ) -> Result<(), WireError> {
-    let now = Instant::now();
     let mut state = shared.state.lock();
     state.heard = now;
     state.pinged = None;
     shared.trust(&mut state, true, now);
     let mut write = false;
-    while let Some(frame) = reader.next_frame()? {
+    while let Some(frame) = reader.cut()? {
         match frame {
-            OwnedFrame::Whole(header, payload) => {
-                write |= take_frame(shared, &mut state, header, payload, now, wakers)?;
+            Cut::Whole(header, payload) => {
+                write |= take_frame(shared, &mut state, header, payload, now, brought)?;
             }
-            OwnedFrame::Oversized(header) if header.frame != FrameType::Reply => {
+            Cut::Oversized(header) if header.frame != FrameType::Reply => {
                 return Err(WireError::Side(header.frame as u8));
             }
-            OwnedFrame::Oversized(header) => {
+            Cut::Oversized(header) => {
                 let late = state.calls.pending(header.id).is_some_and(|c| c.deadline <= now);
                 let error = if late {
                     overdue(Fate::Overdue)
@@ -78,14 +94,14 @@ fn take_in(
                     let why = "the reply is larger than this client takes";
                     Error::new(Kind::ResourceExhausted, Fate::Undecodable, why)
                 };
-                wakers.extend(state.calls.answer(header.id, Err(error)));
+                let woken = state.calls.answer(header.id, Err(error));
+                brought.wakers.extend(woken.map(|call| call.waker));
             }
         }
     }
-    wakers.extend(state.next_in_line());
-    drop(state);
+    brought.wakers.extend(state.next_in_line());
     if write {
-        shared.to_write.notify_one();
+        state.write_soon();
     }
     Ok(())
 }
@@ -95,33 +111,42 @@ fn take_frame(
     shared: &Shared,
     state: &mut State,
     header: Header,
-    payload: Bytes,
+    payload: Payload<'_>,
     now: Instant,
-    wakers: &mut Vec<Waker>,
+    brought: &mut Brought,
 ) -> Result<bool, WireError> {
     match header.frame {
         FrameType::Reply => {
             let answer = answer(payload)?;
             let late = state.calls.pending(header.id).is_some_and(|call| call.deadline <= now);
             let answer = if late { Err(overdue(Fate::Overdue)) } else { answer };
+            let load = answer.as_ref().ok().map(Answer::load);
             match state.calls.answer(header.id, answer) {
-                Some(waker) => wakers.push(waker),
+                Some(call) => {
+                    brought.wakers.push(call.waker);
+                    // A failure is counted by its call, which knows what it means.
+                    if let (Some(endpoint), Some(load)) = (&shared.endpoint, load) {
+                        endpoint.stats().add(&mut brought.answers, load, call.started, now);
+                    }
+                }
                 None => state.stray += 1,
             }
         }
         FrameType::Drain => {
-            drain(shared, state, header.id, wakers);
+            drain(shared, state, header.id, &mut brought.wakers);
         }
         // A flood of pings whose answers are not read is not answered.
         FrameType::Ping if state.outbox.len() > PONGS => {}
         FrameType::Ping => {
             state.outbox.append(|out| {
-                encode_frame(out, FrameType::Pong, 0, 0, |out| out.extend_from_slice(&payload));
+                encode_frame(out, FrameType::Pong, 0, 0, |out| {
+                    out.extend_from_slice(payload.as_slice())
+                });
             });
             return Ok(true);
         }
         FrameType::Pong => {
-            if let Ok(number) = <[u8; 8]>::try_from(&*payload) {
+            if let Ok(number) = <[u8; 8]>::try_from(payload.as_slice()) {
                 shared.ponged.send_if_modified(|last| {
                     let number = u64::from_be_bytes(number);
                     // A number that was never given proves nothing.
@@ -135,12 +160,12 @@ fn take_frame(
         }
         FrameType::Void => {}
         FrameType::ConnectionError => {
+            let text = String::from_utf8_lossy(payload.as_slice()).escape_debug().to_string();
             tracing::warn!(
                 endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),
-                reason = %String::from_utf8_lossy(&payload).escape_debug(),
+                reason = %text,
                 "the server refuses the connection"
             );
-            let text = String::from_utf8_lossy(&payload).escape_debug().to_string();
             return Err(WireError::Peer(text));
         }
         FrameType::Call | FrameType::Cancel => return Err(WireError::Side(header.frame as u8)),
@@ -148,19 +173,19 @@ fn take_frame(
     Ok(false)
 }
 
-fn answer(mut payload: Bytes) -> Result<Result<Reply, Error>, WireError> {
-    let (head, body) = decode_reply(&payload)?;
-    let before_body = payload.len() - body.len();
-    payload.advance(before_body);
+fn answer(payload: Payload<'_>) -> Result<Result<Answer, Error>, WireError> {
+    let (head, body) = decode_reply(payload.as_slice())?;
+    let before_body = payload.as_slice().len() - body.len();
     Ok(match head.status {
         Ok(()) => {
-            let mut reply = Reply::new(CodecId::RAW, payload);
-            reply.metadata = head.metadata;
-            reply.load = head.load;
-            Ok(reply)
+            let body = match payload {
+                Payload::Read(_) => Packed::copied(body),
+                Payload::Shared(_) => Packed::Shared(payload.from(before_body)),
+            };
+            Ok(Answer::new(body, head.metadata, head.load))
         }
         Err((kind, execution)) => {
-            let message = String::from_utf8_lossy(&payload).into_owned();
+            let message = String::from_utf8_lossy(body).into_owned();
             Err(Error::answered(kind, execution, message))
         }
     })
@@ -170,6 +195,7 @@ fn answer(mut payload: Bytes) -> Result<Result<Reply, Error>, WireError> {
 fn drain(shared: &Shared, state: &mut State, last: u64, wakers: &mut Vec<Waker>) {
     if matches!(state.phase, Phase::Open) {
         state.phase = Phase::Draining;
+        shared.open.store(false, Relaxed);
     }
     // Without calls the connection ends at once, and with it what it knows: whoever calls next
     // finds out by dialling. An idle connection is drained by a server that serves on.

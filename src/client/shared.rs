@@ -1,8 +1,8 @@
 //! What a connection's handle, its calls and its driver share.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::task::Waker;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -27,8 +27,6 @@ pub(super) enum Writer {
 /// What calls and the driver share.
 pub(super) struct Shared {
     pub(super) state: Mutex<State>,
-    /// Something waits in the outbox.
-    pub(super) to_write: Notify,
     /// The first call since the keeper had nothing to look after.
     pub(super) to_keep: Notify,
     /// The number of the last ping of [`Connection::ping`](super::Connection::ping) that was
@@ -41,6 +39,9 @@ pub(super) struct Shared {
     pub(super) endpoint: Option<Endpoint>,
     /// The smaller of both sides' limits.
     pub(super) limits: Limits,
+    /// The phase, for those who only want to know whether it is worth asking: what counts is under
+    /// the lock.
+    pub(super) open: AtomicBool,
 }
 
 pub(super) struct State {
@@ -64,6 +65,13 @@ pub(super) struct State {
     pub(super) probes: u64,
     /// Set while the keeper sleeps for long, so that a first call wakes it.
     pub(super) keeper_parked: bool,
+    /// The writer, while it waits for something to write: whoever puts something into the outbox
+    /// takes it out, and wakes it once the lock is free.
+    pub(super) writer: Option<Waker>,
+    /// The writer, while it lets others go first: for the one with whom a batch becomes large.
+    pub(super) impatient: Option<Waker>,
+    /// Calls that were appended since the writer last took the outbox.
+    pub(super) appended: u32,
     /// Replies to nobody: late after a cancel, doubled, or lies.
     pub(super) stray: u64,
 }
@@ -88,6 +96,43 @@ pub(super) enum Phase {
 }
 
 impl Shared {
+    /// An open connection without calls.
+    pub(super) fn new(
+        settings: ConnectionSettings,
+        endpoint: Option<Endpoint>,
+        limits: Limits,
+    ) -> Self {
+        let now = Instant::now();
+        let state = State {
+            calls: InFlight::default(),
+            waiting: Waiting::default(),
+            outbox: Outbox::default(),
+            phase: Phase::Open,
+            heard: now,
+            busy: now,
+            pinged: None,
+            suspect: false,
+            accused: false,
+            replaced: false,
+            probes: 0,
+            keeper_parked: false,
+            writer: None,
+            impatient: None,
+            appended: 0,
+            stray: 0,
+        };
+        Self {
+            state: Mutex::new(state),
+            to_keep: Notify::new(),
+            ponged: watch::Sender::new(0),
+            written: AtomicU64::new(0),
+            settings,
+            endpoint,
+            limits,
+            open: AtomicBool::new(true),
+        }
+    }
+
     /// Ends the connection: every call in flight fails by how far the socket took its frame.
     pub(super) fn close(&self, why: &str, writer: Writer) {
         let mut state = self.state.lock();
@@ -95,6 +140,7 @@ impl Shared {
             return;
         }
         state.phase = Phase::Closed(why.into());
+        self.open.store(false, Relaxed);
         self.trust(&mut state, false, Instant::now());
         let State { calls, outbox, .. } = &mut *state;
         let written = self.written.load(Relaxed);
@@ -140,6 +186,25 @@ impl State {
             // A peer that does not read must not make withdrawn calls pile up here.
             && self.outbox.len() <= limits.window_bytes as usize
             && (held == 0 || held + bytes <= limits.window_bytes as usize)
+    }
+
+    /// Has the writer write what was put into the outbox. For what is rare: it wakes under the lock.
+    pub(super) fn write_soon(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+    }
+
+    /// Ready once something waits in the outbox; else `cx` is woken then.
+    pub(super) fn poll_filled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.outbox.is_empty() {
+            return Poll::Ready(());
+        }
+        match &mut self.writer {
+            Some(writer) => writer.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// The waker of the call that may take a place that has become free.

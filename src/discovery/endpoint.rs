@@ -1,5 +1,6 @@
 //! The client's view of an instance: what it registered, and what calls to it have shown.
 
+use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
@@ -87,22 +88,31 @@ impl Endpoint {
 
     /// Counts an attempt; the guard's end tells the statistics how it went.
     pub fn start(&self, now: Instant) -> InFlight {
-        self.stats.start();
-        InFlight { stats: Arc::clone(&self.stats), started: now, until: None, ended: false }
+        InFlight::new(Arc::clone(&self.stats), now)
+    }
+
+    /// [`start`](Self::start) for one who holds the endpoint all the while.
+    pub(crate) fn count(&self, now: Instant) -> InFlight<&EndpointStats> {
+        InFlight::new(&*self.stats, now)
     }
 }
 
 /// One attempt in flight. Dropped without an outcome it counts as abandoned, which blames nobody,
 /// unless its time was over: then it is a timeout, whoever noticed it first.
 #[derive(Debug)]
-pub struct InFlight {
-    stats: Arc<EndpointStats>,
+pub struct InFlight<S: Deref<Target = EndpointStats> = Arc<EndpointStats>> {
+    stats: S,
     started: Instant,
     until: Option<Instant>,
     ended: bool,
 }
 
-impl InFlight {
+impl<S: Deref<Target = EndpointStats>> InFlight<S> {
+    fn new(stats: S, now: Instant) -> Self {
+        stats.start();
+        Self { stats, started: now, until: None, ended: false }
+    }
+
     /// Names the time by which it was to be answered. Default: none.
     #[must_use]
     pub fn until(mut self, until: Instant) -> Self {
@@ -117,7 +127,7 @@ impl InFlight {
     }
 }
 
-impl Drop for InFlight {
+impl<S: Deref<Target = EndpointStats>> Drop for InFlight<S> {
     fn drop(&mut self) {
         if !self.ended {
             let now = Instant::now();

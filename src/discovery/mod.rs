@@ -16,6 +16,7 @@ use async_trait::async_trait;
 pub use self::endpoint::{Endpoint, EndpointSet, InFlight, Outcome};
 pub use self::outlier::{OutlierEjection, Probe};
 pub use self::resolver::{Resolver, ResolverBuilder, ResolverStats, Snapshot, SnapshotStatus};
+pub(crate) use self::stats::Answers;
 pub use self::stats::EndpointStats;
 pub use self::updates::{Update, UpdateSender, UpdateStream};
 use crate::error::BoxError;

@@ -131,6 +131,11 @@ impl Resolver {
         self.handle.shared.snapshot()
     }
 
+    /// The list as of now without a count of references, for the call path.
+    pub(crate) fn current(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.handle.shared.current()
+    }
+
     /// Chooses an endpoint from the list as of now; `None` if it has none to offer. Never waits.
     pub fn pick(&self, cx: &PickContext<'_>) -> Option<Endpoint> {
         let snapshot = self.handle.shared.current();

@@ -12,6 +12,8 @@ use crate::call::after;
 
 /// The time over which an observation loses all but 1/e of its weight (Finagle's Peak EWMA: 10 s).
 const DECAY: Duration = Duration::from_secs(10);
+/// What an observation weighs at least: ten calls in one instant must not all be forgotten.
+const LEAST_WEIGHT: f64 = 0.1;
 /// What an endpoint that comes back takes of its calls at first (Envoy's `min_weight_percent`).
 const LEAST_SHARE: f64 = 0.1;
 
@@ -20,7 +22,7 @@ const LEAST_SHARE: f64 = 0.1;
 pub struct EndpointStats {
     /// Durations are counted from here, so that an instant fits an atomic.
     born: Instant,
-    in_flight: AtomicU32,
+    in_flight: Apart,
     /// Microseconds, as the bits of an `f64`; NaN bits before the first observation.
     latency: AtomicU64,
     /// Share of attempts that succeeded lately, as the bits of an `f64`.
@@ -54,11 +56,29 @@ pub struct EndpointStats {
     outliers: Weak<Outliers>,
 }
 
+/// Changed by every call, and so on cache lines apart from what is only read.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Apart(AtomicU32);
+
+/// The answers that one read of a connection brought: counted together, they cost one observation.
+#[derive(Debug, Default)]
+pub(crate) struct Answers {
+    /// All of them; each ends an attempt.
+    ended: u32,
+    /// Those that are observed.
+    counted: u32,
+    load: u32,
+    /// Microseconds.
+    total: u64,
+    slowest: u64,
+}
+
 impl EndpointStats {
     pub(crate) fn new(now: Instant, outliers: Weak<Outliers>) -> Self {
         Self {
             born: now,
-            in_flight: AtomicU32::new(0),
+            in_flight: Apart::default(),
             latency: AtomicU64::new(f64::NAN.to_bits()),
             success: AtomicU64::new(1.0_f64.to_bits()),
             observed: AtomicU64::new(0),
@@ -82,7 +102,7 @@ impl EndpointStats {
 
     /// Attempts that this process has in flight there.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
+        self.in_flight.0.load(Relaxed)
     }
 
     /// Attempts that the server said it had in flight, from all its clients, when it last answered.
@@ -207,7 +227,10 @@ impl EndpointStats {
 
     /// Forgets the failures in a row.
     pub(super) fn forgive(&self) {
-        self.row.store(0, Relaxed);
+        // A store would take the line from all who read it.
+        if self.row.load(Relaxed) != 0 {
+            self.row.store(0, Relaxed);
+        }
     }
 
     /// Forgets what was bad, and comes back slowly.
@@ -245,16 +268,17 @@ impl EndpointStats {
         self.retry_at.store(self.micros(until).max(1), Relaxed);
     }
 
-    pub(super) fn start(&self) {
-        self.in_flight.fetch_add(1, Relaxed);
+    pub(crate) fn start(&self) {
+        self.in_flight.0.fetch_add(1, Relaxed);
     }
 
     /// Concurrent observations may overwrite each other's weight; the mean tolerates a lost one,
     /// and a loop to prevent it would cost every call.
-    pub(super) fn end(&self, outcome: Outcome, started: Instant, now: Instant) {
-        self.in_flight.fetch_sub(1, Relaxed);
+    pub(crate) fn end(&self, outcome: Outcome, started: Instant, now: Instant) {
+        self.in_flight.0.fetch_sub(1, Relaxed);
         // What was sent before the endpoint was taken back tells of the time that is to be forgotten.
-        if self.micros(started) < self.slow_from.load(Relaxed) {
+        let started_micros = self.micros(started);
+        if started_micros < self.slow_from.load(Relaxed) {
             return;
         }
         let target = match outcome {
@@ -285,27 +309,88 @@ impl EndpointStats {
                 0.0
             }
         };
-        let now_micros = self.micros(now);
-        let before = self.observed.swap(now_micros, Relaxed);
-        let since = now_micros.saturating_sub(before) as f64;
-        // At least a tenth: ten calls in one instant must not all be forgotten.
-        let weight = (1.0 - (-since / DECAY.as_micros() as f64).exp()).max(0.1);
-        let success = self.success_rate();
-        self.success.store((success + (target - success) * weight).to_bits(), Relaxed);
+        let now = self.micros(now);
+        let weight = self.weigh(now, 1);
+        self.move_success(target, weight);
         if matches!(outcome, Outcome::Succeeded { .. }) {
-            let latency = now.saturating_duration_since(started).as_micros() as f64;
-            let mean = f64::from_bits(self.latency.load(Relaxed));
-            // Peak: a slower answer counts at once, a faster one little by little.
-            let mean = if mean.is_nan() || latency > mean {
-                latency
-            } else {
-                mean + (latency - mean) * weight
-            };
-            self.latency.store(mean.to_bits(), Relaxed);
+            let latency = now.saturating_sub(started_micros);
+            self.move_latency(latency, latency as f64, weight);
         }
     }
 
-    fn micros(&self, at: Instant) -> u64 {
-        at.saturating_duration_since(self.born).as_micros() as u64
+    /// An answer came, at `now`, to an attempt that was started at `started`. Nothing is observed
+    /// before [`answered`](Self::answered).
+    pub(crate) fn add(&self, answers: &mut Answers, load: u32, started: Instant, now: Instant) {
+        answers.ended += 1;
+        let started = self.micros(started);
+        // What was sent before the endpoint was taken back tells of the time that is to be forgotten.
+        if started >= self.slow_from.load(Relaxed) {
+            let latency = self.micros(now).saturating_sub(started);
+            answers.counted += 1;
+            answers.load = load;
+            answers.total += latency;
+            answers.slowest = answers.slowest.max(latency);
+        }
     }
+
+    /// Ends the attempts whose answers were added, as [`end`](Self::end) would one by one.
+    pub(crate) fn answered(&self, answers: &Answers, now: Instant) {
+        if answers.ended > 0 {
+            self.in_flight.0.fetch_sub(answers.ended, Relaxed);
+        }
+        if answers.counted > 0 {
+            self.load.store(answers.load, Relaxed);
+            self.succeeded.fetch_add(answers.counted.into(), Relaxed);
+            self.forgive();
+            let weight = self.weigh(self.micros(now), answers.counted);
+            self.move_success(1.0, weight);
+            let mean = answers.total as f64 / f64::from(answers.counted);
+            self.move_latency(answers.slowest, mean, weight);
+        }
+    }
+
+    /// What so many observations weigh that are made at `now`, in microseconds.
+    fn weigh(&self, now: u64, observations: u32) -> f64 {
+        let before = self.observed.load(Relaxed);
+        self.observed.store(now, Relaxed);
+        let weight = weight(Duration::from_micros(now.saturating_sub(before)));
+        match observations {
+            1 => weight,
+            n => 1.0 - (1.0 - weight) * (1.0 - LEAST_WEIGHT).powi(n as i32 - 1),
+        }
+    }
+
+    fn move_success(&self, target: f64, weight: f64) {
+        let success = self.success_rate();
+        if success != target {
+            self.success.store((success + (target - success) * weight).to_bits(), Relaxed);
+        }
+    }
+
+    /// Peak: a slower answer counts at once, faster ones little by little. In microseconds.
+    fn move_latency(&self, slowest: u64, mean: f64, weight: f64) {
+        let slowest = slowest as f64;
+        let before = f64::from_bits(self.latency.load(Relaxed));
+        let after = if before.is_nan() || slowest > before {
+            slowest
+        } else {
+            before + (mean - before) * weight
+        };
+        self.latency.store(after.to_bits(), Relaxed);
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.born);
+        // In 64 bits: `as_micros` counts in 128.
+        since.as_secs() * 1_000_000 + u64::from(since.subsec_micros())
+    }
+}
+
+/// What an observation weighs that comes so long after the one before it.
+fn weight(since: Duration) -> f64 {
+    // Before this it is the least: 1 - exp(-1/10) is 0.095.
+    if since < DECAY / 10 {
+        return LEAST_WEIGHT;
+    }
+    (1.0 - (-since.as_secs_f64() / DECAY.as_secs_f64()).exp()).max(LEAST_WEIGHT)
 }

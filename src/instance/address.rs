@@ -48,6 +48,11 @@ impl Address {
         Self::parse(text, true)
     }
 
+    /// The same address in memory of its own: a clone shares it, and the count of who does.
+    pub(crate) fn copied(&self) -> Self {
+        Self { text: Arc::from(&*self.text), ..*self }
+    }
+
     /// The whole address as text.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -27,6 +27,9 @@ impl ServiceName {
         &self.0
     }
 
+    /// The longest name, in bytes.
+    pub const MAX_LEN: usize = MAX_LEN;
+
     /// Whether `name` may name a service.
     pub fn is_valid(name: &str) -> bool {
         name.len() <= MAX_LEN

@@ -166,6 +166,18 @@ pub fn encode_frame(
     id: u64,
     fill: impl FnOnce(&mut Vec<u8>),
 ) {
+    encode_frame_before(out, frame, flags, id, 0, fill);
+}
+
+/// Appends a frame without the last `rest` bytes of its payload, which follow elsewhere.
+pub fn encode_frame_before(
+    out: &mut Vec<u8>,
+    frame: FrameType,
+    flags: u8,
+    id: u64,
+    rest: usize,
+    fill: impl FnOnce(&mut Vec<u8>),
+) {
     let start = out.len();
     let mut header = [0; HEADER_LEN];
     header[4] = frame as u8;
@@ -173,7 +185,7 @@ pub fn encode_frame(
     header[8..].copy_from_slice(&id.to_be_bytes());
     out.extend_from_slice(&header);
     fill(out);
-    let len = (out.len() - start - HEADER_LEN) as u32;
+    let len = (out.len() - start - HEADER_LEN + rest) as u32;
     out[start..start + 4].copy_from_slice(&len.to_be_bytes());
 }
 

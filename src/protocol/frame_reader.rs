@@ -3,16 +3,21 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{HEADER_LEN, Header, Next, WireError, next_frame};
+use crate::call::in_block;
 
 /// What the buffer starts with and, when all of it was consumed, returns to.
 const SMALL: usize = 4 * 1024;
 /// What it grows to when reads fill it: at 4 KiB, messages of 1 KiB cost three times the CPU.
 const LARGE: usize = 128 * 1024;
+/// A frame longer than this shares the memory that it was read into.
+const LONG: usize = 1024;
 
 /// The bytes that were read and not yet cut into frames.
 #[derive(Debug)]
 pub struct FrameReader {
     buffer: BytesMut,
+    /// Where the next frame starts in it: what is before it was taken.
+    at: usize,
     /// Bytes yet to come of a frame that is passed over.
     skip: usize,
     max_payload: u32,
@@ -20,6 +25,45 @@ pub struct FrameReader {
     room: usize,
     /// Frames that have come whole, those that were passed over too.
     whole: u64,
+}
+
+/// A frame that was cut out.
+#[derive(Debug)]
+pub enum Cut<'a> {
+    /// A frame, and what follows its header.
+    Whole(Header, Payload<'a>),
+    /// A call or a reply longer than the limit: its payload is passed over.
+    Oversized(Header),
+}
+
+/// What follows a frame's header.
+#[derive(Debug)]
+pub enum Payload<'a> {
+    /// A short one, where it was read: to share it would cost more than to copy it.
+    Read(&'a [u8]),
+    /// A long one, which shares the read's memory.
+    Shared(Bytes),
+}
+
+impl Payload<'_> {
+    /// Its bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Read(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+
+    /// What is left of it from `at` on, on its own.
+    pub fn from(self, at: usize) -> Bytes {
+        match self {
+            Self::Read(bytes) => in_block(bytes.get(at..).unwrap_or_default()),
+            Self::Shared(mut bytes) => {
+                bytes.advance(at.min(bytes.len()));
+                bytes
+            }
+        }
+    }
 }
 
 /// A frame with a payload of its own.
@@ -35,11 +79,12 @@ impl FrameReader {
     /// A reader that starts with `read`, which came behind the handshake; `max_payload` limits
     /// calls and replies.
     pub fn new(read: BytesMut, max_payload: u32) -> Self {
-        Self { buffer: read, skip: 0, max_payload, room: SMALL, whole: 0 }
+        Self { buffer: read, at: 0, skip: 0, max_payload, room: SMALL, whole: 0 }
     }
 
     /// Where the next read goes; it has room.
     pub fn buffer(&mut self) -> &mut BytesMut {
+        self.let_go();
         if self.buffer.capacity() - self.buffer.len() < self.room / 4 {
             self.buffer.reserve(self.room);
         }
@@ -50,14 +95,14 @@ impl FrameReader {
     pub fn was_read(&mut self, bytes: usize) {
         if self.buffer.len() == self.buffer.capacity() {
             self.room = (self.room * 4).min(LARGE);
-        } else if bytes < SMALL / 2 && self.buffer.is_empty() {
+        } else if bytes < SMALL / 2 && self.buffer.len() == self.at {
             self.room = SMALL;
         }
     }
 
     /// Whether the start of a frame has come and its end has not.
     pub fn is_within_frame(&self) -> bool {
-        !self.buffer.is_empty() || self.skip > 0
+        self.buffer.len() > self.at || self.skip > 0
     }
 
     /// How many frames have come whole, those that were passed over too.
@@ -65,23 +110,36 @@ impl FrameReader {
         self.whole
     }
 
+    /// The next frame, with a payload of its own; `None`: more bytes are needed.
+    ///
+    /// # Errors
+    /// As [`cut`](Self::cut).
+    pub fn next_frame(&mut self) -> Result<Option<OwnedFrame>, WireError> {
+        Ok(self.cut()?.map(|cut| match cut {
+            Cut::Whole(header, payload) => OwnedFrame::Whole(header, payload.from(0)),
+            Cut::Oversized(header) => OwnedFrame::Oversized(header),
+        }))
+    }
+
     /// The next frame; `None`: more bytes are needed.
     ///
     /// # Errors
     /// If the bytes break a rule; the connection cannot go on then.
-    pub fn next_frame(&mut self) -> Result<Option<OwnedFrame>, WireError> {
+    pub fn cut(&mut self) -> Result<Option<Cut<'_>>, WireError> {
         loop {
             if self.skip > 0 {
-                let passed = self.skip.min(self.buffer.len());
-                self.buffer.advance(passed);
+                let passed = self.skip.min(self.buffer.len() - self.at);
+                self.at += passed;
                 self.skip -= passed;
                 if self.skip > 0 {
+                    self.let_go();
                     return Ok(None);
                 }
                 self.whole += 1;
             }
-            match next_frame(&self.buffer, self.max_payload)? {
+            match next_frame(&self.buffer[self.at..], self.max_payload)? {
                 Next::More(whole) => {
+                    self.let_go();
                     // A known length is reserved at once; it is within the limits.
                     if whole > self.buffer.capacity() {
                         self.buffer.reserve(whole - self.buffer.len());
@@ -91,21 +149,38 @@ impl FrameReader {
                 Next::Frame(frame, whole) => {
                     let header = frame.header;
                     self.whole += 1;
-                    let mut frame = self.buffer.split_to(whole).freeze();
-                    if whole > LARGE {
-                        // What is left would keep the memory of the whole frame, and use it again.
-                        self.buffer = BytesMut::from(&*self.buffer);
+                    if whole > LONG {
+                        return Ok(Some(Cut::Whole(header, Payload::Shared(self.split(whole)))));
                     }
-                    frame.advance(HEADER_LEN);
-                    return Ok(Some(OwnedFrame::Whole(header, frame)));
+                    let payload = self.at + HEADER_LEN..self.at + whole;
+                    self.at += whole;
+                    let payload = self.buffer.get(payload).unwrap_or_default();
+                    return Ok(Some(Cut::Whole(header, Payload::Read(payload))));
                 }
                 Next::Skip(header, whole) => {
                     self.skip = whole;
                     if let Some(header) = header {
-                        return Ok(Some(OwnedFrame::Oversized(header)));
+                        return Ok(Some(Cut::Oversized(header)));
                     }
                 }
             }
         }
+    }
+
+    /// Splits the payload of the next frame off.
+    fn split(&mut self, whole: usize) -> Bytes {
+        self.let_go();
+        let mut frame = self.buffer.split_to(whole).freeze();
+        if whole > LARGE {
+            // What is left would keep the memory of the whole frame, and use it again.
+            self.buffer = BytesMut::from(&*self.buffer);
+        }
+        frame.advance(HEADER_LEN);
+        frame
+    }
+
+    /// Forgets what was taken.
+    fn let_go(&mut self) {
+        self.buffer.advance(std::mem::take(&mut self.at));
     }
 }

@@ -1,7 +1,10 @@
 //! One connection from the server's side, from its first byte to its last.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,13 +12,14 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::handshake::shake_hands;
+use super::intake::Intake;
 use super::keeper::{LINGER, keep};
 use super::reader::Reader;
 use super::running::Running;
 use super::session::{End, Session, State};
 use super::shared::{Phase, Shared};
 use super::writer::Writer;
-use crate::protocol::{FrameReader, Outbox, encode_connection_error};
+use crate::protocol::{Batch, FrameReader, Outbox, encode_connection_error};
 use crate::transport::Stream;
 
 /// Serves one connection until it ends. Dropping the future drops its handlers.
@@ -41,6 +45,7 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
         state: Mutex::new(State {
             running: Running::default(),
             outbox: Outbox::default(),
+            writer: None,
             writing: None,
             unwritten: 0,
             last_id: 0,
@@ -50,26 +55,38 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
             busy: now,
             partial: None,
         }),
-        to_write: Notify::new(),
         to_read: Notify::new(),
         to_keep: Notify::new(),
+        paused: AtomicBool::new(false),
         server,
     });
     let _handlers = Handlers(Arc::clone(&session));
     let limits = session.server.settings.limits;
     let mut reader = Reader {
         frames: FrameReader::new(read, limits.max_payload()),
-        numbers: Vec::new(),
-        replies: Vec::new(),
-        max_reply: client.limits.max_body as usize,
+        intake: Intake::new(client.limits.max_body as usize),
     };
     let (mut from, to) = tokio::io::split(stream);
-    let mut writer = Writer { to, batch: Vec::new(), done: 0 };
-    let end = tokio::select! {
-        biased;
-        end = reader.run(&session, &mut from) => end,
-        end = writer.run(&session) => end,
-        end = keep(&session, &mut phases) => end,
+    let mut writer = Writer { to, batch: Batch::default() };
+    let end = {
+        let mut reading = pin!(reader.run(&session, &mut from));
+        let mut writing = pin!(writer.run(&session));
+        let mut keeping = pin!(keep(&session, &mut phases));
+        poll_fn(|cx| {
+            loop {
+                let mut end = reading.as_mut().poll(cx);
+                if end.is_pending() {
+                    end = writing.as_mut().poll(cx);
+                }
+                if end.is_ready() {
+                    return end;
+                }
+                if !session.paused.swap(false, Relaxed) {
+                    return keeping.as_mut().poll(cx);
+                }
+            }
+        })
+        .await
     };
     match end {
         End::Lost => return,

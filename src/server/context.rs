@@ -12,17 +12,23 @@ use crate::transport::Peer;
 /// What a handler may know of the call beside its arguments. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Context {
-    pub(super) method: Arc<str>,
+    pub(super) origin: Arc<Origin>,
     pub(super) deadline: Instant,
     pub(super) metadata: Metadata,
-    pub(super) peer: Arc<Peer>,
     pub(super) idempotent: bool,
+}
+
+/// What is the same for all calls of one method on one connection.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) method: Arc<str>,
+    pub(super) peer: Arc<Peer>,
 }
 
 impl Context {
     /// The method's full name, such as `Foo.Sum`.
     pub fn method(&self) -> &str {
-        &self.method
+        &self.origin.method
     }
 
     /// When the caller stops waiting: the handler is dropped then.
@@ -37,7 +43,7 @@ impl Context {
 
     /// Who calls.
     pub fn peer(&self) -> &Peer {
-        &self.peer
+        &self.origin.peer
     }
 
     /// Whether the caller says that a second execution does no harm.

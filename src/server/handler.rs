@@ -68,6 +68,21 @@ impl Failure {
 pub trait Handler: Send + Sync + 'static {
     /// Starts the handler; it runs as its future is polled.
     fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture;
+
+    /// A seat for this handler, if it has any: its calls can take it one after another, each without
+    /// an allocation. `None`, the default: each call has a box of its own.
+    fn seat(&self) -> Option<Box<dyn Seat>> {
+        None
+    }
+}
+
+/// Memory in which one call of a handler after another runs.
+pub trait Seat: Send {
+    /// Starts a call, whose future takes the place of the last one's.
+    fn start(&mut self, request: Request, codec: Option<Codec>);
+
+    /// Polls the call that was started last. Its future is dropped when it is ready.
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Outcome>;
 }
 
 /// An async function that can be a method of a service with state `S`: it takes its arguments,
@@ -92,10 +107,10 @@ macro_rules! method_form {
             E: Into<Status> + 'static,
         {
             fn into_handler(self, state: Arc<S>) -> Arc<dyn Handler> {
-                Arc::new(move |request: Request, codec: Option<Codec>| -> HandlerFuture {
+                Arc::new(Function(move |request: Request, codec: Option<Codec>| {
                     let function = self.clone();
                     let $state = Arc::clone(&state);
-                    Box::pin(async move {
+                    async move {
                         let args = decode::<A>(&codec, &request)?;
                         // The body keeps a whole read alive: it goes before the handler runs.
                         let Request { context: $context, body, .. } = request;
@@ -103,8 +118,8 @@ macro_rules! method_form {
                         let _ = (&$state, &$context);
                         let result = function($($arg,)* args).await;
                         encode(codec, result)
-                    })
-                })
+                    }
+                }))
             }
         }
     };
@@ -121,6 +136,48 @@ where
 {
     fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture {
         self(request, codec)
+    }
+}
+
+/// A handler whose future's type is known.
+struct Function<F>(F);
+
+impl<F, Fut> Handler for Function<F>
+where
+    F: Fn(Request, Option<Codec>) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Outcome> + Send + 'static,
+{
+    fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture {
+        Box::pin((self.0)(request, codec))
+    }
+
+    fn seat(&self) -> Option<Box<dyn Seat>> {
+        Some(Box::new(Seated { function: self.0.clone(), future: Box::pin(None) }))
+    }
+}
+
+struct Seated<F, Fut> {
+    function: F,
+    future: Pin<Box<Option<Fut>>>,
+}
+
+impl<F, Fut> Seat for Seated<F, Fut>
+where
+    F: Fn(Request, Option<Codec>) -> Fut + Send,
+    Fut: Future<Output = Outcome> + Send,
+{
+    fn start(&mut self, request: Request, codec: Option<Codec>) {
+        let future = (self.function)(request, codec);
+        self.future.set(Some(future));
+    }
+
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Outcome> {
+        let Some(future) = self.future.as_mut().as_pin_mut() else { return Poll::Pending };
+        let polled = future.poll(cx);
+        if polled.is_ready() {
+            self.future.set(None);
+        }
+        polled
     }
 }
 
@@ -191,22 +248,45 @@ where
 
 /// A handler whose panic is a value: it fails its own call and nothing else.
 pub(super) struct Guarded {
-    future: HandlerFuture,
+    work: Work,
     /// Calls that it makes end by then.
     deadline: Instant,
 }
 
+enum Work {
+    Seated(Box<dyn Seat>),
+    Boxed(HandlerFuture),
+    /// It panicked: whatever is left of it is gone.
+    Over,
+}
+
 impl Guarded {
-    /// Starts a handler, which may panic before there is a future.
-    pub(super) fn start(deadline: Instant, handler: impl FnOnce() -> HandlerFuture) -> Self {
-        let future = match catch_unwind(AssertUnwindSafe(|| enter(deadline, handler))) {
-            Ok(future) => future,
-            Err(panic) => {
-                let failure = panicked(&*panic);
-                Box::pin(std::future::ready(Err(failure)))
+    /// Starts a handler in a seat of its, if it has any.
+    pub(super) fn start(
+        seat: Option<Box<dyn Seat>>,
+        handler: &dyn Handler,
+        request: Request,
+        codec: Option<Codec>,
+        deadline: Instant,
+    ) -> Result<Self, Failure> {
+        let start = || match seat {
+            Some(mut seat) => {
+                seat.start(request, codec);
+                Work::Seated(seat)
             }
+            None => Work::Boxed(handler.handle(request, codec)),
         };
-        Self { future, deadline }
+        // It may panic before there is a future.
+        let work = catch_unwind(AssertUnwindSafe(|| enter(deadline, start)));
+        Ok(Self { work: work.map_err(|panic| panicked(&*panic))?, deadline })
+    }
+
+    /// Its seat, for the next call, once it has ended.
+    pub(super) fn leave(self) -> Option<Box<dyn Seat>> {
+        match self.work {
+            Work::Seated(seat) => Some(seat),
+            Work::Boxed(_) | Work::Over => None,
+        }
     }
 }
 
@@ -215,11 +295,18 @@ impl Future for Guarded {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Outcome> {
         // A handler that panicked is never polled again, so nothing half-done is seen.
-        let Self { future, deadline } = &mut *self;
-        let poll = || enter(*deadline, || future.as_mut().poll(cx));
-        match catch_unwind(AssertUnwindSafe(poll)) {
+        let Self { work, deadline } = &mut *self;
+        let poll = || match work {
+            Work::Seated(seat) => seat.poll(cx),
+            Work::Boxed(future) => future.as_mut().poll(cx),
+            Work::Over => Poll::Pending,
+        };
+        match catch_unwind(AssertUnwindSafe(|| enter(*deadline, poll))) {
             Ok(poll) => poll,
-            Err(panic) => Poll::Ready(Err(panicked(&*panic))),
+            Err(panic) => {
+                self.work = Work::Over;
+                Poll::Ready(Err(panicked(&*panic)))
+            }
         }
     }
 }

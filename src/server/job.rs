@@ -1,6 +1,7 @@
 //! A call whose handler did not end at once: its task, its place, its share of the load.
 
 use std::future::poll_fn;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use super::context::Response;
 use super::handler::{Failure, Guarded, Outcome};
 use super::limit::Ended;
-use super::reply::{expired, put_reply};
+use super::reply::{expired, send_reply};
 use super::session::{Session, State};
 use super::shared::{Entry, Shared};
 use crate::error::{Fate, Kind};
@@ -110,8 +111,8 @@ impl Place {
     fn answer(&self, state: &mut State, outcome: Outcome, max_reply: usize) {
         if state.running.end(self.id) {
             let load = self.session.server.load();
-            state.outbox.append(|out| put_reply(out, self.id, outcome, load, max_reply));
-            self.session.to_write.notify_one();
+            send_reply(&mut state.outbox, self.id, outcome, load, max_reply);
+            state.write_soon();
         }
     }
 
@@ -120,8 +121,8 @@ impl Place {
         let mut state = self.session.state.lock();
         if state.running.acknowledged(self.id) {
             let (load, done) = (self.session.server.load(), Ok(Response::default()));
-            state.outbox.append(|out| put_reply(out, self.id, done, load, usize::MAX));
-            self.session.to_write.notify_one();
+            send_reply(&mut state.outbox, self.id, done, load, usize::MAX);
+            state.write_soon();
         }
     }
 }
@@ -152,9 +153,11 @@ impl Drop for Held {
     }
 }
 
-/// A call's share of the server's load.
-pub(super) struct Ticket {
-    server: Arc<Shared>,
+/// A call's share of the server's load. Taken with the server borrowed, for as long as the handler
+/// is polled in place; a call that gets a task [holds](Ticket::hold) it.
+pub(super) struct Ticket<S: Deref<Target = Shared> = Arc<Shared>> {
+    /// `None` once it was handed on.
+    server: Option<S>,
     bytes: usize,
     /// The number of its method.
     method: usize,
@@ -165,42 +168,61 @@ pub(super) struct Ticket {
     at_work: bool,
 }
 
-impl Ticket {
+impl<'a> Ticket<&'a Shared> {
     /// `None`: enough calls are at work.
     pub(super) fn take(
-        server: &Arc<Shared>,
+        server: &'a Shared,
         entry: &Entry,
-        bytes: usize,
         read: Instant,
         deadline: Instant,
     ) -> Option<Self> {
-        if !server.limit.enter(read) {
-            return None;
-        }
-        server.bytes_in_flight.fetch_add(bytes, Relaxed);
         let method = entry.number;
-        Some(Self { server: Arc::clone(server), bytes, method, deadline, read, at_work: true })
+        server.limit.enter(read).then(|| Self {
+            server: Some(server),
+            // Of one at a time a connection, which is in its read buffer anyway.
+            bytes: 0,
+            method,
+            deadline,
+            read,
+            at_work: true,
+        })
     }
 
+    /// The same share, for longer, and for a body of so many bytes.
+    pub(super) fn hold(mut self, server: &Arc<Shared>, bytes: usize) -> Ticket {
+        self.server = None;
+        server.bytes_in_flight.fetch_add(bytes, Relaxed);
+        let Self { method, deadline, read, at_work, .. } = self;
+        Ticket { server: Some(Arc::clone(server)), bytes, method, deadline, read, at_work }
+    }
+}
+
+impl<S: Deref<Target = Shared>> Ticket<S> {
     /// Its handler has ended. `answered`: with a result.
     pub(super) fn end(&mut self, answered: bool) {
         self.leave(if answered { Ended::Answered } else { Ended::Failed });
     }
 
     fn leave(&mut self, ended: Ended) {
-        if std::mem::take(&mut self.at_work) {
-            self.server.limit.leave(self.method, self.read, ended);
+        if let Some(server) = &self.server
+            && std::mem::take(&mut self.at_work)
+        {
+            server.limit.leave(self.method, self.read, ended);
         }
     }
 }
 
-impl Drop for Ticket {
+impl<S: Deref<Target = Shared>> Drop for Ticket<S> {
     fn drop(&mut self) {
-        if self.at_work {
+        if self.server.is_some() && self.at_work {
             // Its handler was dropped.
             let overdue = Instant::now() >= self.deadline;
             self.leave(if overdue { Ended::Overdue } else { Ended::Failed });
         }
-        self.server.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
+        if let Some(server) = &self.server
+            && self.bytes > 0
+        {
+            server.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
+        }
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::handler::Failure;
-use super::reply::put_reply;
+use super::reply::send_reply;
 use super::session::{End, Session, State};
 use super::shared::Phase;
 use crate::call::after;
@@ -57,6 +57,8 @@ pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>)
                 // It is not idle as long as this runs.
                 None => after(now, settings.idle_timeout),
             };
+            // Never later than a frame may take: so no start of one has to wake this.
+            next = next.min(after(now, settings.frame_timeout));
             for due in [too_slow, unread, state.running.earliest()].into_iter().flatten() {
                 next = next.min(due);
             }
@@ -83,7 +85,7 @@ impl Session {
             let last = state.last_id;
             state.drained_at = Some(last);
             state.outbox.append(|out| encode_frame(out, FrameType::Drain, 0, last, |_| ()));
-            self.to_write.notify_one();
+            state.write_soon();
         }
     }
 
@@ -92,8 +94,8 @@ impl Session {
         let load = self.server.load();
         for id in ids {
             let failure = Failure::new(kind, Fate::HandlerDropped, why);
-            state.outbox.append(|out| put_reply(out, id, Err(failure), load, usize::MAX));
-            self.to_write.notify_one();
+            send_reply(&mut state.outbox, id, Err(failure), load, usize::MAX);
+            state.write_soon();
         }
     }
 }

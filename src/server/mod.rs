@@ -5,9 +5,11 @@ mod context;
 mod handler;
 mod handshake;
 mod house;
+mod intake;
 mod job;
 mod keeper;
 mod limit;
+mod methods;
 mod reader;
 mod reply;
 mod running;
@@ -31,7 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 pub use self::context::{Context, Request, Response, State};
-pub use self::handler::{Failure, Handler, HandlerFuture, Method, MethodService, Outcome};
+pub use self::handler::{Failure, Handler, HandlerFuture, Method, MethodService, Outcome, Seat};
 use self::house::House;
 use self::limit::Limit;
 pub use self::limit::{Adaptive, Concurrency, ServerStats};
@@ -275,6 +277,7 @@ impl Server {
                     handler,
                     codecs,
                     away: AtomicU32::new(0),
+                    suspect: AtomicU32::new(0),
                 };
                 number += 1;
                 methods.insert(name, Arc::new(entry));

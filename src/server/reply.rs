@@ -3,7 +3,9 @@
 use super::handler::{Failure, Outcome};
 use crate::call::Metadata;
 use crate::error::{Fate, Kind};
-use crate::protocol::{FrameType, ReplyHead, encode_frame, encode_reply};
+use crate::protocol::{
+    FrameType, LARGE_BODY, Outbox, ReplyHead, encode_frame, encode_frame_before, encode_reply,
+};
 
 /// The longest error text that travels, in bytes.
 const MAX_TEXT: usize = 4 * 1024;
@@ -19,6 +21,36 @@ pub(super) fn expired() -> Failure {
     Failure::rejected(Kind::DeadlineExceeded, "the deadline passed before the call was started")
 }
 
+/// Whether a reply's body is written from where it lies: then it must go into an outbox.
+pub(super) fn is_large(outcome: &Outcome) -> bool {
+    outcome.as_ref().is_ok_and(|response| response.body.len() >= LARGE_BODY)
+}
+
+/// Puts a reply into an outbox.
+pub(super) fn send_reply(
+    outbox: &mut Outbox,
+    id: u64,
+    outcome: Outcome,
+    load: u32,
+    max_reply: usize,
+) {
+    match &outcome {
+        Ok(response) if is_large(&outcome) && response.body.len() <= max_reply => {
+            let head = ReplyHead { status: Ok(()), load, metadata: response.metadata.clone() };
+            outbox.append_before(&response.body, |out| {
+                let rest = response.body.len();
+                encode_frame_before(out, FrameType::Reply, 0, id, rest, |out| {
+                    encode_reply(out, &head, &[]);
+                });
+            });
+        }
+        _ => {
+            outbox.append(|out| put_reply(out, id, outcome, load, max_reply));
+        }
+    }
+}
+
+/// Appends a reply, its body copied.
 pub(super) fn put_reply(out: &mut Vec<u8>, id: u64, outcome: Outcome, load: u32, max_reply: usize) {
     let outcome = outcome.and_then(|response| {
         if response.body.len() > max_reply {

@@ -1,8 +1,10 @@
 //! What a connection's loops and its handlers share: its calls at work and what waits to be written.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -21,10 +23,10 @@ pub(super) struct Session {
     pub(super) server: Arc<Shared>,
     pub(super) peer: Arc<Peer>,
     pub(super) state: Mutex<State>,
-    /// Something waits in the outbox.
-    pub(super) to_write: Notify,
     /// The socket has taken something.
     pub(super) to_read: Notify,
+    /// The reader has stopped in the middle of a read, so that its replies are written.
+    pub(super) paused: AtomicBool,
     /// A deadline is earlier than the keeper's next look, or a draining connection may be empty.
     pub(super) to_keep: Notify,
 }
@@ -32,6 +34,9 @@ pub(super) struct Session {
 pub(super) struct State {
     pub(super) running: Running,
     pub(super) outbox: Outbox,
+    /// The writer, while it waits for something to write. The reader runs just before it, in the same
+    /// task, and need not wake it; everybody else takes it out and does.
+    pub(super) writer: Option<Waker>,
     /// Since when the writer holds bytes that the socket does not take.
     pub(super) writing: Option<Instant>,
     /// How many bytes those are.
@@ -67,12 +72,13 @@ impl Session {
         id: u64,
         bytes: usize,
         remaining_ms: u32,
+        now: Instant,
     ) -> Result<Result<(), Failure>, WireError> {
         let settings = &self.server.settings;
         let limits = &settings.limits;
         let mut state = self.state.lock();
         state.take_id(id)?;
-        state.busy = Instant::now();
+        state.busy = now;
         let exhausted =
             |what: &str| Ok(Err(Failure::rejected(Kind::ResourceExhausted, what.to_owned())));
         if state.drained_at.is_some_and(|last| id > last) {
@@ -108,6 +114,20 @@ impl Session {
         self.server.settings.limits.window_bytes as usize
     }
 
+    /// Lets the writer go first, which is polled by the same task.
+    pub(super) async fn pause(&self) {
+        let mut paused = false;
+        poll_fn(|_| {
+            if paused {
+                return Poll::Ready(());
+            }
+            paused = true;
+            self.paused.store(true, Relaxed);
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// Waits until the outbox has room again: a client that does not read its replies is not read
     /// either.
     pub(super) async fn room(&self) {
@@ -126,6 +146,25 @@ impl State {
     /// The bytes that wait for the socket: in the outbox and with the writer.
     pub(super) fn waiting(&self) -> usize {
         self.outbox.len() + self.unwritten
+    }
+
+    /// Has the writer write what was put into the outbox. Cheap, and may be said under the lock.
+    pub(super) fn write_soon(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            writer.wake();
+        }
+    }
+
+    /// Ready once something waits in the outbox; else `cx` is woken then.
+    pub(super) fn poll_filled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.outbox.is_empty() {
+            return Poll::Ready(());
+        }
+        match &mut self.writer {
+            Some(writer) => writer.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
     }
 
     /// Ids rise; a falling one would make a drain's last id meaningless.

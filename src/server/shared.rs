@@ -43,23 +43,37 @@ pub(super) struct Entry {
     pub(super) codecs: Arc<Vec<Codec>>,
     /// How many of its next calls get a task of their own at once.
     pub(super) away: AtomicU32,
+    /// For how many of its next calls a slow one is the second.
+    pub(super) suspect: AtomicU32,
 }
+
+/// For how many calls a method that computes for long is kept away from its connections' tasks.
+const AWAY: u32 = 1000;
+/// Within how many calls a second slow one must follow.
+const SUSPECT: u32 = 100;
 
 impl Entry {
     /// Whether the next call may be polled in place, by the connection's own task.
     pub(super) fn runs_in_place(&self) -> bool {
-        let away = self.away.load(Relaxed);
-        if away > 0 {
-            // Two calls at once may count as one: the number is no promise.
-            self.away.store(away - 1, Relaxed);
-        }
-        away == 0
+        // Two calls at once may count as one: the numbers are no promise.
+        let count_down = |of: &AtomicU32| {
+            let left = of.load(Relaxed);
+            if left > 0 {
+                of.store(left - 1, Relaxed);
+            }
+            left > 0
+        };
+        count_down(&self.suspect);
+        !count_down(&self.away)
     }
 
-    /// It computed for long and held up its connection: the next calls are kept away from it. Not
-    /// for good, since a machine that was busy looks just the same.
+    /// It took long, which held up its connection. If that happens twice, the next calls are kept
+    /// away from it. Twice, since a machine that gave the processor to somebody else looks the same;
+    /// and not for good, since it may do so twice.
     pub(super) fn was_slow(&self) {
-        self.away.store(1000, Relaxed);
+        if self.suspect.swap(SUSPECT, Relaxed) > 0 {
+            self.away.store(AWAY, Relaxed);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Writes what waits in the outbox, in batches.
 
+use std::future::poll_fn;
 use std::io;
 
 use tokio::io::{AsyncWriteExt, WriteHalf};
@@ -7,7 +8,8 @@ use tokio::time::Instant;
 
 use super::session::{End, Session};
 use crate::call::after;
-use crate::transport::Stream;
+use crate::protocol::Batch;
+use crate::transport::{Stream, write_some};
 
 /// What a write buffer keeps for the next batch.
 const KEPT: usize = 256 * 1024;
@@ -15,15 +17,13 @@ const KEPT: usize = 256 * 1024;
 /// The loop that writes, in batches.
 pub(super) struct Writer {
     pub(super) to: WriteHalf<Stream>,
-    pub(super) batch: Vec<u8>,
-    /// How much of the batch the socket has taken.
-    pub(super) done: usize,
+    pub(super) batch: Batch,
 }
 
 impl Writer {
     pub(super) async fn run(&mut self, session: &Session) -> End {
         loop {
-            session.to_write.notified().await;
+            poll_fn(|cx| session.state.lock().poll_filled(cx)).await;
             // Handlers that are ready to answer get their turn first, so that one write carries
             // all of their replies.
             if session.state.lock().running.len() > 1 {
@@ -38,33 +38,28 @@ impl Writer {
     /// Writes until nothing waits. Dropping the future loses nothing: the next call goes on.
     pub(super) async fn flush(&mut self, session: &Session) -> io::Result<()> {
         loop {
-            while self.done < self.batch.len() {
-                let written = self.to.write(&self.batch[self.done..]).await?;
-                if written == 0 {
-                    return Err(io::ErrorKind::WriteZero.into());
-                }
-                self.done += written;
-                if self.done < self.batch.len() {
+            while !self.batch.is_empty() {
+                // Only a client that does not read at once has to be looked after.
+                let waits = || {
+                    let state = session.state.lock();
+                    let limit = session.server.settings.frame_timeout;
+                    session.look_by(&state, after(Instant::now(), limit));
+                };
+                write_some(&mut self.to, &mut self.batch, waits).await?;
+                if !self.batch.is_empty() {
                     let mut state = session.state.lock();
                     state.writing = Some(Instant::now());
-                    state.unwritten = self.batch.len() - self.done;
+                    state.unwritten = self.batch.len();
                     drop(state);
                     session.to_read.notify_waiters();
                 }
             }
             self.to.flush().await?;
-            self.done = 0;
-            if self.batch.capacity() > KEPT {
-                self.batch = Vec::new();
-            }
+            self.batch.shrink(KEPT);
             let mut state = session.state.lock();
             state.outbox.take(&mut self.batch);
-            let now = Instant::now();
-            state.writing = (!self.batch.is_empty()).then_some(now);
+            state.writing = (!self.batch.is_empty()).then(Instant::now);
             state.unwritten = self.batch.len();
-            if !self.batch.is_empty() {
-                session.look_by(&state, after(now, session.server.settings.frame_timeout));
-            }
             if self.batch.is_empty() {
                 if state.drained_at.is_some() {
                     session.to_keep.notify_one();

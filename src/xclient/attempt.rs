@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::channels::Channels;
 use super::core::exchange;
+use super::covered;
 use crate::call::{Call, Reply};
 use crate::discovery::Endpoint;
 use crate::error::Error;
@@ -46,8 +47,11 @@ impl tower::Service<Attempt> for AttemptService {
         const FALLBACK: Duration = Duration::from_secs(10);
         let channels = Arc::clone(&self.channels);
         Box::pin(async move {
-            let deadline = attempt.call.deadline.unwrap_or_else(|| Instant::now() + FALLBACK);
-            exchange(&channels, &attempt.call, &attempt.endpoint, deadline).await
+            let Attempt { call, endpoint, .. } = attempt;
+            let now = Instant::now();
+            let deadline = call.deadline.unwrap_or(now + FALLBACK);
+            let channel = channels.to(&endpoint);
+            covered::below(exchange(&channel, &call, now, deadline)).await
         })
     }
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::XClient;
 use crate::call::{Call, Reply};
@@ -129,7 +130,7 @@ impl XClient {
 
     /// One leg an instance, each through the user's layers and never tried elsewhere.
     async fn legs(&self, mut call: Call) -> Result<(Legs, Vec<Address>), Error> {
-        let deadline = self.inner.core.settle(&mut call);
+        let deadline = self.inner.core.settle(&mut call, Instant::now());
         self.inner.core.listed(deadline).await?;
         let snapshot = self.resolver().snapshot();
         let addresses: Vec<_> = snapshot

@@ -14,7 +14,7 @@ use super::retry::Retry;
 use super::stack::{Boxed, BoxedLayer, Stack, boxed};
 use super::{Inner, XClient};
 use crate::call::{Call, Codec, Reply};
-use crate::client::ConnectionSettings;
+use crate::client::{ConnectionSettings, Lanes};
 use crate::discovery::{Discovery, OutlierEjection, Probe, Resolver};
 use crate::error::{BoxError, Error, Fate, Kind};
 use crate::instance::ServiceName;
@@ -202,6 +202,7 @@ impl XClientBuilder {
     /// # Panics
     /// Outside a tokio runtime, as everything that starts a task.
     pub fn build(self) -> Result<XClient, Error> {
+        let seeded = self.seed.is_some();
         let seed = self.seed.unwrap_or_else(rand::random);
         let resolver = match self.source {
             Source::Resolver(resolver) => resolver,
@@ -225,6 +226,13 @@ impl XClientBuilder {
         resolver.lend_probe(Arc::downgrade(&probe));
         let base = AttemptService { channels: Arc::clone(&channels) };
         let service = resolver.service().clone();
+        let zone = self.zone.or_else(|| resolver.zone().map(str::to_owned));
+        // A seed that was given decides everything, whatever threads there are: one lane.
+        let mut lane = seed;
+        let seeds = Lanes::at_most(if seeded { 1 } else { usize::MAX }, || {
+            lane = lane.rotate_left(23).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            AtomicU64::new(lane)
+        });
         let core = Arc::new(Core {
             resolver,
             channels,
@@ -234,8 +242,8 @@ impl XClientBuilder {
             timeout: self.timeout,
             attempt_timeout: self.attempt_timeout,
             idempotent: self.idempotent,
-            zone: self.zone,
-            seed: AtomicU64::new(seed),
+            zone,
+            seeds,
             closed: AtomicBool::new(false),
         });
         let stack = Stack::new(CoreService(Arc::clone(&core)), self.layers);

@@ -10,11 +10,14 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt::Attempt;
-use super::channels::Channels;
+use super::channels::{Channels, Route};
+use super::covered;
 use super::retry::Retry;
+use super::sending::Sending;
 use super::stack::Stack;
 use crate::call::{Call, Racer, Reply, after, inherited};
-use crate::discovery::{Endpoint, Outcome, Resolver};
+use crate::client::{Channel, Lanes};
+use crate::discovery::{Endpoint, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::selector::PickContext;
 
@@ -32,14 +35,14 @@ pub(super) struct Core {
     pub(super) inherit: bool,
     pub(super) zone: Option<String>,
     /// What the next call's random numbers start from.
-    pub(super) seed: AtomicU64,
+    pub(super) seeds: Lanes<AtomicU64>,
     pub(super) closed: AtomicBool,
 }
 
 impl Core {
     /// Fills in what the call leaves to the client; tells its deadline.
-    pub(super) fn settle(&self, call: &mut Call) -> Instant {
-        let within = |timeout| after(Instant::now(), timeout);
+    pub(super) fn settle(&self, call: &mut Call, now: Instant) -> Instant {
+        let within = |timeout| after(now, timeout);
         let deadline = match (call.deadline, call.timeout.take()) {
             (None, None) => within(self.timeout),
             (None, Some(timeout)) => within(timeout),
@@ -56,41 +59,54 @@ impl Core {
         deadline
     }
 
-    /// Makes one attempt after another, until one succeeds or none may follow.
-    pub(super) async fn run(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
-        if Instant::now() >= deadline {
-            return Err(too_late());
-        }
+    /// Makes one attempt after another, until one succeeds or none may follow. A first one that
+    /// `failed` was made already.
+    pub(super) async fn run(
+        &self,
+        call: &Call,
+        mut now: Instant,
+        deadline: Instant,
+        mut failed: Option<(Arc<Route>, Error)>,
+    ) -> Result<Reply, Error> {
         if let Some(racer) = call.racer.as_ref().filter(|racer| racer.second) {
-            return self.run_second(call, racer, deadline).await;
+            return self.run_second(call, racer, now, deadline).await;
         }
-        self.retry.count_call();
+        if failed.is_none() {
+            self.retry.count_call(now);
+        }
         let mut tried = Vec::new();
         let mut last: Option<Error> = None;
         let mut strongest = Execution::NotSent;
         // Those that reached the wire: what never left costs nobody anything.
         let mut sent = 0;
         for number in 1.. {
-            if let Some(racer) = &call.racer {
-                tried = self.tried(racer);
-            }
-            let picked = self.select(call, number, &tried, deadline).await;
-            let endpoint = match (picked, last.take()) {
-                (Ok(endpoint), _) => endpoint,
-                // Nobody else is there: the attempt that was made says more.
-                (Err(_), Some(error)) => return Err(error),
-                (Err(error), None) => return Err(error),
-            };
-            if let Some(racer) = &call.racer {
-                racer.tries(&endpoint.instance().address);
-            }
-            let error = match self.attempt(call, &endpoint, number, deadline).await {
-                Ok(mut reply) => {
-                    reply.from = Some((endpoint.instance().address.clone(), number));
-                    return Ok(reply);
+            let (route, error) = match failed.take() {
+                Some(first) => first,
+                None => {
+                    if let Some(racer) = &call.racer {
+                        tried = self.tried(racer);
+                    }
+                    let picked = match self.pick(call, number, &tried, now) {
+                        Some(route) => Ok(route),
+                        None => self.await_pick(call, number, &tried, deadline).await,
+                    };
+                    let route = match (picked, last.take()) {
+                        (Ok(route), _) => route,
+                        // Nobody else is there: the attempt that was made says more.
+                        (Err(_), Some(error)) => return Err(error),
+                        (Err(error), None) => return Err(error),
+                    };
+                    if let Some(racer) = &call.racer {
+                        racer.tries(&route.address);
+                    }
+                    match self.attempt(call, &route, number, now, deadline).await {
+                        Ok(reply) => return Ok(route.names(reply, number)),
+                        Err(error) => (route, error),
+                    }
                 }
-                Err(error) => error.at(&endpoint.instance().address).on_attempt(number),
             };
+            let endpoint = &route.endpoint;
+            let error = error.at(&route.address).on_attempt(number);
             let left = error.execution() != Execution::NotSent;
             if !left && error.kind() == Kind::Unavailable {
                 // Whoever is not there may have left since the list came.
@@ -100,7 +116,7 @@ impl Core {
                 Some(racer) if left => racer.sent(),
                 _ => sent + u32::from(left),
             };
-            let pause = self.pause(call, &endpoint, &tried, &error, number);
+            let pause = self.pause(call, endpoint, &tried, &error, number);
             let next = Instant::now() + pause.unwrap_or_default();
             // The budget is asked last: it is drawn upon only for an attempt that will be made.
             let again = self.may_go_on(call, &error, number)
@@ -115,10 +131,11 @@ impl Core {
             }
             tracing::debug!(%error, "tried again");
             last = Some(error);
-            tried.push(endpoint);
+            tried.push(endpoint.clone());
             if let Some(pause) = pause {
                 sleep(pause).await;
             }
+            now = Instant::now();
         }
         Err(last.unwrap_or_else(|| self.nobody("no attempt was made")))
     }
@@ -135,6 +152,7 @@ impl Core {
         &self,
         call: &Call,
         racer: &Racer,
+        now: Instant,
         deadline: Instant,
     ) -> Result<Reply, Error> {
         let tried = self.tried(racer);
@@ -142,19 +160,20 @@ impl Core {
         if number > self.retry.most() {
             return Err(self.nobody("no attempt is left to hedge with"));
         }
-        let endpoint = self.select(call, number, &tried, deadline).await?;
-        if tried.iter().any(|other| other.is(&endpoint)) || !endpoint.is_usable(Instant::now()) {
+        let route = match self.pick(call, number, &tried, now) {
+            Some(route) => route,
+            None => self.await_pick(call, number, &tried, deadline).await?,
+        };
+        let (endpoint, now) = (&route.endpoint, Instant::now());
+        if tried.iter().any(|other| other.is(endpoint)) || !endpoint.is_usable(now) {
             return Err(self.nobody("there is no other instance to hedge with"));
         }
         if !self.retry.withdraw() {
             return Err(self.nobody("the retry budget is spent"));
         }
         let number = racer.tries(&endpoint.instance().address);
-        match self.attempt(call, &endpoint, number, deadline).await {
-            Ok(mut reply) => {
-                reply.from = Some((endpoint.instance().address.clone(), number));
-                Ok(reply)
-            }
+        match self.attempt(call, &route, number, now, deadline).await {
+            Ok(reply) => Ok(route.names(reply, number)),
             Err(error) => {
                 if error.execution() != Execution::NotSent {
                     racer.sent();
@@ -172,37 +191,50 @@ impl Core {
         snapshot.endpoints.iter().filter(was_tried).cloned().collect()
     }
 
-    /// An endpoint for an attempt. Waits for discovery only before its first list.
-    async fn select(
+    /// Where an attempt goes, as of the list that is known now.
+    pub(super) fn pick(
+        &self,
+        call: &Call,
+        number: u32,
+        tried: &[Endpoint],
+        now: Instant,
+    ) -> Option<Arc<Route>> {
+        if self.closed.load(Relaxed) {
+            return None;
+        }
+        let snapshot = self.resolver.current();
+        let index = match &call.only {
+            Some(only) => snapshot.endpoints.iter().position(|e| e.instance().address == *only)?,
+            None => {
+                let next = self.seeds.mine();
+                let seed = next.load(Relaxed);
+                next.store(seed.wrapping_add(0x9e37_79b9_7f4a_7c15), Relaxed);
+                let cx = PickContext::new(now, seed)
+                    .retry(number, tried)
+                    .hash_key(call.hash_key)
+                    .zone(self.zone.as_deref());
+                snapshot.pick(&cx)?
+            }
+        };
+        self.channels.route(&snapshot, index)
+    }
+
+    /// Where an attempt goes, if none can be picked: waits for discovery only before its first list.
+    async fn await_pick(
         &self,
         call: &Call,
         number: u32,
         tried: &[Endpoint],
         deadline: Instant,
-    ) -> Result<Endpoint, Error> {
+    ) -> Result<Arc<Route>, Error> {
         if self.closed.load(Relaxed) {
             return Err(self.nobody("the client is closed"));
         }
-        let pick = || {
-            let now = Instant::now();
-            if let Some(only) = &call.only {
-                let snapshot = self.resolver.snapshot();
-                return snapshot.endpoints.iter().find(|e| e.instance().address == *only).cloned();
-            }
-            let seed = self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed);
-            let cx = PickContext::new(now, seed)
-                .retry(number, tried)
-                .hash_key(call.hash_key)
-                .zone(self.zone.as_deref());
-            self.resolver.pick(&cx)
-        };
-        if let Some(endpoint) = pick() {
-            return Ok(endpoint);
-        }
         self.listed(deadline).await?;
-        pick().ok_or_else(|| {
+        self.pick(call, number, tried, Instant::now()).ok_or_else(|| {
             let known = self.resolver.snapshot().endpoints.len();
             match known {
+                _ if self.closed.load(Relaxed) => self.nobody("the client is closed"),
                 0 => self.nobody("no instance is known"),
                 n => self.nobody(&format!("none of {n} instances takes calls")),
             }
@@ -230,18 +262,17 @@ impl Core {
     async fn attempt(
         &self,
         call: &Call,
-        endpoint: &Endpoint,
+        route: &Route,
         number: u32,
+        now: Instant,
         deadline: Instant,
     ) -> Result<Reply, Error> {
-        self.channels.follow(&self.resolver);
         match &self.attempts {
-            None => exchange(&self.channels, call, endpoint, deadline).await,
+            None => exchange(&route.channel, call, now, deadline).await,
             Some(stack) => {
-                let attempt = Attempt { call: call.clone(), endpoint: endpoint.clone(), number };
-                timeout_at(deadline, stack.call(attempt))
-                    .await
-                    .unwrap_or_else(|_| Err(super::overdue()))
+                let endpoint = route.endpoint.clone();
+                let attempt = Attempt { call: call.clone(), endpoint, number };
+                stack.call(attempt, deadline).await
             }
         }
     }
@@ -277,54 +308,19 @@ impl Drop for Core {
     }
 }
 
-fn too_late() -> Error {
+pub(super) fn too_late() -> Error {
     let why = "the deadline had passed before the call was made";
     Error::new(Kind::DeadlineExceeded, Fate::NeverWritten, why)
 }
 
-/// One attempt on the wire, counted by its endpoint's statistics.
+/// One attempt on the wire, made at `now`.
 pub(super) async fn exchange(
-    channels: &Channels,
+    channel: &Channel,
     call: &Call,
-    endpoint: &Endpoint,
+    now: Instant,
     deadline: Instant,
 ) -> Result<Reply, Error> {
-    let channel = channels.to(endpoint);
-    let now = Instant::now();
-    let until = match call.attempt_timeout {
-        Some(timeout) => deadline.min(after(now, timeout)),
-        None => deadline,
-    };
-    let in_flight = endpoint.start(now).until(until);
-    let answer = channel.exchange(call, until).await;
-    in_flight.end(outcome(&answer, endpoint), Instant::now());
-    answer
-}
-
-/// Whether the endpoint is to blame for how an attempt ended.
-fn outcome(answer: &Result<Reply, Error>, endpoint: &Endpoint) -> Outcome {
-    let error = match answer {
-        Ok(reply) => return Outcome::Succeeded { load: reply.load },
-        Err(error) => error,
-    };
-    // It leaves, which is no failure.
-    if error.fate() == Fate::AboveDrain {
-        return Outcome::Abandoned;
-    }
-    let answered = Outcome::Succeeded { load: endpoint.stats().reported_load() };
-    match (error.execution(), error.kind()) {
-        // The service's own errors are answers; a defect is not.
-        (Execution::Executed, Kind::Internal) => Outcome::Failed,
-        (Execution::Executed, _) => answered,
-        (Execution::Rejected, Kind::ResourceExhausted) => Outcome::Overloaded,
-        (Execution::Rejected, Kind::Unavailable) => Outcome::Failed,
-        (Execution::Rejected, _) => answered,
-        // Of what was never sent only a missing connection is the endpoint's, and that is put off
-        // anyway: a backoff, and no ejection.
-        (Execution::NotSent, Kind::Unavailable) => Outcome::Unreachable,
-        (Execution::NotSent, _) => Outcome::Abandoned,
-        (Execution::MaybeExecuted, _) => Outcome::Failed,
-    }
+    channel.exchange_at(call, now, call.attempt_until(now, deadline)).await
 }
 
 /// What the user's layers wrap: retry, selection and everything below.
@@ -340,11 +336,10 @@ impl tower::Service<Call> for CoreService {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, mut call: Call) -> Self::Future {
-        let core = Arc::clone(&self.0);
-        // A layer may have shortened the deadline, or made a call of its own.
-        let deadline = core.settle(&mut call);
-        Box::pin(async move { core.run(&call, deadline).await })
+    fn call(&mut self, call: Call) -> Self::Future {
+        // It settles anew: a layer may have shortened the deadline, or made a call of its own.
+        let sending = Sending::new(Arc::clone(&self.0), call);
+        Box::pin(covered::below(async { Ok(sending.await?.into_reply()) }))
     }
 }
 

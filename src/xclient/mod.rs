@@ -6,8 +6,10 @@ mod budget;
 mod builder;
 mod channels;
 mod core;
+mod covered;
 mod hedge;
 mod retry;
+mod sending;
 mod stack;
 
 use std::borrow::Cow;
@@ -16,9 +18,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 pub use self::attempt::{Attempt, AttemptService};
 pub use self::builder::XClientBuilder;
@@ -26,8 +29,9 @@ use self::core::Core;
 pub use self::core::CoreService;
 pub use self::hedge::{Hedge, HedgeStats, Hedged};
 pub use self::retry::Retry;
+use self::sending::{Landed, Sending};
 use self::stack::Stack;
-use crate::call::{Call, Codec, Reply};
+use crate::call::{Call, Codec, Packed, Reply, not_encodable};
 use crate::discovery::{Discovery, Resolver};
 use crate::error::{Error, Fate, Kind};
 
@@ -89,25 +93,31 @@ impl XClient {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let call = Call::new(method).args_in(&self.inner.codec, args)?;
-        self.send(call).await?.decode_with(&self.inner.codec)
+        let codec = &self.inner.codec;
+        let body = codec.encode_packed(args).map_err(|error| not_encodable(&error))?;
+        let call = Call::new(method).body(codec.id(), Bytes::new());
+        self.way(call, body).await?.decode(codec)
     }
 
-    /// Sends a call to one instance.
+    /// Sends a call to one instance. Nothing is sent before the first poll.
     ///
     /// # Errors
     /// As [`call`](Self::call).
-    pub async fn send(&self, mut call: Call) -> Result<Reply, Error> {
+    pub fn send(&self, mut call: Call) -> impl Future<Output = Result<Reply, Error>> + Send {
+        let body = Packed::Shared(std::mem::take(&mut call.body));
+        let way = self.way(call, body);
+        async { Ok(way.await?.into_reply()) }
+    }
+
+    /// The way of a call whose body is apart from it.
+    fn way(&self, mut call: Call, body: Packed) -> Way<'_> {
         let inner = &*self.inner;
-        let deadline = inner.core.settle(&mut call);
         match &inner.stack {
-            None => inner.core.run(&call, deadline).await,
-            // The only timer: a user's layer may wait where no connection looks after it.
-            Some(stack) => match timeout_at(deadline, stack.call(call)).await {
-                Ok(Ok(_)) if Instant::now() >= deadline => Err(overdue()),
-                Ok(answer) => answer,
-                Err(_) => Err(overdue()),
-            },
+            None => Way::Direct(Sending::with_body(&inner.core, call, body)),
+            Some(stack) => {
+                call.body = body.into_bytes();
+                Way::Layered(Box::pin(through(&inner.core, stack, call)))
+            }
         }
     }
 
@@ -139,6 +149,35 @@ impl XClient {
         self.inner.core.close();
         // Those that were in flight get to see it before this returns.
         tokio::task::yield_now().await;
+    }
+}
+
+/// How a call is sent. Most calls have no layers, and none of them an allocation of their own.
+#[allow(clippy::large_enum_variant, reason = "the large variant is the one that is used")]
+enum Way<'a> {
+    Direct(Sending<&'a Arc<Core>>),
+    Layered(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send + 'a>>),
+}
+
+impl Future for Way<'_> {
+    type Output = Result<Landed, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self {
+            Self::Direct(sending) => Pin::new(sending).poll(cx),
+            Self::Layered(layered) => {
+                layered.as_mut().poll(cx).map(|answer| answer.map(Landed::Reply))
+            }
+        }
+    }
+}
+
+/// Sends a call through a user's layers.
+async fn through(core: &Core, stack: &Stack<Call>, mut call: Call) -> Result<Reply, Error> {
+    let deadline = core.settle(&mut call, Instant::now());
+    match stack.call(call, deadline).await {
+        Ok(_) if Instant::now() >= deadline => Err(overdue()),
+        answer => answer,
     }
 }
 

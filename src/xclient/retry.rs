@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 use tower::retry::Policy;
-use tower::retry::budget::{Budget, TpsBudget};
 
-use super::budget;
-
+use super::budget::{self, Budget};
 use crate::call::{Call, Reply};
 use crate::error::{Error, Execution};
 use crate::instance::ServiceName;
@@ -27,7 +25,7 @@ pub struct Retry {
     first: Duration,
     cap: Duration,
     /// An attempt after one that was sent takes from it; every call puts a fifth in.
-    budget: Arc<TpsBudget>,
+    budget: Arc<Budget>,
     /// The budget was named: it is not the one that the service's clients share.
     named: bool,
     /// Attempts made so far, where tower's layer counts.
@@ -43,7 +41,7 @@ impl Retry {
             attempts: attempts.max(1),
             first: Duration::from_millis(50),
             cap: Duration::from_secs(1),
-            budget: budget::own(),
+            budget: Arc::default(),
             named: false,
             made: 0,
             strongest: Execution::NotSent,
@@ -68,7 +66,7 @@ impl Retry {
     /// seconds. Default: 0.2 and 10, shared by all clients of the service in this process.
     #[must_use]
     pub fn budget(mut self, share: f32, per_second: u32) -> Self {
-        self.budget = budget::sized(share, per_second);
+        self.budget = Arc::new(Budget::new(share, per_second));
         self.named = true;
         self
     }
@@ -88,11 +86,11 @@ impl Retry {
 
     /// Takes an attempt from the budget, if it has one.
     pub(super) fn withdraw(&self) -> bool {
-        self.budget.withdraw()
+        self.budget.withdraw(Instant::now())
     }
 
-    pub(super) fn count_call(&self) {
-        self.budget.deposit();
+    pub(super) fn count_call(&self, now: Instant) {
+        self.budget.deposit(now);
     }
 
     /// Whether another attempt may follow the `number`th, of which `sent` reached the wire. One
@@ -100,7 +98,7 @@ impl Retry {
     /// within the number of attempts.
     pub(super) fn allows(&self, number: u32, sent: u32, left: bool, repeated: bool) -> bool {
         if left {
-            sent < self.attempts && self.budget.withdraw()
+            sent < self.attempts && self.withdraw()
         } else {
             !repeated || number < self.attempts
         }
@@ -132,7 +130,7 @@ impl Policy<Call, Reply, Error> for Retry {
         let left = error.execution() != Execution::NotSent;
         let again = error.may_be_sent_again(call.idempotent)
             && self.made < self.attempts
-            && (!left || self.budget.withdraw());
+            && (!left || self.withdraw());
         error.raise(self.strongest);
         self.strongest = error.execution();
         again.then(|| sleep(self.pause(self.made)))
@@ -140,7 +138,7 @@ impl Policy<Call, Reply, Error> for Retry {
 
     fn clone_request(&mut self, call: &Call) -> Option<Call> {
         if self.made == 0 {
-            self.count_call();
+            self.count_call(Instant::now());
         }
         Some(call.clone())
     }

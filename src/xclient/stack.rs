@@ -1,16 +1,35 @@
 //! A user's tower layers, boxed once.
 
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceExt};
 
+use super::{covered, overdue};
 use crate::call::Reply;
+use crate::client::Lanes;
 use crate::error::{BoxError, Error};
 
 pub(super) type Boxed<T> = BoxCloneService<T, Reply, BoxError>;
+type Answer = Pin<Box<dyn Future<Output = Result<Reply, BoxError>> + Send>>;
 
 /// A user's layers around one of ours. A stack that is not ready is awaited within the call.
-pub(super) struct Stack<T>(Mutex<Boxed<T>>);
+///
+/// Why is there an instance for each thread? To clone a boxed stack for every call costs more than
+/// all else in it. A call takes its thread's instance if that is ready at once; if not, the call takes
+/// it along, with whatever place in a line it has, and leaves a fresh clone.
+pub(super) struct Stack<T>(Lanes<Mutex<Boxed<T>>>);
+
+/// How far a call has come with its stack.
+enum Begun<T> {
+    Called(Answer),
+    Waiting(Boxed<T>),
+    Failed(BoxError),
+}
 
 impl<T: Send + 'static> Stack<T> {
     /// `base` within `layers`, the first of which is the outermost; `None` without layers.
@@ -24,12 +43,68 @@ impl<T: Send + 'static> Stack<T> {
         }
         let base = BoxCloneService::new(base.map_err(BoxError::from));
         let stack = layers.into_iter().rev().fold(base, |inner, layer| layer(inner));
-        Some(Self(Mutex::new(stack)))
+        Some(Self(Lanes::new(|| Mutex::new(stack.clone()))))
     }
 
-    pub(super) async fn call(&self, request: T) -> Result<Reply, Error> {
-        let stack = self.0.lock().clone();
-        stack.oneshot(request).await.map_err(Error::from_boxed)
+    /// Sends a request through the layers. It ends by `deadline`, wherever in them it is then.
+    pub(super) async fn call(&self, request: T, deadline: Instant) -> Result<Reply, Error> {
+        let mut request = Some(request);
+        let begun = poll_fn(|cx| Poll::Ready(self.begin(&mut request, cx))).await;
+        let answer = match (begun, request) {
+            (Begun::Called(answer), _) => answer,
+            (Begun::Failed(error), _) => return Err(Error::from_boxed(error)),
+            (Begun::Waiting(stack), Some(request)) => Box::pin(stack.oneshot(request)),
+            (Begun::Waiting(_), None) => unreachable!("a request is taken by a call alone"),
+        };
+        Within { answer, deadline, timer: None }.await
+    }
+
+    fn begin(&self, request: &mut Option<T>, cx: &mut Context<'_>) -> Begun<T> {
+        // A layer that calls this client from within, or two threads with one lane: whoever comes
+        // second clones, once the other is out of the way, from another lane if need be.
+        let Some(mut stack) = self.0.mine().try_lock() else { return self.clone_any() };
+        match stack.poll_ready(cx) {
+            Poll::Ready(Ok(())) => match request.take() {
+                Some(request) => Begun::Called(stack.call(request)),
+                None => Begun::Waiting(stack.clone()),
+            },
+            Poll::Ready(Err(error)) => Begun::Failed(error),
+            Poll::Pending => {
+                let fresh = stack.clone();
+                Begun::Waiting(std::mem::replace(&mut *stack, fresh))
+            }
+        }
+    }
+
+    #[cold]
+    fn clone_any(&self) -> Begun<T> {
+        let free = self.0.iter().find_map(Mutex::try_lock);
+        Begun::Waiting(free.unwrap_or_else(|| self.0.mine().lock()).clone())
+    }
+}
+
+/// A stack's answer, or the end of its time.
+struct Within {
+    answer: Answer,
+    deadline: Instant,
+    /// Only once the call waits where nobody else looks after its deadline.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for Within {
+    type Output = Result<Reply, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { answer, deadline, timer } = &mut *self;
+        let (polled, is_covered) = covered::watch(|| answer.as_mut().poll(cx));
+        if let Poll::Ready(answer) = polled {
+            return Poll::Ready(answer.map_err(Error::from_boxed));
+        }
+        if is_covered {
+            return Poll::Pending;
+        }
+        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(*deadline)));
+        timer.as_mut().poll(cx).map(|()| Err(overdue()))
     }
 }
 

@@ -1,0 +1,51 @@
+//! What each thread has of its own, so that threads do not take cache lines from one another.
+//!
+//! A count of references, or a counter, that two processors change in turn costs them some hundred
+//! cycles each time. So what every call touches exists once for each lane, and a thread uses its own.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::available_parallelism;
+
+/// More threads than this share lanes.
+const MOST: usize = 64;
+
+/// A value for each lane, each on cache lines of its own. There are as many lanes as processors;
+/// threads beyond share them, so that a lane is no proof of being alone.
+pub(crate) struct Lanes<T>(Box<[Apart<T>]>);
+
+/// On cache lines of its own: processors fetch them in pairs.
+#[repr(align(128))]
+#[derive(Debug, Default)]
+pub(crate) struct Apart<T>(pub(crate) T);
+
+impl<T> Lanes<T> {
+    /// What `make` makes, for each lane.
+    pub(crate) fn new(make: impl FnMut() -> T) -> Self {
+        Self::at_most(MOST, make)
+    }
+
+    /// Fewer lanes, where each is large.
+    pub(crate) fn at_most(most: usize, mut make: impl FnMut() -> T) -> Self {
+        let lanes = available_parallelism().map_or(1, usize::from).min(MOST).clamp(1, most.max(1));
+        Self((0..lanes).map(|_| Apart(make())).collect())
+    }
+
+    /// This thread's.
+    pub(crate) fn mine(&self) -> &T {
+        &self.0[lane() % self.0.len()].0
+    }
+
+    /// Everybody's.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|lane| &lane.0)
+    }
+}
+
+/// The number of this thread.
+fn lane() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static LANE: usize = THREADS.fetch_add(1, Relaxed);
+    }
+    LANE.with(|lane| *lane)
+}

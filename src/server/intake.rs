@@ -1,0 +1,191 @@
+//! Takes one call in: refuses it, answers it in place, or gives it a task.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::context::{Context, Request, Response};
+use super::handler::{Failure, Guarded, Outcome, codec_of};
+use super::job::{Job, Ticket};
+use super::methods::Methods;
+use super::reply::{expired, is_large, put_reply, send_reply, too_large};
+use super::session::{Session, State};
+use super::shared::deadline_in;
+use crate::call::CodecId;
+use crate::error::Kind;
+use crate::protocol::{
+    CallHead, Flags, FrameType, Header, Payload, WireError, decode_call, encode_frame,
+};
+
+/// A handler that computes for longer than this when polled in place, twice, gets a task of its own
+/// from then on.
+const SLOW: Duration = Duration::from_micros(200);
+/// How many of one read's replies, or bytes of them, are gathered before they are written: their
+/// client can work on them meanwhile.
+const MANY: u32 = 100;
+const GATHERED: usize = 64 * 1024;
+
+/// What takes a connection's calls in.
+pub(super) struct Intake {
+    methods: Methods,
+    /// The replies that this read gave at once; written together.
+    replies: Vec<u8>,
+    /// The bytes of those that are in the outbox already.
+    large: usize,
+    /// How many they are.
+    answered: u32,
+    max_reply: usize,
+}
+
+impl Intake {
+    /// Takes calls of a client that takes replies of at most so many bytes.
+    pub(super) fn new(max_reply: usize) -> Self {
+        Self { methods: Methods::default(), replies: Vec::new(), large: 0, answered: 0, max_reply }
+    }
+
+    /// Whether the replies that were gathered are worth to be written.
+    pub(super) fn is_full(&self) -> bool {
+        self.answered >= MANY || self.replies.len() + self.large > GATHERED
+    }
+
+    /// Answers a ping.
+    pub(super) fn pong(&mut self, payload: &[u8]) {
+        encode_frame(&mut self.replies, FrameType::Pong, 0, 0, |out| {
+            out.extend_from_slice(payload);
+        });
+    }
+
+    /// Refuses a call whose body is longer than any that is taken.
+    pub(super) fn refuse(&mut self, session: &Session, id: u64) -> Result<(), WireError> {
+        session.state.lock().take_id(id)?;
+        self.answer(session, id, Err(too_large(session.server.settings.limits.max_body)));
+        Ok(())
+    }
+
+    /// Takes a call: refuses it, answers it in place, or gives it a task.
+    pub(super) fn take(
+        &mut self,
+        session: &Arc<Session>,
+        header: Header,
+        payload: Payload<'_>,
+        now: Instant,
+        since: &mut Instant,
+    ) -> Result<(), WireError> {
+        let (head, body) = decode_call(payload.as_slice())?;
+        let before_body = payload.as_slice().len() - body.len();
+        let CallHead { method, codec, remaining_ms, metadata } = head;
+        let method = self.methods.find(session, method)?;
+        let (id, bytes) = (header.id, body.len());
+        let deadline = deadline_in(now, remaining_ms);
+        let admitted = session.admit(id, bytes, remaining_ms, now)?;
+        let ready = admitted.and_then(|()| {
+            let known = method?;
+            if *since >= deadline {
+                // The calls before it, of the same read, took its time.
+                return Err(expired());
+            }
+            let own = codec_of(codec, &known.entry.codecs);
+            if own.is_none() && codec != CodecId::RAW {
+                return Err(Failure::rejected(
+                    Kind::InvalidArgument,
+                    format!("this server has no codec {codec}"),
+                ));
+            }
+            let ticket = Ticket::take(&session.server, &known.entry, now, deadline);
+            let ticket = ticket.ok_or_else(|| {
+                let why = "the server has as many calls at work as it takes";
+                Failure::rejected(Kind::ResourceExhausted, why)
+            })?;
+            Ok((known, own, ticket))
+        });
+        let (known, own, mut ticket) = match ready {
+            Ok(ready) => ready,
+            Err(failure) => {
+                self.answer(session, id, Err(failure));
+                return Ok(());
+            }
+        };
+        let context = Context {
+            origin: Arc::clone(&known.origin),
+            deadline,
+            metadata,
+            idempotent: header.flags.has(Flags::IDEMPOTENT),
+        };
+        let request = Request { context, codec, body: payload.from(before_body) };
+        let in_place = known.entry.runs_in_place();
+        let handler = &*known.entry.handler;
+        let seat = if in_place { known.seat.take().or_else(|| handler.seat()) } else { None };
+        let mut handler = match Guarded::start(seat, handler, request, own, deadline) {
+            Ok(handler) => handler,
+            Err(failure) => {
+                self.answer(session, id, Err(failure));
+                return Ok(());
+            }
+        };
+        let notify = header.flags.has(Flags::NOTIFY);
+        let mut awaited = true;
+        // Most handlers are done at once: then neither a task nor a waker is needed.
+        if in_place {
+            let polled = Pin::new(&mut handler).poll(&mut TaskContext::from_waker(Waker::noop()));
+            let after = Instant::now();
+            if after.duration_since(*since) > SLOW {
+                known.entry.was_slow();
+            }
+            *since = after;
+            match polled {
+                Poll::Ready(outcome) => {
+                    known.seat = handler.leave();
+                    let answered = outcome.is_ok();
+                    let told = outcome.map(|it| if notify { Response::default() } else { it });
+                    self.answer(session, id, told);
+                    ticket.end(answered);
+                    return Ok(());
+                }
+                Poll::Pending if notify => {
+                    self.answer(session, id, Ok(Response::default()));
+                    awaited = false;
+                }
+                Poll::Pending => {}
+            }
+        }
+        let ticket = ticket.hold(&session.server, bytes);
+        let max_reply = self.max_reply;
+        let started = in_place;
+        session.spawn(Job { id, handler, ticket, deadline, started, notify, awaited, max_reply });
+        Ok(())
+    }
+
+    /// Gives the replies that this read gave at once to the writer.
+    pub(super) fn hand_over(&mut self, state: &mut State) {
+        (self.large, self.answered) = (0, 0);
+        if self.replies.is_empty() {
+            return;
+        }
+        state.outbox.append(|out| match out.is_empty() {
+            // A large reply is not copied, and its buffer goes with it.
+            true => std::mem::swap(out, &mut self.replies),
+            false => out.append(&mut self.replies),
+        });
+        if self.replies.capacity() > GATHERED {
+            self.replies = Vec::new();
+        }
+    }
+
+    fn answer(&mut self, session: &Session, id: u64, outcome: Outcome) {
+        let load = session.server.load();
+        self.answered += 1;
+        if is_large(&outcome) {
+            let mut state = session.state.lock();
+            // What was answered before comes first, though nothing depends on it.
+            self.hand_over(&mut state);
+            let before = state.outbox.len();
+            send_reply(&mut state.outbox, id, outcome, load, self.max_reply);
+            self.large = state.outbox.len() - before;
+            return;
+        }
+        put_reply(&mut self.replies, id, outcome, load, self.max_reply);
+    }
+}
