@@ -103,6 +103,36 @@ async fn towers_concurrency_limit_holds() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_waits_in_a_layer_ends_by_its_deadline_and_leaves_its_place() {
+    let seen = Arc::default();
+    let limited = builder(service(&seen)).await.layer(ConcurrencyLimitLayer::new(1));
+    let client = limited.deadline(Duration::from_millis(100)).build().unwrap();
+    let long = tokio::spawn({
+        let client = client.clone();
+        let call = Call::new("Foo.Sleep").args(&1000_u64).unwrap().timeout(Duration::from_secs(2));
+        async move { client.send(call).await }
+    });
+    while seen.now.load(SeqCst) == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // Nobody below the layers looks after these: they never get there.
+    let started = Instant::now();
+    for result in all_at_once(&client, 5, 1).await {
+        assert_eq!(result.unwrap_err().kind(), Kind::DeadlineExceeded);
+    }
+    let took = started.elapsed();
+    assert!((90..150).contains(&took.as_millis()), "{took:?}");
+    long.await.unwrap().unwrap();
+    // Whoever gave up has left no permit behind that nobody gives back.
+    for round in 0..3 {
+        for result in all_at_once(&client, 20, 1).await {
+            assert_eq!(result.unwrap(), 1, "round {round}");
+        }
+    }
+    assert_eq!((seen.most.load(SeqCst), seen.all.load(SeqCst)), (1, 61));
+}
+
+#[tokio::test(start_paused = true)]
 async fn towers_buffer_passes_calls_and_errors_on() {
     let seen = Arc::new(Seen::default());
     let client = builder(service(&seen)).await.layer(BufferLayer::new(16)).build().unwrap();
