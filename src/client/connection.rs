@@ -157,7 +157,7 @@ impl Connection {
                     out.extend_from_slice(&number.to_be_bytes());
                 });
             });
-            state.write_soon();
+            state.writer.wake();
             number
         };
         let ended = answers.wait_for(|answered| *answered >= number).await;

@@ -135,7 +135,7 @@ impl Flight {
                     state.outbox.append(|out| {
                         encode_frame(out, FrameType::Cancel, 0, id, |_| ());
                     });
-                    state.write_soon();
+                    state.writer.wake();
                 }
                 (state, removed)
             }

@@ -70,7 +70,7 @@ fn leave(state: &mut State, id: u64, sent: Fate) -> Fate {
         return Fate::NeverWritten;
     }
     state.outbox.append(|out| encode_frame(out, FrameType::Cancel, 0, id, |_| ()));
-    state.write_soon();
+    state.writer.wake();
     sent
 }
 
@@ -106,7 +106,7 @@ fn check_silence(
         });
         let written = shared.written.load(Relaxed);
         state.pinged = Some(Ping { end: place.end, written, since: now });
-        state.write_soon();
+        state.writer.wake();
         // The answer's time runs from when it is written, which is seen soon.
         return Some(after(now, settings.sweep));
     };

@@ -44,7 +44,7 @@ pub(super) async fn read(
             {
                 let mut state = shared.state.lock();
                 state.outbox.append(|out| encode_connection_error(out, &error));
-                state.write_soon();
+                state.writer.wake();
             }
             for _ in 0..3 {
                 tokio::task::yield_now().await;
@@ -101,7 +101,7 @@ fn take_in(
     }
     brought.wakers.extend(state.next_in_line());
     if write {
-        state.write_soon();
+        state.writer.wake();
     }
     Ok(())
 }

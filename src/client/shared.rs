@@ -14,6 +14,7 @@ use super::waiting::Waiting;
 use crate::discovery::Endpoint;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{Limits, Outbox};
+use crate::transport::IdleWriter;
 
 /// Whether the connection's writer may still hand bytes to the socket.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,9 +66,8 @@ pub(super) struct State {
     pub(super) probes: u64,
     /// Set while the keeper sleeps for long, so that a first call wakes it.
     pub(super) keeper_parked: bool,
-    /// The writer, while it waits for something to write: whoever puts something into the outbox
-    /// takes it out, and wakes it once the lock is free.
-    pub(super) writer: Option<Waker>,
+    /// The writer, while it waits for something to write.
+    pub(super) writer: IdleWriter,
     /// The writer, while it lets others go first: for the one with whom a batch becomes large.
     pub(super) impatient: Option<Waker>,
     /// Calls that were appended since the writer last took the outbox.
@@ -116,7 +116,7 @@ impl Shared {
             replaced: false,
             probes: 0,
             keeper_parked: false,
-            writer: None,
+            writer: IdleWriter::default(),
             impatient: None,
             appended: 0,
             stray: 0,
@@ -188,23 +188,9 @@ impl State {
             && (held == 0 || held + bytes <= limits.window_bytes as usize)
     }
 
-    /// Has the writer write what was put into the outbox. For what is rare: it wakes under the lock.
-    pub(super) fn write_soon(&mut self) {
-        if let Some(writer) = self.writer.take() {
-            writer.wake();
-        }
-    }
-
     /// Ready once something waits in the outbox; else `cx` is woken then.
     pub(super) fn poll_filled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.outbox.is_empty() {
-            return Poll::Ready(());
-        }
-        match &mut self.writer {
-            Some(writer) => writer.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        Poll::Pending
+        self.writer.poll(&self.outbox, cx)
     }
 
     /// The waker of the call that may take a place that has become free.

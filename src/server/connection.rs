@@ -20,7 +20,7 @@ use super::session::{End, Session, State};
 use super::shared::{Phase, Shared};
 use super::writer::Writer;
 use crate::protocol::{Batch, FrameReader, Outbox, encode_connection_error};
-use crate::transport::Stream;
+use crate::transport::{IdleWriter, Stream};
 
 /// Serves one connection until it ends. Dropping the future drops its handlers.
 pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::Receiver<Phase>) {
@@ -45,7 +45,7 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
         state: Mutex::new(State {
             running: Running::default(),
             outbox: Outbox::default(),
-            writer: None,
+            writer: IdleWriter::default(),
             writing: None,
             unwritten: 0,
             last_id: 0,

@@ -112,7 +112,7 @@ impl Place {
         if state.running.end(self.id) {
             let load = self.session.server.load();
             send_reply(&mut state.outbox, self.id, outcome, load, max_reply);
-            state.write_soon();
+            state.writer.wake();
         }
     }
 
@@ -122,7 +122,7 @@ impl Place {
         if state.running.acknowledged(self.id) {
             let (load, done) = (self.session.server.load(), Ok(Response::default()));
             send_reply(&mut state.outbox, self.id, done, load, usize::MAX);
-            state.write_soon();
+            state.writer.wake();
         }
     }
 }

@@ -85,7 +85,7 @@ impl Session {
             let last = state.last_id;
             state.drained_at = Some(last);
             state.outbox.append(|out| encode_frame(out, FrameType::Drain, 0, last, |_| ()));
-            state.write_soon();
+            state.writer.wake();
         }
     }
 
@@ -95,7 +95,7 @@ impl Session {
         for id in ids {
             let failure = Failure::new(kind, Fate::HandlerDropped, why);
             send_reply(&mut state.outbox, id, Err(failure), load, usize::MAX);
-            state.write_soon();
+            state.writer.wake();
         }
     }
 }

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -16,7 +16,7 @@ use super::running::{Room, Running};
 use super::shared::Shared;
 use crate::error::Kind;
 use crate::protocol::{Outbox, WireError};
-use crate::transport::Peer;
+use crate::transport::{IdleWriter, Peer};
 
 /// What a connection's loops and its handlers share.
 pub(super) struct Session {
@@ -36,7 +36,7 @@ pub(super) struct State {
     pub(super) outbox: Outbox,
     /// The writer, while it waits for something to write. The reader runs just before it, in the same
     /// task, and need not wake it; everybody else takes it out and does.
-    pub(super) writer: Option<Waker>,
+    pub(super) writer: IdleWriter,
     /// Since when the writer holds bytes that the socket does not take.
     pub(super) writing: Option<Instant>,
     /// How many bytes those are.
@@ -148,23 +148,9 @@ impl State {
         self.outbox.len() + self.unwritten
     }
 
-    /// Has the writer write what was put into the outbox. Cheap, and may be said under the lock.
-    pub(super) fn write_soon(&mut self) {
-        if let Some(writer) = self.writer.take() {
-            writer.wake();
-        }
-    }
-
     /// Ready once something waits in the outbox; else `cx` is woken then.
     pub(super) fn poll_filled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.outbox.is_empty() {
-            return Poll::Ready(());
-        }
-        match &mut self.writer {
-            Some(writer) => writer.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        Poll::Pending
+        self.writer.poll(&self.outbox, cx)
     }
 
     /// Ids rise; a falling one would make a drain's last id meaningless.

@@ -22,7 +22,7 @@ pub use self::net::Net;
 use self::pending::{Pending, Unestablished};
 #[cfg(feature = "tls")]
 pub use self::tls::{ClientTls, Pem, ServerTls, Tls, TlsBuilder, TlsError, TlsStats};
-pub(crate) use self::write::write_some;
+pub(crate) use self::write::{IdleWriter, write_some};
 use crate::instance::Address;
 
 /// A way to open and accept connections: real sockets ([`Net`]), or a network in memory

@@ -1,12 +1,44 @@
-//! Writes a batch of frames, as much of it as the stream takes.
+//! How a connection's writer waits for frames and writes them, as many as the stream takes.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
 use tokio::io::AsyncWrite;
 
-use crate::protocol::Batch;
+use crate::protocol::{Batch, Outbox};
+
+/// A connection's writer while it waits for something to write: whoever puts something into the outbox
+/// wakes it. It lies under the outbox's lock, so that no wake-up is lost.
+#[derive(Debug, Default)]
+pub(crate) struct IdleWriter(Option<Waker>);
+
+impl IdleWriter {
+    /// Has it write. Cheap if it does already.
+    pub(crate) fn wake(&mut self) {
+        if let Some(writer) = self.0.take() {
+            writer.wake();
+        }
+    }
+
+    /// What wakes it, for one who does so once the lock is free.
+    pub(crate) fn take(&mut self) -> Option<Waker> {
+        self.0.take()
+    }
+
+    /// Ready if there is something to write; else `cx` is woken then.
+    pub(crate) fn poll(&mut self, outbox: &Outbox, cx: &mut Context<'_>) -> Poll<()> {
+        if !outbox.is_empty() {
+            return Poll::Ready(());
+        }
+        match &mut self.0 {
+            Some(writer) => writer.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
 
 /// How many parts of a batch one write takes.
 const PARTS: usize = 32;
