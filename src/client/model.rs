@@ -23,7 +23,7 @@ use self::sync::block_on;
 use super::driver::write;
 use super::keeper::sweep;
 use super::replies::read;
-use super::shared::{Phase, Shared, Writer};
+use super::shared::{Shared, Writer};
 use super::{ConnectionSettings, Exchange};
 use crate::call::{Call, CodecId, Reply};
 use crate::error::{Error, Execution, Kind};
@@ -113,7 +113,7 @@ fn half_leaver(shared: &Arc<Shared>, body: &'static str) -> JoinHandle<Result<Re
     let shared = Arc::clone(shared);
     spawn(move || {
         let (call, other) = (call(body), call(LEFT));
-        let mut left = Exchange::new(&shared, &other, Instant::now() + FAR);
+        let mut left = Exchange::new(&shared, &other, None, Instant::now() + FAR);
         let mut exchange = Exchange::new(&shared, &call, None, Instant::now() + FAR);
         let mut asked = false;
         block_on(poll_fn(|cx| {
