@@ -60,8 +60,9 @@ impl<T: Send + 'static> Stack<T> {
     }
 
     fn begin(&self, request: &mut Option<T>, cx: &mut Context<'_>) -> Begun<T> {
-        // A layer that calls this client from within, or two threads with one lane: whoever comes
-        // second clones, once the other is out of the way, from another lane if need be.
+        // Two threads with one lane: whoever comes second clones, from another lane if one is free.
+        // The lock is held while layers' `poll_ready` and `call` run, and over no await: a layer that
+        // polls this client's calls within its own `call` would wait for itself.
         let Some(mut stack) = self.0.mine().try_lock() else { return self.clone_any() };
         match stack.poll_ready(cx) {
             Poll::Ready(Ok(())) => match request.take() {
