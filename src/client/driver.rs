@@ -65,7 +65,7 @@ pub(super) async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String 
                 let mut state = shared.state.lock();
                 state.outbox.take(&mut batch);
                 state.impatient = None;
-                state.appended = 0;
+                state.batching.taken();
                 state.next_in_line()
             };
             if let Some(next) = next {

@@ -72,11 +72,6 @@ pub(crate) struct Flight {
     stage: Stage,
 }
 
-/// How many calls, or bytes, are written at once although others may still be about to append: the
-/// server can work on them meanwhile.
-const MANY: u32 = 100;
-const LARGE: usize = 64 * 1024;
-
 #[derive(Clone, Copy)]
 enum Stage {
     /// Not yet polled.
@@ -212,8 +207,8 @@ impl Flight {
         self.stage = Stage::Sent(id);
         let next = state.next_in_line();
         let mut writer = state.writer.take();
-        state.appended += 1;
-        let is_large = state.appended >= MANY || state.outbox.len() >= LARGE;
+        let (in_flight, bytes) = (state.calls.len(), state.outbox.len());
+        let is_large = state.batching.appended(in_flight, bytes);
         if writer.is_none() && is_large {
             writer = state.impatient.take();
         }

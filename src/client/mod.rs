@@ -1,6 +1,7 @@
 //! One peer from the caller's side: a connection that is shared, and made again when it breaks.
 
 mod answer;
+mod batching;
 mod channel;
 mod connection;
 mod driver;

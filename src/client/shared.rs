@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::ConnectionSettings;
+use super::batching::Batching;
 use super::in_flight::InFlight;
 use super::sync::{AtomicU64, Mutex, Notify};
 use super::waiting::Waiting;
@@ -70,8 +71,7 @@ pub(super) struct State {
     pub(super) writer: IdleWriter,
     /// The writer, while it lets others go first: for the one with whom a batch becomes large.
     pub(super) impatient: Option<Waker>,
-    /// Calls that were appended since the writer last took the outbox.
-    pub(super) appended: u32,
+    pub(super) batching: Batching,
     /// Replies to nobody: late after a cancel, doubled, or lies.
     pub(super) stray: u64,
 }
@@ -118,7 +118,7 @@ impl Shared {
             keeper_parked: false,
             writer: IdleWriter::default(),
             impatient: None,
-            appended: 0,
+            batching: Batching::default(),
             stray: 0,
         };
         Self {

@@ -322,10 +322,10 @@ impl EndpointStats {
     /// before [`answered`](Self::answered).
     pub(crate) fn add(&self, answers: &mut Answers, load: u32, started: Instant, now: Instant) {
         answers.ended += 1;
-        let started = self.micros(started);
+        let slow_from = self.slow_from.load(Relaxed);
         // What was sent before the endpoint was taken back tells of the time that is to be forgotten.
-        if started >= self.slow_from.load(Relaxed) {
-            let latency = self.micros(now).saturating_sub(started);
+        if slow_from == 0 || self.micros(started) >= slow_from {
+            let latency = micros(now.saturating_duration_since(started));
             answers.counted += 1;
             answers.load = load;
             answers.total += latency;
@@ -380,10 +380,13 @@ impl EndpointStats {
     }
 
     fn micros(&self, at: Instant) -> u64 {
-        let since = at.saturating_duration_since(self.born);
-        // In 64 bits: `as_micros` counts in 128.
-        since.as_secs() * 1_000_000 + u64::from(since.subsec_micros())
+        micros(at.saturating_duration_since(self.born))
     }
+}
+
+/// In 64 bits: `as_micros` counts in 128.
+fn micros(time: Duration) -> u64 {
+    time.as_secs() * 1_000_000 + u64::from(time.subsec_micros())
 }
 
 /// What an observation weighs that comes so long after the one before it.

@@ -82,6 +82,11 @@ impl FrameReader {
         Self { buffer: read, at: 0, skip: 0, max_payload, room: SMALL, whole: 0 }
     }
 
+    /// How many bytes were read and not yet cut.
+    pub fn uncut(&self) -> usize {
+        self.buffer.len() - self.at
+    }
+
     /// Where the next read goes; it has room.
     pub fn buffer(&mut self) -> &mut BytesMut {
         self.let_go();

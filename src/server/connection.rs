@@ -62,10 +62,10 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
     });
     let _handlers = Handlers(Arc::clone(&session));
     let limits = session.server.settings.limits;
-    let mut reader = Reader {
-        frames: FrameReader::new(read, limits.max_payload()),
-        intake: Intake::new(client.limits.max_body as usize),
-    };
+    let mut reader = Reader::new(
+        FrameReader::new(read, limits.max_payload()),
+        Intake::new(client.limits.max_body as usize),
+    );
     let (mut from, to) = tokio::io::split(stream);
     let mut writer = Writer { to, batch: Batch::default() };
     let end = {

@@ -24,8 +24,10 @@ use crate::protocol::{
 /// from then on.
 const SLOW: Duration = Duration::from_micros(200);
 /// How many of one read's replies, or bytes of them, are gathered before they are written: their
-/// client can work on them meanwhile.
-const MANY: u32 = 100;
+/// client can work on them meanwhile. Those of half of a read, but no fewer than the least: a write
+/// costs as much as some of them. Measured in `docs/PERFORMANCE.md`.
+const LEAST: u32 = 16;
+const MOST: u32 = 256;
 const GATHERED: usize = 64 * 1024;
 
 /// What takes a connection's calls in.
@@ -46,9 +48,12 @@ impl Intake {
         Self { methods: Methods::default(), replies: Vec::new(), large: 0, answered: 0, max_reply }
     }
 
-    /// Whether the replies that were gathered are worth to be written.
-    pub(super) fn is_full(&self) -> bool {
-        self.answered >= MANY || self.replies.len() + self.large > GATHERED
+    /// Whether the replies that were gathered are worth to be written, while half of a read or more is
+    /// left, or less than that.
+    pub(super) fn is_full(&self, half_is_left: bool) -> bool {
+        self.answered >= MOST
+            || (self.answered >= LEAST && !half_is_left)
+            || self.replies.len() + self.large > GATHERED
     }
 
     /// Answers a ping.

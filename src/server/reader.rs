@@ -13,11 +13,17 @@ use crate::transport::Stream;
 
 /// The loop that takes calls in.
 pub(super) struct Reader {
-    pub(super) frames: FrameReader,
-    pub(super) intake: Intake,
+    frames: FrameReader,
+    intake: Intake,
+    /// What is left when half of what the last read brought is taken in; 0 once that is so.
+    half: usize,
 }
 
 impl Reader {
+    pub(super) fn new(frames: FrameReader, intake: Intake) -> Self {
+        Self { frames, intake, half: 0 }
+    }
+
     pub(super) async fn run(&mut self, session: &Arc<Session>, from: &mut ReadHalf<Stream>) -> End {
         loop {
             // First what came with the handshake, then what each read brings.
@@ -60,7 +66,10 @@ impl Reader {
             }
             match from.read_buf(self.frames.buffer()).await {
                 Ok(0) | Err(_) => return End::Lost,
-                Ok(bytes) => self.frames.was_read(bytes),
+                Ok(bytes) => {
+                    self.frames.was_read(bytes);
+                    self.half = self.frames.uncut() / 2;
+                }
             }
         }
     }
@@ -70,7 +79,7 @@ impl Reader {
     fn take_in(&mut self, session: &Arc<Session>) -> Result<bool, WireError> {
         let now = Instant::now();
         let mut since = now;
-        let Self { frames, intake } = self;
+        let Self { frames, intake, half } = self;
         while let Some(frame) = frames.cut()? {
             match frame {
                 Cut::Whole(header, payload) => match header.frame {
@@ -87,7 +96,9 @@ impl Reader {
                 }
                 Cut::Oversized(header) => return Err(WireError::Side(header.frame as u8)),
             }
-            if intake.is_full() {
+            let uncut = frames.uncut();
+            if uncut > 0 && intake.is_full(*half == 0 || uncut > *half) {
+                *half = 0;
                 return Ok(true);
             }
         }
