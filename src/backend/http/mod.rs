@@ -25,10 +25,11 @@ mod heartbeat;
 mod server;
 mod token;
 
-pub use self::client::{HttpRegistry, HttpRegistryBuilder, InvalidUrl};
+pub use self::client::{HttpRegistry, HttpRegistryBuilder};
 pub use self::heartbeat::heartbeat;
 pub use self::server::{InvalidTokens, RegistryServer, RegistryServerBuilder, Tokens, Unprotected};
 pub use self::token::{InvalidToken, Token};
+pub use super::url::InvalidUrl;
 
 /// Where the contract of one header is served, and what a URL without a path means.
 pub const DEFAULT_PATH: &str = "/srpc/registry";

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use super::api::{self, Problem};
-use super::exchange::Answer;
+use crate::backend::exchange::{Answer, ExchangeError};
 use crate::discovery::{DiscoveryError, DiscoveryErrorKind};
 use crate::error::BoxError;
 use crate::registry::{RegistryError, RegistryErrorKind};
@@ -40,11 +40,6 @@ impl Failure {
             results: None,
             retry_after: answer.retry_after(),
         }))
-    }
-
-    pub(super) fn because(message: impl fmt::Display, source: impl Into<BoxError>) -> Self {
-        let source = source.into();
-        Self::Unavailable { message: format!("{message}: {source}"), source: Some(source) }
     }
 
     /// Whether another registry would answer the same: it is not asked then.
@@ -118,6 +113,15 @@ impl fmt::Display for Failure {
             Self::Problem(problem) => {
                 write!(f, "{}: {} ({})", problem.title, problem.detail, problem.status)
             }
+        }
+    }
+}
+
+impl From<ExchangeError> for Failure {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Unavailable { message, source } => Self::Unavailable { message, source },
+            ExchangeError::Nonsense(message) => Self::Nonsense(message),
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The client of a registry over HTTP.
 
-mod exchange;
 mod failure;
 mod seed;
 mod site;
@@ -22,9 +21,9 @@ use tokio::time::Instant;
 
 use self::failure::{Failure, Failures};
 use self::site::Site;
-pub use self::urls::InvalidUrl;
 use super::api;
 use super::token::Token;
+use crate::backend::InvalidUrl;
 use crate::backend::memory::{Entry, Listing, Protection};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::ServiceName;

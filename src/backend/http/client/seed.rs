@@ -7,9 +7,9 @@ use http::HeaderValue;
 
 use super::Found;
 use super::api;
-use super::exchange::{Answer, Ask};
 use super::failure::Failure;
 use super::site::Site;
+use crate::backend::exchange::{Answer, Ask};
 use crate::backend::memory::Entry;
 use crate::instance::{Address, Instance, ServiceName};
 

@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::exchange::{Answer, Ask, Connections};
 use super::failure::{Failure, plain};
 use super::urls::Location;
 use super::{Found, api, seed, v1};
+use crate::backend::exchange::{Answer, Ask, Connections, Host};
 use crate::instance::{Health, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, Renewal};
 use crate::transport::Transport;
@@ -116,7 +116,9 @@ impl Site {
 
     pub(super) async fn ask(&self, ask: &Ask, longer: Duration) -> Result<Answer, Failure> {
         let limit = self.timeout.saturating_add(longer);
-        self.connections.ask(&*self.transport, &self.location, ask, limit).await
+        let Location { address, authority, .. } = &self.location;
+        let host = Host { address, authority };
+        Ok(self.connections.ask(&*self.transport, host, ask, limit).await?)
     }
 
     /// Asks `/v1`. `None`: there is none here.

@@ -3,19 +3,12 @@
 use http::Uri;
 
 use super::super::DEFAULT_PATH;
+use crate::backend::url::{InvalidUrl, split};
 use crate::instance::Address;
 
 /// Why https:// is refused where the transport cannot do it.
 const NO_TLS: &str = "https:// needs a transport that speaks TLS: \
     transport::Tls of the feature `tls`, given to HttpRegistryBuilder::transport";
-
-/// A text is not a list of registry URLs.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{url:?} is no registry URL: {reason}")]
-pub struct InvalidUrl {
-    url: String,
-    reason: String,
-}
 
 /// Where one registry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,30 +31,8 @@ pub(super) fn parse(
     split(urls).iter().map(|url| location(url.trim(), &speaks)).collect()
 }
 
-/// A comma may be part of a URL: it starts a new one only if a scheme follows.
-fn split(urls: &str) -> Vec<String> {
-    let mut split: Vec<String> = Vec::new();
-    for part in urls.split(',') {
-        match split.last_mut() {
-            Some(last) if !has_scheme(part.trim()) => {
-                last.push(',');
-                last.push_str(part);
-            }
-            _ => split.push(part.to_owned()),
-        }
-    }
-    split
-}
-
-fn has_scheme(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, _)| {
-        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
-    })
-}
-
 fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, InvalidUrl> {
-    let invalid = |reason: &str| InvalidUrl { url: shown(url), reason: reason.to_owned() };
+    let invalid = |reason: &str| InvalidUrl::new(url, reason);
     let uri: Uri =
         url.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
     let (protocol, default_port) = match uri.scheme_str() {
@@ -92,15 +63,6 @@ fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, Invali
         authority: authority.as_str().to_owned(),
         path: path.to_owned(),
     })
-}
-
-/// The URL without a password that it may contain.
-fn shown(url: &str) -> String {
-    match (url.rsplit_once('@'), url.split_once("://")) {
-        (Some((_, host)), Some((scheme, _))) => format!("{scheme}://***@{host}"),
-        (Some((_, host)), None) => format!("***@{host}"),
-        (None, _) => url.to_owned(),
-    }
 }
 
 #[cfg(test)]
@@ -143,7 +105,7 @@ mod tests {
             ("http://a:1,https://b", "the feature `tls`"),
         ] {
             let error = parse(url, |protocol| protocol == "tcp").unwrap_err();
-            assert!(error.reason.contains(reason), "{url:?}: {error}");
+            assert!(error.reason().contains(reason), "{url:?}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
     }

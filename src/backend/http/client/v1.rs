@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Found;
 use super::api::{self, Outcome};
-use super::exchange::Ask;
 use super::failure::{Failure, plain};
 use super::site::Site;
+use crate::backend::exchange::Ask;
 use crate::backend::memory::{Entry, Protection};
 use crate::instance::ServiceName;
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};

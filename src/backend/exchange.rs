@@ -1,6 +1,8 @@
-//! One HTTP request and its answer, over a connection that is kept for the next request.
+//! One HTTP request and its answer, over a connection that is kept for the next request: for backends
+//! whose servers are asked over HTTP.
 
 use std::error::Error;
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::Poll;
@@ -15,9 +17,8 @@ use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::api;
-use super::failure::Failure;
-use super::urls::Location;
+use crate::error::BoxError;
+use crate::instance::Address;
 use crate::transport::{Stream, Transport};
 
 /// The largest body of an answer, in bytes.
@@ -29,9 +30,34 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How many connections wait.
 const MAX_IDLE: usize = 4;
 
+const JSON: &str = "application/json";
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum ExchangeError {
+    /// Not reached, broken off, or late.
+    Unavailable { message: String, source: Option<BoxError> },
+    /// What came is no HTTP, or too much of it.
+    Nonsense(String),
+}
+
+impl ExchangeError {
+    fn because(message: impl fmt::Display, source: impl Into<BoxError>) -> Self {
+        let source = source.into();
+        Self::Unavailable { message: format!("{message}: {source}"), source: Some(source) }
+    }
+}
+
+/// Who is asked: what to connect to, and what the `Host` header says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Host<'a> {
+    pub(crate) address: &'a Address,
+    pub(crate) authority: &'a str,
+}
+
 /// What is asked.
 #[derive(Debug)]
-pub(super) struct Ask {
+pub(crate) struct Ask {
     method: Method,
     /// Path and query.
     target: String,
@@ -40,11 +66,11 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    pub(super) fn get(target: impl Into<String>) -> Self {
+    pub(crate) fn get(target: impl Into<String>) -> Self {
         Self::new(Method::GET, target)
     }
 
-    pub(super) fn post(target: impl Into<String>) -> Self {
+    pub(crate) fn post(target: impl Into<String>) -> Self {
         Self::new(Method::POST, target)
     }
 
@@ -53,13 +79,13 @@ impl Ask {
         Self { method, target: target.into(), headers, body: Bytes::new() }
     }
 
-    pub(super) fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
+    pub(crate) fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
         self.headers.insert(HeaderName::from_static(name), value);
         self
     }
 
-    pub(super) fn json(mut self, body: impl Into<Bytes>) -> Self {
-        self.headers.insert(CONTENT_TYPE, HeaderValue::from_static(api::JSON));
+    pub(crate) fn json(mut self, body: impl Into<Bytes>) -> Self {
+        self.headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         self.body = body.into();
         self
     }
@@ -87,21 +113,21 @@ impl Ask {
 
 /// What is answered, its body read whole.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
     /// How long it asks to be left alone, where it says so in seconds.
-    pub(super) fn retry_after(&self) -> Option<Duration> {
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
         let value = self.headers.get(RETRY_AFTER)?.to_str().ok()?;
         value.trim().parse().ok().map(Duration::from_secs)
     }
 
     /// The media type without its parameters; empty where there is none.
-    pub(super) fn content_type(&self) -> &str {
+    pub(crate) fn content_type(&self) -> &str {
         let value = self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let value = value.unwrap_or("");
         value.split_once(';').map_or(value, |(media_type, _)| media_type).trim()
@@ -109,62 +135,86 @@ impl Answer {
 }
 
 /// The connections to one registry that wait for their next request.
-pub(super) struct Connections {
+pub(crate) struct Connections {
     /// Shown with every request: no other registry gets it, since no redirect is followed.
     token: Option<HeaderValue>,
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Connections {
-    pub(super) fn new(token: Option<HeaderValue>) -> Self {
+    pub(crate) fn new(token: Option<HeaderValue>) -> Self {
         Self { token, idle: Mutex::default() }
     }
 
     /// Asks and waits for the answer, connecting included, for at most `limit`. Dropping the future
     /// closes the connection; no task works on for it.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         transport: &dyn Transport,
-        location: &Location,
+        host: Host<'_>,
         ask: &Ask,
         limit: Duration,
-    ) -> Result<Answer, Failure> {
-        let late = |_| Failure::unavailable(format!("no answer within {limit:?}"));
-        tokio::time::timeout(limit, self.exchange(transport, location, ask)).await.map_err(late)?
+    ) -> Result<Answer, ExchangeError> {
+        tokio::time::timeout(limit, self.exchange(transport, host, ask))
+            .await
+            .map_err(|_| late(limit))?
+    }
+
+    /// Asks for an answer that goes on for as long as it is read, over a connection of its own. Its
+    /// head comes within `limit`. Dropping what is returned closes the connection.
+    #[cfg(feature = "etcd")]
+    pub(crate) async fn open(
+        &self,
+        transport: &dyn Transport,
+        host: Host<'_>,
+        ask: &Ask,
+        limit: Duration,
+    ) -> Result<OpenAnswer, ExchangeError> {
+        let open = async {
+            let mut connection = Connection::connect(transport, host).await?;
+            let request = self.request(host, ask)?;
+            let Connection { sender, driver, .. } = &mut connection;
+            let head = async move {
+                sender.ready().await.map_err(broken)?;
+                sender.send_request(request).await.map_err(broken)
+            };
+            let (parts, body) = driven(driver, head).await?.into_parts();
+            Ok(OpenAnswer { status: parts.status, connection, body })
+        };
+        tokio::time::timeout(limit, open).await.map_err(|_| late(limit))?
     }
 
     async fn exchange(
         &self,
         transport: &dyn Transport,
-        location: &Location,
+        host: Host<'_>,
         ask: &Ask,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, ExchangeError> {
         if let Some(kept) = self.take() {
-            match self.over(kept, location, ask).await {
+            match self.over(kept, host, ask).await {
                 // It was closed while it waited. What was asked may be asked again: every verb of a
                 // registry may be repeated.
-                Err(Failure::Unavailable { .. }) => {}
+                Err(ExchangeError::Unavailable { .. }) => {}
                 answered => return answered,
             }
         }
-        let connected = transport.connect(&location.address).await;
-        let stream = connected.map_err(|error| Failure::because("cannot connect", error))?;
-        let fresh = Connection::open(stream).await.map_err(broken)?;
-        self.over(fresh, location, ask).await
+        self.over(Connection::connect(transport, host).await?, host, ask).await
     }
 
     async fn over(
         &self,
         mut connection: Connection,
-        location: &Location,
+        host: Host<'_>,
         ask: &Ask,
-    ) -> Result<Answer, Failure> {
-        let request = ask
-            .request(&location.authority, self.token.as_ref())
-            .map_err(|error| Failure::Nonsense(format!("this cannot be asked: {error}")))?;
-        let answer = connection.exchange(request).await?;
+    ) -> Result<Answer, ExchangeError> {
+        let answer = connection.exchange(self.request(host, ask)?).await?;
         self.keep(connection);
         Ok(answer)
+    }
+
+    fn request(&self, host: Host<'_>, ask: &Ask) -> Result<Request<Full<Bytes>>, ExchangeError> {
+        ask.request(host.authority, self.token.as_ref())
+            .map_err(|error| ExchangeError::Nonsense(format!("this cannot be asked: {error}")))
     }
 
     fn take(&self) -> Option<Connection> {
@@ -198,6 +248,12 @@ struct Connection {
 }
 
 impl Connection {
+    async fn connect(transport: &dyn Transport, host: Host<'_>) -> Result<Self, ExchangeError> {
+        let connected = transport.connect(host.address).await;
+        let stream = connected.map_err(|error| ExchangeError::because("cannot connect", error))?;
+        Self::open(stream).await.map_err(broken)
+    }
+
     async fn open(stream: Stream) -> hyper::Result<Self> {
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
@@ -208,36 +264,69 @@ impl Connection {
         self.idle_since.elapsed() < IDLE
     }
 
-    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    async fn exchange(&mut self, request: Request<Full<Bytes>>) -> Result<Answer, ExchangeError> {
         let Self { sender, driver, .. } = self;
         let answer = async move {
             sender.ready().await.map_err(broken)?;
             read(sender.send_request(request).await.map_err(broken)?).await
         };
-        let mut answer = pin!(answer);
-        // Why the connection ended says more than that it did: a certificate may be refused.
-        let mut reason = None;
-        poll_fn(|cx| {
-            if let Poll::Ready(answered) = answer.as_mut().poll(cx) {
-                return Poll::Ready(answered);
-            }
-            if let Some(running) = driver
-                && let Poll::Ready(ended) = running.as_mut().poll(cx)
-            {
-                // Its drop tells whoever still waits for an answer that none will come.
-                *driver = None;
-                reason = ended.err();
-            }
-            answer.as_mut().poll(cx)
-        })
-        .await
-        .map_err(|failure| reason.take().map_or(failure, broken))
+        driven(driver, answer).await
     }
 }
 
-async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
+/// What `work` comes to, whose connection is driven meanwhile.
+async fn driven<T>(
+    driver: &mut Option<Pin<Box<Driver>>>,
+    work: impl Future<Output = Result<T, ExchangeError>>,
+) -> Result<T, ExchangeError> {
+    let mut work = pin!(work);
+    // Why the connection ended says more than that it did: a certificate may be refused.
+    let mut reason = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        if let Some(running) = driver
+            && let Poll::Ready(ended) = running.as_mut().poll(cx)
+        {
+            // Its drop tells whoever still waits for an answer that none will come.
+            *driver = None;
+            reason = ended.err();
+        }
+        work.as_mut().poll(cx)
+    })
+    .await
+    .map_err(|error| reason.take().map_or(error, broken))
+}
+
+/// An answer whose body comes bit by bit, for as long as it is read.
+#[cfg(feature = "etcd")]
+pub(crate) struct OpenAnswer {
+    pub(crate) status: StatusCode,
+    connection: Connection,
+    body: Incoming,
+}
+
+#[cfg(feature = "etcd")]
+impl OpenAnswer {
+    /// The next part of the body; `None`: it is over. Dropping the future loses nothing.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, ExchangeError> {
+        let Self { connection, body, .. } = self;
+        driven(&mut connection.driver, async {
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame.map_err(broken)?.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Answer, ExchangeError> {
     let too_large =
-        || Failure::Nonsense(format!("too large: an answer of more than {MAX_BODY} bytes"));
+        || ExchangeError::Nonsense(format!("too large: an answer of more than {MAX_BODY} bytes"));
     let (parts, mut incoming) = response.into_parts();
     if incoming.size_hint().lower() > MAX_BODY as u64 {
         return Err(too_large());
@@ -253,14 +342,18 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Failure> {
     Ok(Answer { status: parts.status, headers: parts.headers, body: body.into() })
 }
 
-fn broken(error: hyper::Error) -> Failure {
+fn late(limit: Duration) -> ExchangeError {
+    ExchangeError::Unavailable { message: format!("no answer within {limit:?}"), source: None }
+}
+
+fn broken(error: hyper::Error) -> ExchangeError {
     // What is no HTTP at all will not be HTTP at the next try either.
     if error.is_parse() {
         let hint = "a registry that speaks TLS is named by https://";
-        return Failure::Nonsense(format!("the answer is no HTTP: {error}; {hint}"));
+        return ExchangeError::Nonsense(format!("the answer is no HTTP: {error}; {hint}"));
     }
     // hyper's own text leaves out what the transport says, such as that a certificate is refused.
     let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
     let message = format!("the connection broke: {why}");
-    Failure::Unavailable { message, source: Some(error.into()) }
+    ExchangeError::Unavailable { message, source: Some(error.into()) }
 }

@@ -1,0 +1,143 @@
+//! The leases that keys are put with: one for all registrations of a value, or one for each.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use super::api::{Done, Grant, Int, LeaseId, Leased, Streamed};
+use super::failure::Failure;
+use super::gateway::Gateway;
+use crate::instance::{InstanceId, ServiceName};
+
+/// A lease is asked for by so much longer than is told: until then after its last renewal it is as good
+/// as new, and need not be renewed for each of many registrations.
+const SPARE: Duration = Duration::from_secs(1);
+
+/// What a registration is kept by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Granted {
+    pub(super) id: Int,
+    /// How long it holds at least, from now.
+    pub(super) ttl: Duration,
+}
+
+pub(super) struct Leases {
+    each: bool,
+    table: Mutex<Table>,
+    /// One request for a lease at a time, so that many registrations at once do not ask for one each.
+    asking: Semaphore,
+}
+
+#[derive(Default)]
+struct Table {
+    /// By the seconds that were asked for.
+    shared: HashMap<u64, Shared>,
+    /// Which registrations each lease keeps.
+    members: HashMap<Int, HashSet<(ServiceName, InstanceId)>>,
+}
+
+#[derive(Clone, Copy)]
+struct Shared {
+    granted: Granted,
+    /// When it was last known to be there with all its time.
+    whole: Instant,
+}
+
+impl Leases {
+    /// One lease for all registrations that ask for the same time, or one for `each`.
+    pub(super) fn new(each: bool) -> Self {
+        Self { each, table: Mutex::default(), asking: Semaphore::new(1) }
+    }
+
+    /// A lease that holds for `ttl` at least.
+    pub(super) async fn take(&self, gateway: &Gateway, ttl: Duration) -> Result<Granted, Failure> {
+        let seconds = seconds(ttl);
+        if self.each {
+            return grant(gateway, seconds).await;
+        }
+        let _one = self.asking.acquire().await;
+        let known = self.table.lock().shared.get(&seconds).copied();
+        if let Some(shared) = known {
+            let is_whole = shared.whole.elapsed() < SPARE;
+            if is_whole || self.keep(gateway, shared.granted.id).await? {
+                return Ok(shared.granted);
+            }
+        }
+        let asked = Instant::now();
+        let granted = grant(gateway, seconds).await?;
+        let shared = Shared { granted, whole: asked };
+        self.table.lock().shared.insert(seconds, shared);
+        Ok(granted)
+    }
+
+    /// Renews a lease; false: it is not there any more.
+    pub(super) async fn keep(&self, gateway: &Gateway, id: Int) -> Result<bool, Failure> {
+        let asked = Instant::now();
+        let kept = gateway.ask::<Streamed<Leased>>("/v3/lease/keepalive", &LeaseId { id }).await?;
+        let holds = match kept {
+            Streamed { result: Some(leased), .. } => leased.ttl > Int(0),
+            Streamed { error: Some(refusal), .. } => return Err(Failure::of(refusal)),
+            Streamed { .. } => {
+                return Err(Failure::Nonsense("neither a lease nor an error".into()));
+            }
+        };
+        if holds {
+            let mut table = self.table.lock();
+            let shared = table.shared.values_mut().find(|shared| shared.granted.id == id);
+            if let Some(shared) = shared {
+                shared.whole = asked;
+            }
+        } else {
+            self.forget(id);
+        }
+        Ok(holds)
+    }
+
+    /// It keeps this registration.
+    pub(super) fn joined(&self, id: Int, service: &ServiceName, instance: &InstanceId) {
+        let mut table = self.table.lock();
+        table.members.entry(id).or_default().insert((service.clone(), instance.clone()));
+    }
+
+    /// It does not keep this registration any more; true: nor any other.
+    pub(super) fn left(&self, id: Int, service: &ServiceName, instance: &InstanceId) -> bool {
+        let mut table = self.table.lock();
+        let Some(members) = table.members.get_mut(&id) else { return false };
+        members.remove(&(service.clone(), instance.clone()));
+        members.is_empty()
+    }
+
+    /// Gives a lease back that keeps nothing. That it fails is no harm: the lease runs out.
+    pub(super) async fn revoke(&self, gateway: &Gateway, id: Int) {
+        self.forget(id);
+        let revoked = gateway.ask::<Done>("/v3/lease/revoke", &LeaseId { id }).await;
+        if let Err(failure) = revoked {
+            tracing::debug!(%failure, "a lease is not revoked: it runs out");
+        }
+    }
+
+    /// It is not there any more.
+    pub(super) fn forget(&self, id: Int) {
+        let mut table = self.table.lock();
+        table.members.remove(&id);
+        table.shared.retain(|_, shared| shared.granted.id != id);
+    }
+}
+
+async fn grant(gateway: &Gateway, seconds: u64) -> Result<Granted, Failure> {
+    let ttl = Int(i64::try_from(seconds).unwrap_or(i64::MAX));
+    let leased: Leased = gateway.ask("/v3/lease/grant", &Grant { ttl }).await?;
+    let granted = Duration::from_secs(leased.ttl.0.unsigned_abs());
+    if leased.id == Int(0) || granted <= SPARE {
+        return Err(Failure::Nonsense("a lease without an id or without time".to_owned()));
+    }
+    Ok(Granted { id: leased.id, ttl: granted - SPARE })
+}
+
+/// etcd's leases are of whole seconds.
+fn seconds(ttl: Duration) -> u64 {
+    (ttl + SPARE).as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+}

@@ -1,0 +1,161 @@
+//! Reads the list of a service, whole and as of one moment.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::api::{Blob, Int, KeyValue, Range, Ranged};
+use super::failure::Failure;
+use super::gateway::Gateway;
+use super::keys::{Keys, end_of};
+use super::value::decode;
+use crate::discovery::Resolved;
+use crate::instance::{Address, Instance, ServiceName};
+use crate::registry::DEFAULT_TTL;
+
+/// How many keys are read at once: a thousand of 5 kB are more than one message takes.
+const PAGE: i64 = 200;
+
+/// The list, and the revision that it is of.
+pub(super) struct Listed {
+    pub(super) revision: Int,
+    pub(super) resolved: Resolved,
+}
+
+/// Whether the store has been replaced by an older or an empty one. A cluster that starts anew has
+/// the same ids as before; only its revision tells.
+#[derive(Debug, Default)]
+pub(super) struct History(Mutex<Past>);
+
+#[derive(Debug, Default)]
+struct Past {
+    revision: Int,
+    /// When it was seen to have gone back.
+    back: Option<Instant>,
+}
+
+/// For so long after a store went back its lists prove nothing: registrations come back meanwhile.
+const WARMING: Duration = DEFAULT_TTL;
+
+impl History {
+    /// Whether lists of this revision still prove nothing.
+    fn is_warming(&self, revision: Int, now: Instant) -> bool {
+        let mut past = self.0.lock();
+        if revision < past.revision {
+            tracing::warn!(
+                before = past.revision.0,
+                now = revision.0,
+                "etcd has gone back: what its lists lack is not proven gone for now"
+            );
+            past.back = Some(now);
+        }
+        past.revision = revision;
+        past.back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
+    }
+}
+
+pub(super) async fn list(
+    gateway: &Gateway,
+    keys: &Keys,
+    history: &History,
+    service: &ServiceName,
+) -> Result<Listed, Failure> {
+    let prefix = keys.service(service);
+    let mut range = Range {
+        key: Blob::from(prefix.as_str()),
+        range_end: Some(Blob(end_of(&prefix))),
+        limit: Some(Int(PAGE)),
+        ..Range::default()
+    };
+    let mut found = Vec::new();
+    let revision = loop {
+        let page: Ranged = gateway.ask("/v3/kv/range", &range).await?;
+        let revision = *range.revision.get_or_insert(page.header.revision);
+        let last = page.kvs.last().map(|kv| kv.key.clone());
+        found.extend(page.kvs);
+        match last {
+            Some(mut last) if page.more => {
+                last.0.push(0);
+                range.key = last;
+            }
+            _ => break revision,
+        }
+    };
+    let warming = history.is_warming(revision, Instant::now());
+    let (instances, skipped) = instances(&prefix, &found);
+    let resolved = Resolved::new(instances)
+        .revision(revision.0.to_string())
+        .warming(warming)
+        .complete(skipped == 0);
+    Ok(Listed { revision, resolved })
+}
+
+/// What one key holds; `None`, and a warning: nothing that this build can read.
+pub(super) fn instance(prefix: &str, kv: &KeyValue) -> Option<Instance> {
+    let key = String::from_utf8_lossy(&kv.key.0);
+    let id = key.strip_prefix(prefix)?;
+    decode(id, &kv.value.0)
+        .inspect_err(|reason| tracing::warn!(%key, reason, "a key's value is no instance"))
+        .ok()
+}
+
+/// Of an address that two keys name the one that was put later has it: those who write with `etcdctl`
+/// do not look.
+fn instances(prefix: &str, kvs: &[KeyValue]) -> (Vec<Instance>, usize) {
+    let mut holders: HashMap<Address, (Int, Instance)> = HashMap::new();
+    let mut skipped = 0;
+    for kv in kvs {
+        let Some(instance) = instance(prefix, kv) else {
+            skipped += 1;
+            continue;
+        };
+        match holders.entry(instance.address.clone()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert((kv.mod_revision, instance));
+            }
+            Entry::Occupied(mut held) if held.get().0 < kv.mod_revision => {
+                held.insert((kv.mod_revision, instance));
+            }
+            Entry::Occupied(_) => {}
+        }
+    }
+    (holders.into_values().map(|(_, instance)| instance).collect(), skipped)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kv(key: &str, value: &str, revision: i64) -> KeyValue {
+        let (key, value) = (Blob::from(key), Blob::from(value));
+        KeyValue { key, value, mod_revision: Int(revision), lease: Int(0) }
+    }
+
+    #[test]
+    fn of_two_at_an_address_the_later_has_it() {
+        let kvs = [
+            kv("/srpc/Foo/a", "tcp@h:1", 5),
+            kv("/srpc/Foo/b", "tcp@h:1", 9),
+            kv("/srpc/Foo/c", "tcp@h:1", 7),
+            kv("/srpc/Foo/d", "tcp@h:2", 1),
+            kv("/srpc/Foo/e", "nonsense", 8),
+        ];
+        let (mut instances, skipped) = instances("/srpc/Foo/", &kvs);
+        instances.sort_by(|a, b| a.id.cmp(&b.id));
+        let ids: Vec<_> = instances.iter().map(|instance| instance.id.as_str()).collect();
+        assert_eq!((ids.as_slice(), skipped), (&["b", "d"][..], 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_that_went_back_proves_nothing_for_a_lease() {
+        let (history, now) = (History::default(), Instant::now());
+        assert!(!history.is_warming(Int(100), now));
+        assert!(!history.is_warming(Int(101), now));
+        assert!(history.is_warming(Int(2), now));
+        assert!(history.is_warming(Int(300), now + WARMING / 2));
+        assert!(!history.is_warming(Int(300), now + WARMING));
+    }
+}

@@ -1,0 +1,242 @@
+//! etcd as a registry: leases, and a watch.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use srpc::backend::etcd::EtcdRegistry;
+//! use srpc::registry::Registrar;
+//! use srpc::{Server, XClient};
+//!
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let etcd = EtcdRegistry::new("10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379")?;
+//! let server = Server::new().registrar(Registrar::new(Arc::new(etcd.clone())));
+//! let client = XClient::new("Foo", etcd)?;
+//! # drop((server, client));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Keys and values
+//! An instance is one key, `<prefix>/<service>/<id>`, whose value is its JSON without the id, or its
+//! address alone. A program in any language is an instance with
+//! `etcdctl put /srpc/Foo/worker-1 tcp@10.0.0.7:7001 --lease=$ID`. What is registered here also has a key
+//! `<prefix>/@addresses/<service>/<address>`, whose value is the id that holds the address;
+//! `docs/BACKENDS.md` says all of it.
+
+mod api;
+mod failure;
+mod gateway;
+mod keys;
+mod leases;
+mod listing;
+mod registering;
+mod value;
+mod watch;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::gateway::{Gateway, Member, User};
+use self::keys::Keys;
+use self::leases::Leases;
+use self::listing::{History, list};
+use super::url::{InvalidUrl, hosts};
+use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
+use crate::instance::ServiceName;
+use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
+use crate::transport::{Net, Transport};
+
+/// Where instances are, if no prefix is named.
+pub const DEFAULT_PREFIX: &str = "/srpc";
+/// Where etcd listens, if no port is named.
+const PORT: u16 = 2379;
+
+/// etcd, 3.4 or newer, as a registry. Cheap to clone.
+///
+/// It is asked over its HTTP gateway, which is on by default (`--enable-grpc-gateway`). Of several
+/// members the one that answered last is asked first, and the others if it fails.
+///
+/// # Leases
+/// All that one value registers with the same TTL shares one lease of etcd's: one request renews them. A
+/// lease is of whole seconds, and a second longer than is told; etcd ends it up to half a second late. So
+/// a registration ends within TTL and TTL + 2.5 s. A registry server in front of etcd takes a lease for
+/// [each](EtcdRegistryBuilder::lease_each).
+///
+/// # Lists
+/// They have etcd's revision, and so prove what is gone. An etcd whose revision goes back was restored
+/// or restarted empty: for 15 s its lists prove nothing.
+///
+/// # Errors
+/// Permission denied and a wrong password are `NotAllowed`, no space is `Full`. Everything else is
+/// `Unavailable`: etcd says of a server on its way down that it is unknown.
+///
+/// # Cancellation
+/// Dropping a future or a stream closes its connection. There are no tasks.
+#[derive(Clone)]
+pub struct EtcdRegistry {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    gateway: Gateway,
+    keys: Keys,
+    leases: Leases,
+    history: History,
+    timeout: Duration,
+}
+
+impl EtcdRegistry {
+    /// The cluster with these members, `host` or `host:port` (2379), separated by commas, with instances
+    /// at `/srpc`.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`].
+    pub fn new(members: &str) -> Result<Self, InvalidUrl> {
+        Self::builder(members).build()
+    }
+
+    /// A client to be configured.
+    pub fn builder(members: &str) -> EtcdRegistryBuilder {
+        EtcdRegistryBuilder {
+            members: members.to_owned(),
+            prefix: DEFAULT_PREFIX.to_owned(),
+            transport: Arc::new(Net::default()),
+            tls: false,
+            user: None,
+            lease_each: false,
+            timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+#[async_trait]
+impl Registry for EtcdRegistry {
+    async fn register(&self, registration: &Registration) -> Result<Lease, RegistryError> {
+        registering::register(&self.inner, registration).await
+    }
+
+    async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
+        registering::renew(&self.inner, held).await
+    }
+
+    async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
+        Ok(registering::deregister(&self.inner, held).await?)
+    }
+}
+
+#[async_trait]
+impl Discovery for EtcdRegistry {
+    async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        let Inner { gateway, keys, history, .. } = &*self.inner;
+        Ok(list(gateway, keys, history, service).await?.resolved)
+    }
+
+    fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
+        let (inner, service) = (Arc::clone(&self.inner), service.clone());
+        Some(UpdateStream::fed(16, |updates| watch::feed(inner, service, updates)))
+    }
+}
+
+impl fmt::Debug for EtcdRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdRegistry")
+            .field("members", &self.inner.gateway.members().collect::<Vec<_>>())
+            .field("prefix", &self.inner.keys.prefix())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Configures an [`EtcdRegistry`].
+#[must_use]
+pub struct EtcdRegistryBuilder {
+    members: String,
+    prefix: String,
+    transport: Arc<dyn Transport>,
+    tls: bool,
+    user: Option<User>,
+    lease_each: bool,
+    timeout: Duration,
+}
+
+impl EtcdRegistryBuilder {
+    /// What the keys of all services start with. Default: `/srpc`.
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// What connections go over. Default: real sockets.
+    pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// TLS to every member, over a transport that speaks it, such as `transport::Tls` of the feature
+    /// `tls`. Default: none.
+    pub fn tls(mut self, transport: Arc<dyn Transport>) -> Self {
+        (self.transport, self.tls) = (transport, true);
+        self
+    }
+
+    /// Who asks, where the cluster has authentication on. Default: nobody.
+    pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        self.user = Some(User { name: name.into(), password: password.into() });
+        self
+    }
+
+    /// A lease for each registration, for one who registers on behalf of others, such as a registry
+    /// server: each then ends by itself if it is not renewed. Default: one for all.
+    pub fn lease_each(mut self, each: bool) -> Self {
+        self.lease_each = each;
+        self
+    }
+
+    /// How long a request may take, connecting included; each of several members gets an even share
+    /// of nine tenths of it. Default: 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The client. It connects when it is first used.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`]; also if TLS was asked of a transport that does not speak it.
+    pub fn build(self) -> Result<EtcdRegistry, InvalidUrl> {
+        let protocol = if self.tls { "tls" } else { "tcp" };
+        if !self.transport.speaks(protocol) {
+            return Err(InvalidUrl::new(&self.members, "the transport does not speak TLS"));
+        }
+        let members = hosts(&self.members, protocol, PORT)?
+            .into_iter()
+            .map(|address| {
+                let target = address.target().to_owned();
+                Member::new(target.clone(), address, target)
+            })
+            .collect();
+        Ok(EtcdRegistry {
+            inner: Arc::new(Inner {
+                gateway: Gateway::new(members, self.transport, self.timeout, self.user),
+                keys: Keys::new(&self.prefix),
+                leases: Leases::new(self.lease_each),
+                history: History::default(),
+                timeout: self.timeout,
+            }),
+        })
+    }
+}
+
+impl fmt::Debug for EtcdRegistryBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdRegistryBuilder")
+            .field("members", &self.members)
+            .field("prefix", &self.prefix)
+            .field("user", &self.user.as_ref().map(|user| &user.name))
+            .field("lease_each", &self.lease_each)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,215 @@
+//! Puts, renews and deletes the keys of registrations.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::Inner;
+use super::api::{Compare, Delete, Done, Int, KeyValue, Op, Put, Range, Txn, Txned};
+use super::failure::Failure;
+use super::value;
+use crate::instance::InstanceId;
+use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+
+/// How often a registration is tried that others change at the same time, or whose lease has gone.
+const TRIES: usize = 5;
+/// How many registrations one request looks at: etcd takes 128 operations, and each needs two.
+const BATCH: usize = 60;
+
+/// What is known of the keys that a registration writes.
+#[derive(Default)]
+struct Known {
+    instance: Option<KeyValue>,
+    address: Option<KeyValue>,
+    /// The key of another instance that holds the address.
+    replaced: Option<(String, Int)>,
+}
+
+pub(super) async fn register(
+    inner: &Inner,
+    registration: &Registration,
+) -> Result<Lease, RegistryError> {
+    let Registration { service, instance, ttl, .. } = registration;
+    let mut known = Known::default();
+    for _ in 0..TRIES {
+        let granted = inner.leases.take(&inner.gateway, *ttl).await?;
+        match put(inner, registration, granted.id, &known).await {
+            Ok(None) => {
+                inner.leases.joined(granted.id, service, &instance.id);
+                return Ok(Lease::new(granted.id.0.to_string(), Some(granted.ttl)));
+            }
+            Ok(Some(found)) => {
+                known = found;
+                check_epoch(known.instance.as_ref(), registration)?;
+                known.replaced = replaced(inner, registration, &known).await?;
+            }
+            // The lease has ended since it was last renewed.
+            Err(failure) if failure.is_not_found() => inner.leases.forget(granted.id),
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Err(RegistryError::unavailable("others change the same keys again and again"))
+}
+
+/// Puts the keys if they are as known; if not, how they are.
+async fn put(
+    inner: &Inner,
+    registration: &Registration,
+    lease: Int,
+    known: &Known,
+) -> Result<Option<Known>, Failure> {
+    let Registration { service, instance, .. } = registration;
+    let key = inner.keys.instance(service, &instance.id);
+    let holder = inner.keys.address(service, &instance.address);
+    let revision = |kv: &Option<KeyValue>| kv.as_ref().map_or(Int(0), |kv| kv.mod_revision);
+    let put = |key: &str, value: &str| Op::Put(Put { key: key.into(), value: value.into(), lease });
+    let mut txn = Txn {
+        compare: vec![
+            Compare::revision(&key, revision(&known.instance)),
+            Compare::revision(&holder, revision(&known.address)),
+        ],
+        success: vec![put(&key, &value::encode(instance)), put(&holder, instance.id.as_str())],
+        failure: vec![Op::Range(Range::one(&key)), Op::Range(Range::one(&holder))],
+    };
+    if let Some((other, revision)) = &known.replaced {
+        txn.compare.push(Compare::revision(other, *revision));
+        txn.success.push(Op::Delete(Delete { key: other.as_str().into() }));
+    }
+    let done: Txned = inner.gateway.ask("/v3/kv/txn", &txn).await?;
+    if done.succeeded {
+        return Ok(None);
+    }
+    let mut found = done.found().into_iter();
+    let (instance, address) = (found.next().flatten(), found.next().flatten());
+    Ok(Some(Known { instance, address, replaced: None }))
+}
+
+fn check_epoch(kv: Option<&KeyValue>, registration: &Registration) -> Result<(), RegistryError> {
+    let Registration { instance, .. } = registration;
+    // What cannot be read is replaced.
+    let stored = kv.and_then(|kv| value::decode(instance.id.as_str(), &kv.value.0).ok());
+    match stored {
+        Some(stored) if stored.epoch > instance.epoch => {
+            let kind = RegistryErrorKind::StaleEpoch { held: stored.epoch };
+            Err(RegistryError::new(kind, format!("epoch {} is registered", stored.epoch)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The key of the other instance that is at this address, if it still is.
+async fn replaced(
+    inner: &Inner,
+    registration: &Registration,
+    known: &Known,
+) -> Result<Option<(String, Int)>, Failure> {
+    let Registration { service, instance, .. } = registration;
+    let Some(holder) = &known.address else { return Ok(None) };
+    let id = InstanceId::from(String::from_utf8_lossy(&holder.value.0).into_owned());
+    if id == instance.id {
+        return Ok(None);
+    }
+    let key = inner.keys.instance(service, &id);
+    let look = Txn { success: vec![Op::Range(Range::one(&key))], ..Txn::default() };
+    let found: Txned = inner.gateway.ask("/v3/kv/txn", &look).await?;
+    let Some(kv) = found.found().into_iter().next().flatten() else { return Ok(None) };
+    // It may have moved on, and not have told.
+    let stays = value::decode(id.as_str(), &kv.value.0)
+        .is_ok_and(|other| other.address == instance.address);
+    Ok(stays.then_some((key, kv.mod_revision)))
+}
+
+pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
+    let leases: BTreeSet<Int> = held.iter().filter_map(lease_of).collect();
+    let mut kept = HashMap::new();
+    for id in leases {
+        kept.insert(id, inner.leases.keep(&inner.gateway, id).await);
+    }
+    let mut results = Vec::with_capacity(held.len());
+    for batch in held.chunks(BATCH) {
+        let states = look(inner, batch).await;
+        for (at, held) in batch.iter().enumerate() {
+            let kept = lease_of(held).map(|id| (id, &kept[&id]));
+            results.push(match (kept, &states) {
+                (None, _) | (Some((_, Ok(false))), _) => Ok(Renewal::Lost),
+                (Some((_, Err(failure))), _) | (_, Err(failure)) => Err(failure.registry_error()),
+                (Some((id, Ok(true))), Ok(states)) => renewed(held, id, states.get(at)),
+            });
+        }
+    }
+    results
+}
+
+/// The keys of these registrations: each instance's, and its address's.
+async fn look(
+    inner: &Inner,
+    held: &[Held],
+) -> Result<Vec<(Option<KeyValue>, Option<KeyValue>)>, Failure> {
+    let mut txn = Txn::default();
+    for Held { registration, .. } in held {
+        let Registration { service, instance, .. } = registration;
+        let key = inner.keys.instance(service, &instance.id);
+        let holder = inner.keys.address(service, &instance.address);
+        txn.success.push(Op::Range(Range::one(&key)));
+        txn.success.push(Op::Range(Range::one(&holder)));
+    }
+    let found: Txned = inner.gateway.ask("/v3/kv/txn", &txn).await?;
+    let mut found = found.found().into_iter();
+    let mut states = Vec::with_capacity(held.len());
+    while let (Some(instance), Some(address)) = (found.next(), found.next()) {
+        states.push((instance, address));
+    }
+    Ok(states)
+}
+
+/// What a registration has come to whose lease holds.
+fn renewed(
+    held: &Held,
+    lease: Int,
+    state: Option<&(Option<KeyValue>, Option<KeyValue>)>,
+) -> Result<Renewal, RegistryError> {
+    let instance = &held.registration.instance;
+    let Some((Some(kv), holder)) = state else { return Ok(Renewal::Lost) };
+    check_epoch(Some(kv), &held.registration)?;
+    // Changed by hand, or by this process since: it is put again, with its full state.
+    let is_ours = kv.lease == lease
+        && value::decode(instance.id.as_str(), &kv.value.0).as_ref() == Ok(instance);
+    let id = instance.id.as_str().as_bytes();
+    let is_replaced = holder.as_ref().is_some_and(|holder| holder.value.0 != id);
+    Ok(if is_ours && !is_replaced { Renewal::Renewed } else { Renewal::Lost })
+}
+
+pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failure> {
+    for batch in held.chunks(BATCH) {
+        let mut txn = Txn::default();
+        for held in batch {
+            let Some(lease) = lease_of(held) else { continue };
+            let Registration { service, instance, .. } = &held.registration;
+            let key = inner.keys.instance(service, &instance.id);
+            let holder = inner.keys.address(service, &instance.address);
+            // What another has put there since stays.
+            txn.success.push(delete_if(Compare::lease(&key, lease), &key));
+            let id = instance.id.as_str();
+            txn.success.push(delete_if(Compare::value(&holder, id), &holder));
+        }
+        if !txn.success.is_empty() {
+            inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await?;
+        }
+        for held in batch {
+            let Some(lease) = lease_of(held) else { continue };
+            let Registration { service, instance, .. } = &held.registration;
+            if inner.leases.left(lease, service, &instance.id) {
+                inner.leases.revoke(&inner.gateway, lease).await;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn delete_if(compare: Compare, key: &str) -> Op {
+    let delete = Op::Delete(Delete { key: key.into() });
+    Op::Txn(Txn { compare: vec![compare], success: vec![delete], failure: Vec::new() })
+}
+
+/// `None`: no lease of ours.
+fn lease_of(held: &Held) -> Option<Int> {
+    held.lease.id.parse().ok().map(Int)
+}

@@ -1,0 +1,52 @@
+//! An instance as the value of its key.
+
+use serde_json::{Map, Value};
+
+use crate::instance::{Instance, InstanceId};
+
+/// The instance's JSON without its id, which the key has.
+pub(super) fn encode(instance: &Instance) -> String {
+    let mut value = serde_json::to_value(instance).unwrap_or_default();
+    if let Value::Object(fields) = &mut value {
+        fields.remove("id");
+    }
+    value.to_string()
+}
+
+/// Reads what [`encode`] wrote, what others write by hand with fewer fields, or an address alone.
+pub(super) fn decode(id: &str, value: &[u8]) -> Result<Instance, String> {
+    let text = std::str::from_utf8(value).map_err(|error| error.to_string())?.trim();
+    let mut fields = if text.starts_with('{') {
+        serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string())?
+    } else {
+        Map::from_iter([("address".to_owned(), Value::from(text))])
+    };
+    fields.insert("id".to_owned(), Value::from(id));
+    let instance: Instance =
+        serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
+    if instance.id == InstanceId::from("") { Err("an empty id".to_owned()) } else { Ok(instance) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_write_by_hand_is_read() {
+        let whole = Instance::new("a", "tcp@h:1".parse().unwrap()).epoch(7).weight(3).zone("z");
+        assert_eq!(decode("a", encode(&whole).as_bytes()).as_ref(), Ok(&whole));
+        let plain = Instance::new("a/b", "tcp@h:1".parse().unwrap());
+        assert_eq!(decode("a/b", br#" {"address":"tcp@h:1"} "#).as_ref(), Ok(&plain));
+        assert_eq!(decode("a/b", b"tcp@h:1\n").as_ref(), Ok(&plain));
+        let other_id = br#"{"id":"x","address":"tcp@h:1"}"#;
+        assert_eq!(decode("a/b", other_id).as_ref(), Ok(&plain), "the key's id counts");
+    }
+
+    #[test]
+    fn what_is_no_instance_is_an_error() {
+        for value in [&b"{}"[..], b"", b"{", b"\xff", b"[]", br#"{"address":"nonsense"}"#] {
+            assert!(decode("a", value).is_err(), "{value:?}");
+        }
+        assert!(decode("", b"tcp@h:1").is_err());
+    }
+}

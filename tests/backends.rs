@@ -1,0 +1,71 @@
+//! Backends whose servers are programs of others, against those programs: the conformance suite, and
+//! what becomes of calls while they are killed and restarted.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+#![allow(clippy::disallowed_types, reason = "other programs run on the machine's clock")]
+
+#[cfg(feature = "etcd")]
+#[path = "backends/etcd.rs"]
+mod etcd;
+#[path = "backends/program.rs"]
+mod program;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use srpc::discovery::Discovery;
+use srpc::registry::Registry;
+use srpc::testing::{Capability, Harness};
+
+/// A program that is started, killed and started again where it was.
+#[async_trait]
+trait Engine: Send + Sync {
+    /// Returns once no request is answered any more.
+    async fn kill(&self);
+
+    /// Starts it again, with what it had or without. Returns once it answers.
+    async fn start(&self, empty: bool);
+}
+
+/// A backend under the conformance suite, with the program that it is a client of.
+struct Subject<E> {
+    engine: E,
+    registry: Option<Arc<dyn Registry>>,
+    discovery: Arc<dyn Discovery>,
+    granularity: Duration,
+    ttl: Duration,
+}
+
+#[async_trait]
+impl<E: Engine> Harness for Subject<E> {
+    fn discovery(&self) -> Arc<dyn Discovery> {
+        Arc::clone(&self.discovery)
+    }
+
+    fn registry(&self) -> Option<Arc<dyn Registry>> {
+        self.registry.clone()
+    }
+
+    fn granularity(&self) -> Duration {
+        self.granularity
+    }
+
+    fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn lacks(&self, _: Capability) -> Option<&'static str> {
+        None
+    }
+
+    async fn kill(&self) -> Option<()> {
+        self.engine.kill().await;
+        Some(())
+    }
+
+    async fn restart_empty(&self) -> Option<()> {
+        self.engine.start(true).await;
+        Some(())
+    }
+}
