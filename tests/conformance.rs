@@ -8,6 +8,8 @@ mod http;
 #[cfg(all(feature = "http", feature = "tls"))]
 #[path = "conformance/https.rs"]
 mod https;
+#[path = "conformance/wrapped.rs"]
+mod wrapped;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,10 +4,15 @@
 pub mod etcd;
 #[cfg(feature = "http")]
 mod exchange;
+#[cfg(feature = "file")]
+pub mod file;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod memory;
+mod open;
 pub mod static_list;
 mod url;
+pub mod wrap;
 
+pub use self::open::{OpenOptions, Opened, open};
 pub use self::url::InvalidUrl;

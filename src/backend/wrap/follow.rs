@@ -1,0 +1,127 @@
+//! A source's list as its updates make it, and updates as two lists differ.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::discovery::{Discovery, DiscoveryErrorKind, Resolved, Update, UpdateStream};
+use crate::instance::{Instance, InstanceId, ServiceName};
+
+/// How long a watch that ended is left alone before it is opened again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Takes an update into the list. True: it was the whole list, of which `list` now has the rest too.
+pub(super) fn apply(list: &mut Resolved, update: Update) -> bool {
+    match update {
+        Update::Set(resolved) => {
+            *list = resolved;
+            return true;
+        }
+        Update::Upsert(changed) => {
+            list.instances.retain(|one| changed.iter().all(|other| other.id != one.id));
+            list.instances.extend(changed);
+        }
+        Update::Remove(ids) => list.instances.retain(|one| !ids.contains(&one.id)),
+        Update::Gone => list.instances.clear(),
+    }
+    false
+}
+
+/// What makes one list of the other. What is new comes first, so that no list in between is shorter than
+/// both.
+pub(super) fn changes(before: &[Instance], after: &[Instance]) -> Vec<Update> {
+    let old: HashMap<&InstanceId, &Instance> = before.iter().map(|one| (&one.id, one)).collect();
+    let new: HashMap<&InstanceId, &Instance> = after.iter().map(|one| (&one.id, one)).collect();
+    let changed = after.iter().filter(|one| old.get(&one.id) != Some(one));
+    let changed: Vec<Instance> = changed.cloned().collect();
+    let gone = before.iter().map(|one| &one.id).filter(|id| !new.contains_key(id));
+    let gone: Vec<InstanceId> = gone.cloned().collect();
+    let changed = (!changed.is_empty()).then_some(Update::Upsert(changed));
+    let gone = (!gone.is_empty()).then_some(Update::Remove(gone));
+    changed.into_iter().chain(gone).collect()
+}
+
+/// A source's updates without an end: a watch that ends is opened again, and what has none is polled. A
+/// failure is an item like any other.
+pub(super) fn endless(
+    source: Arc<dyn Discovery>,
+    service: ServiceName,
+    poll: Duration,
+) -> UpdateStream {
+    UpdateStream::fed(1, move |updates| async move {
+        loop {
+            let mut pause = PAUSE;
+            let mut is_polled = true;
+            if let Some(mut watch) = source.watch(&service) {
+                is_polled = false;
+                while let Some(item) = watch.next().await {
+                    if let Err(error) = &item
+                        && error.kind() == DiscoveryErrorKind::Unsupported
+                    {
+                        is_polled = true;
+                        break;
+                    }
+                    if !updates.send(item).await {
+                        return;
+                    }
+                }
+            }
+            if is_polled {
+                pause = poll;
+                let answer = source.resolve(&service).await;
+                if !updates.send(answer.map(Update::Set)).await {
+                    return;
+                }
+            }
+            sleep(pause).await;
+        }
+    })
+}
+
+/// What all of these come to, in their order, each polled while another waits.
+pub(super) async fn all<T>(
+    mut futures: Vec<Pin<Box<dyn Future<Output = T> + Send + '_>>>,
+) -> Vec<T> {
+    let mut done: Vec<Option<T>> = futures.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        for (future, done) in futures.iter_mut().zip(&mut done) {
+            if done.is_none()
+                && let Poll::Ready(value) = future.as_mut().poll(cx)
+            {
+                *done = Some(value);
+            }
+        }
+        if done.iter().all(Option::is_some) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(id: &str, weight: u32) -> Instance {
+        Instance::new(id, format!("tcp@{id}:1").parse().unwrap()).weight(weight)
+    }
+
+    #[test]
+    fn changes_make_the_one_list_of_the_other() {
+        let before = [instance("a", 1), instance("b", 1), instance("c", 1)];
+        let after = [instance("c", 2), instance("d", 1), instance("a", 1)];
+        let updates = changes(&before, &after);
+        let ids = vec![InstanceId::from("b")];
+        assert_eq!(updates, [Update::Upsert(after[..2].to_vec()), Update::Remove(ids)]);
+        let mut list = Resolved::new(before.to_vec());
+        for update in updates {
+            assert!(!apply(&mut list, update));
+        }
+        assert!(changes(&list.instances, &after).is_empty());
+        assert!(changes(&after, &after).is_empty());
+    }
+}

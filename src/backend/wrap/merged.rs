@@ -1,0 +1,185 @@
+//! Several sources as one.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_core::Stream;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+use super::follow::{all, apply, changes, endless};
+use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateSender, UpdateStream};
+use crate::instance::{Instance, ServiceName};
+
+/// How often a source without a watch is asked.
+const POLL: Duration = Duration::from_secs(10);
+/// How long the first list of a watch waits for a source that has not answered yet.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Several sources as one: an instance is there if one of them has it. Of two with one id, or at one
+/// address, the one with the higher epoch counts, and of equal ones that of the source named first.
+///
+/// It serves a move from one registry to another: clients look at both, while servers are restarted to
+/// register with the new one. A source that fails keeps what it last said, so that nothing is lost
+/// while the other answers; the list then proves nothing. Only if no source answers and none ever has
+/// is it an error.
+#[derive(Clone)]
+pub struct Merged {
+    sources: Vec<Arc<dyn Discovery>>,
+    /// What each source said last, by service.
+    last: Arc<Mutex<HashMap<ServiceName, Vec<Option<Resolved>>>>>,
+}
+
+impl Merged {
+    /// These sources. Without any, no service has an instance, and nothing proves it.
+    pub fn new(sources: impl IntoIterator<Item = Arc<dyn Discovery>>) -> Self {
+        Self { sources: sources.into_iter().collect(), last: Arc::default() }
+    }
+}
+
+#[async_trait]
+impl Discovery for Merged {
+    async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        let answers =
+            all(self.sources.iter().map(|source| source.resolve(service)).collect()).await;
+        let mut last = self.last.lock();
+        let known = last.entry(service.clone()).or_default();
+        known.resize(self.sources.len(), None);
+        let mut failed = None;
+        for (known, answer) in known.iter_mut().zip(answers) {
+            match answer {
+                Ok(resolved) => *known = Some(resolved),
+                Err(error) => {
+                    if let Some(known) = known {
+                        known.complete = false;
+                    }
+                    failed = Some(error);
+                }
+            }
+        }
+        match failed {
+            // Every one of them failed: whoever asks has the last list already.
+            Some(error) if known.iter().flatten().all(|known| !known.complete) => Err(error),
+            _ => Ok(union(known)),
+        }
+    }
+
+    fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
+        let sources = self.sources.iter();
+        let watches = sources.map(|source| endless(Arc::clone(source), service.clone(), POLL));
+        let watches = watches.collect();
+        Some(UpdateStream::fed(4, |updates| follow(watches, updates)))
+    }
+}
+
+/// Sends the union of what the watches tell, and its changes.
+async fn follow(mut watches: Vec<UpdateStream>, updates: UpdateSender) {
+    let mut lists: Vec<Option<Resolved>> = watches.iter().map(|_| None).collect();
+    let mut silent: HashSet<usize> = (0..lists.len()).collect();
+    let begun = Instant::now();
+    let mut sent: Option<Vec<Instance>> = None;
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = poll_fn(|cx| any(&mut watches, cx)) => Some(next),
+            () = sleep_until(begun + PATIENCE), if sent.is_none() => None,
+        };
+        let mut is_whole = true;
+        let mut error = None;
+        match next {
+            Some((at, Some(Ok(update)))) => {
+                silent.remove(&at);
+                let list = lists[at].get_or_insert_default();
+                is_whole = apply(list, update);
+            }
+            Some((at, Some(Err(failure)))) => {
+                silent.remove(&at);
+                if let Some(list) = &mut lists[at] {
+                    list.complete = false;
+                }
+                error = Some(failure);
+            }
+            // They have no end.
+            Some((_, None)) => return,
+            None => {}
+        }
+        if sent.is_none() && !silent.is_empty() && next_is_early(begun) {
+            continue;
+        }
+        if lists.iter().all(Option::is_none) {
+            let none = || DiscoveryError::unavailable("none of the sources has answered");
+            updates.send(Err(error.unwrap_or_else(none))).await;
+            return;
+        }
+        let whole = union(&lists);
+        let instances = whole.instances.clone();
+        let news = match &sent {
+            Some(before) if !is_whole => changes(before, &instances),
+            _ => vec![Update::Set(whole)],
+        };
+        for update in news {
+            if !updates.send(Ok(update)).await {
+                return;
+            }
+        }
+        sent = Some(instances);
+    }
+}
+
+fn next_is_early(begun: Instant) -> bool {
+    begun.elapsed() < PATIENCE
+}
+
+/// The next item of any stream, with its place.
+fn any(
+    watches: &mut [UpdateStream],
+    cx: &mut Context<'_>,
+) -> Poll<(usize, Option<Result<Update, DiscoveryError>>)> {
+    for (at, watch) in watches.iter_mut().enumerate() {
+        if let Poll::Ready(item) = Pin::new(watch).poll_next(cx) {
+            return Poll::Ready((at, item));
+        }
+    }
+    Poll::Pending
+}
+
+/// All instances of these lists, each once. It proves as much as the least of them.
+fn union(lists: &[Option<Resolved>]) -> Resolved {
+    let mut instances: Vec<Option<&Instance>> = Vec::new();
+    let (mut by_id, mut by_address) = (HashMap::new(), HashMap::new());
+    for instance in lists.iter().flatten().flat_map(|list| &list.instances) {
+        let same = [by_id.get(&instance.id), by_address.get(&instance.address)];
+        let same: Vec<usize> = same.into_iter().flatten().copied().collect();
+        let is_newer = |at: &usize| instances[*at].is_none_or(|other| instance.epoch > other.epoch);
+        if !same.iter().all(is_newer) {
+            continue;
+        }
+        same.iter().for_each(|at| instances[*at] = None);
+        by_id.insert(&instance.id, instances.len());
+        by_address.insert(&instance.address, instances.len());
+        instances.push(Some(instance));
+    }
+    let instances = instances.into_iter().flatten().cloned().collect();
+    let known: Vec<&Resolved> = lists.iter().flatten().collect();
+    let complete = known.len() == lists.len() && known.iter().all(|list| list.complete);
+    let mut resolved =
+        Resolved::new(instances).complete(complete).warming(known.iter().any(|list| list.warming));
+    resolved.valid_for = known.iter().filter_map(|list| list.valid_for).min();
+    let revisions: Option<Vec<&str>> = known.iter().map(|list| list.revision.as_deref()).collect();
+    match revisions {
+        Some(revisions) if !revisions.is_empty() => resolved.revision(revisions.join("+")),
+        _ => resolved,
+    }
+}
+
+impl fmt::Debug for Merged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Merged").field("sources", &self.sources.len()).finish()
+    }
+}
