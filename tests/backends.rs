@@ -9,6 +9,9 @@
 mod etcd;
 #[path = "backends/program.rs"]
 mod program;
+#[cfg(feature = "zookeeper")]
+#[path = "backends/zookeeper.rs"]
+mod zookeeper;
 
 use std::sync::Arc;
 use std::time::Duration;

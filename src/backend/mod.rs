@@ -12,7 +12,11 @@ pub mod memory;
 mod open;
 pub mod static_list;
 mod url;
+#[cfg(any(feature = "etcd", feature = "zookeeper"))]
+mod value;
 pub mod wrap;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 pub use self::open::{OpenOptions, Opened, open};
 pub use self::url::InvalidUrl;

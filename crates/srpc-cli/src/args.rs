@@ -31,7 +31,8 @@ pub(crate) struct Cli {
 // What every subcommand takes.
 #[derive(Debug, Args)]
 pub(crate) struct Shared {
-    /// Where the registry is; several, separated by commas, stand in for each other
+    /// Where the registry is: http://, etcd://, zookeeper://, dns://, dns+srv://, file:// or static://;
+    /// several of http://, separated by commas, stand in for each other
     #[arg(long, global = true, env = "SRPC_REGISTRY", value_name = "URL[,URL]")]
     pub(crate) registry: Option<String>,
     /// Each call's deadline in `call` and `bench`, else each registry request's limit

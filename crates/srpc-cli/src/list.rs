@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use srpc::backend::memory::Entry;
-use srpc::instance::Health;
+use srpc::backend::memory::{Entry, Listing};
+use srpc::discovery::Discovery;
+use srpc::instance::{Health, ServiceName};
 
 use crate::args::{self, Shared};
 use crate::exit::Exit;
@@ -15,8 +16,16 @@ use crate::target;
 /// Lists the instances that the registry knows. None is an empty list, not a failure.
 pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> {
     let (urls, transport) = (shared.required_registry()?, args.dialling.transport()?);
-    let registry = target::registry(urls, shared.timeout, &args.credentials, transport)?;
-    let listing = registry.list(args.service.as_ref()).await.map_err(|error| Exit::from(&error))?;
+    let listing = if target::is_http(urls) {
+        let registry = target::registry(urls, shared.timeout, &args.credentials, transport)?;
+        registry.list(args.service.as_ref()).await.map_err(|error| Exit::from(&error))?
+    } else {
+        let opened = target::open(urls, shared.timeout, &args.credentials, transport)?;
+        let service = args.service.as_ref().ok_or_else(|| {
+            Exit::usage("name a service: only a registry over HTTP lists all of them")
+        })?;
+        of_service(&*opened.discovery, service).await?
+    };
     let rows: Vec<Row<'_>> = listing.entries.iter().map(Row::of).collect();
     match shared.output {
         Format::Json => output::print_json(&rows),
@@ -36,6 +45,18 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
             output::print(&table(&rows, shared.output == Format::Wide))
         }
     }
+}
+
+/// What any source says of one service.
+async fn of_service(discovery: &dyn Discovery, service: &ServiceName) -> Result<Listing, Exit> {
+    let resolved = discovery.resolve(service).await.map_err(|error| Exit::from(&error))?;
+    let entry = |instance| Entry { service: Some(service.clone()), instance, expires_in: None };
+    Ok(Listing {
+        revision: resolved.revision.unwrap_or_default(),
+        warming: resolved.warming,
+        protection: None,
+        entries: resolved.instances.into_iter().map(entry).collect(),
+    })
 }
 
 /// One instance of one service.

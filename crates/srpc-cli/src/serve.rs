@@ -1,7 +1,5 @@
 //! What does `srpc serve` do?
 
-use std::sync::Arc;
-
 use srpc::Server;
 use srpc::registry::Registrar;
 
@@ -62,8 +60,11 @@ fn with_limits(mut server: Server, args: &args::Serve) -> Server {
 fn with_registry(mut server: Server, shared: &Shared, args: &args::Serve) -> Result<Server, Exit> {
     if let Some(urls) = shared.registry() {
         let transport = args.dialling.transport()?;
-        let registry = target::registry(urls, shared.timeout, &args.credentials, transport)?;
-        server = server.registrar(Registrar::builder(Arc::new(registry)).ttl(args.ttl).build());
+        let opened = target::open(urls, shared.timeout, &args.credentials, transport)?;
+        let registry = opened.registry.ok_or_else(|| {
+            Exit::usage(format!("{urls} is only read: nothing can be registered there"))
+        })?;
+        server = server.registrar(Registrar::builder(registry).ttl(args.ttl).build());
     }
     if let Some(address) = &args.advertise {
         server = server.advertise(args.listening.address(address)?);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use srpc::backend::http::HttpRegistry;
+use srpc::backend::{OpenOptions, Opened};
 use srpc::backend::static_list::StaticList;
 use srpc::call::MethodName;
 use srpc::discovery::{Discovery, Resolver, SnapshotStatus};
@@ -64,8 +65,8 @@ impl Target {
         };
         MethodName::parse(&method).map_err(usage)?;
         let urls = shared.required_registry()?;
-        let registry = registry(urls, REGISTRY_TIMEOUT, credentials, Arc::clone(&transport))?;
-        Ok(Self { service, method, discovery: Arc::new(registry), transport })
+        let opened = open(urls, REGISTRY_TIMEOUT, credentials, Arc::clone(&transport))?;
+        Ok(Self { service, method, discovery: opened.discovery, transport })
     }
 
     /// The method's full name.
@@ -91,7 +92,27 @@ impl Target {
     }
 }
 
-/// The client of a registry.
+/// What a URL of any kind names.
+pub(crate) fn open(
+    urls: &str,
+    timeout: Duration,
+    credentials: &Credentials,
+    transport: Arc<dyn Transport>,
+) -> Result<Opened, Exit> {
+    tls::check(&transport, urls)?;
+    let mut options = OpenOptions::new().timeout(timeout).transport(transport);
+    if let Some(token) = credentials.token()? {
+        options = options.token(token);
+    }
+    options.open(urls).map_err(usage)
+}
+
+/// Whether a URL names the registry over HTTP, which tells more than others.
+pub(crate) fn is_http(urls: &str) -> bool {
+    ["http://", "https://"].iter().any(|scheme| urls.trim_start().starts_with(scheme))
+}
+
+/// The client of a registry over HTTP.
 pub(crate) fn registry(
     urls: &str,
     timeout: Duration,

@@ -11,7 +11,7 @@ use super::api::{Blob, Int, KeyValue, Range, Ranged};
 use super::failure::Failure;
 use super::gateway::Gateway;
 use super::keys::{Keys, end_of};
-use super::value::decode;
+use crate::backend::value::decode;
 use crate::discovery::Resolved;
 use crate::instance::{Address, Instance, ServiceName};
 use crate::registry::DEFAULT_TTL;

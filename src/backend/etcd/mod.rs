@@ -30,7 +30,6 @@ mod keys;
 mod leases;
 mod listing;
 mod registering;
-mod value;
 mod watch;
 
 use std::fmt;

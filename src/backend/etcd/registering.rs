@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::Inner;
 use super::api::{Compare, Delete, Done, Int, KeyValue, Op, Put, Range, Txn, Txned};
 use super::failure::Failure;
-use super::value;
+use crate::backend::value;
 use crate::instance::InstanceId;
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 

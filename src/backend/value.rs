@@ -1,11 +1,11 @@
-//! An instance as the value of its key.
+//! An instance as the value of a key that names it: what etcd and ZooKeeper hold.
 
 use serde_json::{Map, Value};
 
 use crate::instance::{Instance, InstanceId};
 
 /// The instance's JSON without its id, which the key has.
-pub(super) fn encode(instance: &Instance) -> String {
+pub(crate) fn encode(instance: &Instance) -> String {
     let mut value = serde_json::to_value(instance).unwrap_or_default();
     if let Value::Object(fields) = &mut value {
         fields.remove("id");
@@ -14,7 +14,7 @@ pub(super) fn encode(instance: &Instance) -> String {
 }
 
 /// Reads what [`encode`] wrote, what others write by hand with fewer fields, or an address alone.
-pub(super) fn decode(id: &str, value: &[u8]) -> Result<Instance, String> {
+pub(crate) fn decode(id: &str, value: &[u8]) -> Result<Instance, String> {
     let text = std::str::from_utf8(value).map_err(|error| error.to_string())?.trim();
     let mut fields = if text.starts_with('{') {
         serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string())?

@@ -1,0 +1,106 @@
+//! Reads the list of a service.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use zookeeper_client::{Client, Error, MultiReadResult, Stat};
+
+use super::failure::Failure;
+use super::paths::{Paths, unescaped};
+use crate::backend::value::decode;
+use crate::discovery::Resolved;
+use crate::instance::{Address, Instance, ServiceName};
+use crate::registry::DEFAULT_TTL;
+
+/// How many nodes are read in one request: one of more than 1 MB ends the connection.
+const BATCH: usize = 100;
+/// For so long after a server came back without what it had its lists prove nothing.
+const WARMING: Duration = DEFAULT_TTL;
+
+/// The newest change that was seen of each service. One that is older tells of a server that came back
+/// without what it had.
+#[derive(Debug, Default)]
+pub(super) struct History(Mutex<HashMap<ServiceName, Past>>);
+
+#[derive(Debug, Default)]
+struct Past {
+    zxid: i64,
+    /// When it was seen to have gone back.
+    back: Option<Instant>,
+}
+
+impl History {
+    fn is_warming(&self, service: &ServiceName, zxid: i64, now: Instant) -> bool {
+        let mut pasts = self.0.lock();
+        let past = pasts.entry(service.clone()).or_default();
+        if zxid < past.zxid {
+            tracing::warn!(%service, "ZooKeeper has gone back: its lists prove nothing for now");
+            past.back = Some(now);
+        }
+        past.zxid = zxid;
+        past.back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
+    }
+}
+
+/// The list of a service, whose nodes are these.
+pub(super) async fn read(
+    client: &Client,
+    paths: &Paths,
+    history: &History,
+    service: &ServiceName,
+    children: Option<(Vec<String>, Stat)>,
+) -> Result<Resolved, Failure> {
+    // Nobody has ever registered there, or it was forgotten: who knows?
+    let Some((names, parent)) = children else { return Ok(Resolved::new(Vec::new())) };
+    let folder = paths.service(service);
+    let mut holders: HashMap<Address, (i64, Instance)> = HashMap::new();
+    let mut skipped = 0;
+    for names in names.chunks(BATCH) {
+        let mut reader = client.new_multi_reader();
+        for name in names {
+            reader.add_get_data(&format!("{folder}/{name}"))?;
+        }
+        for (name, result) in names.iter().zip(reader.commit().await?) {
+            let (data, stat) = match result {
+                MultiReadResult::Data { data, stat } => (data, stat),
+                // It went between the two requests.
+                MultiReadResult::Error { err: Error::NoNode } => continue,
+                MultiReadResult::Error { err } => return Err(err.into()),
+                _ => continue,
+            };
+            match unescaped(name).ok_or("no id".to_owned()).and_then(|id| decode(&id, &data)) {
+                Ok(instance) => {
+                    let address = instance.address.clone();
+                    let held = holders.get(&address).is_some_and(|(zxid, _)| *zxid > stat.mzxid);
+                    if !held {
+                        holders.insert(address, (stat.mzxid, instance));
+                    }
+                }
+                Err(reason) => {
+                    skipped += 1;
+                    tracing::warn!(folder, name, reason, "a node's data is no instance");
+                }
+            }
+        }
+    }
+    let warming = history.is_warming(service, parent.pzxid, Instant::now());
+    let instances = holders.into_values().map(|(_, instance)| instance).collect();
+    Ok(Resolved::new(instances)
+        .revision(parent.pzxid.to_string())
+        .warming(warming)
+        .complete(skipped == 0))
+}
+
+/// `None`: there is no such service.
+pub(super) async fn children(
+    client: &Client,
+    folder: &str,
+) -> Result<Option<(Vec<String>, Stat)>, Failure> {
+    match client.get_children(folder).await {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::NoNode) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

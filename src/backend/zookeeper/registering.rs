@@ -1,0 +1,298 @@
+//! Makes, checks and deletes the nodes of registrations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use zookeeper_client::{
+    Acls, Client, CreateMode, CreateOptions, Error, MultiReadResult, MultiWriteError, Stat,
+};
+
+use super::Inner;
+use super::failure::Failure;
+use super::paths::Paths;
+use crate::backend::value;
+use crate::instance::{Instance, InstanceId, ServiceName};
+use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+
+static FOLDER: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
+static EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
+
+/// How often a registration is tried that others change at the same time.
+const TRIES: usize = 5;
+/// How many nodes one request reads.
+const BATCH: usize = 100;
+
+/// A node as it was read.
+struct Node {
+    data: Vec<u8>,
+    stat: Stat,
+}
+
+/// What a registration of one instance is written to.
+struct Target {
+    instance: String,
+    address: String,
+}
+
+impl Target {
+    fn of(paths: &Paths, registration: &Registration) -> Self {
+        let Registration { service, instance, .. } = registration;
+        Self {
+            instance: paths.instance(service, &instance.id),
+            address: paths.address(service, &instance.address),
+        }
+    }
+}
+
+pub(super) async fn register(
+    inner: &Arc<Inner>,
+    registration: &Registration,
+) -> Result<Lease, RegistryError> {
+    let Registration { service, instance, ttl, .. } = registration;
+    // Noted first: what is asked may be done long after nobody waits for it any more, and then ends as
+    // what is not renewed does.
+    inner.keeper.note(inner, service, &instance.id, Instant::now() + *ttl);
+    let registered = async {
+        let client = inner.keeping.client(inner.timeout).await?;
+        put(inner, &client, registration).await?;
+        Ok::<_, RegistryError>(client.session_id().0)
+    };
+    let session = timeout(inner.timeout, registered)
+        .await
+        .unwrap_or_else(|_| Err(Failure::late(inner.timeout).into()))?;
+    inner.keeper.note(inner, service, &instance.id, Instant::now() + *ttl);
+    Ok(Lease::new(format!("{session:x}"), Some(*ttl)))
+}
+
+async fn put(
+    inner: &Inner,
+    client: &Client,
+    registration: &Registration,
+) -> Result<(), RegistryError> {
+    let Registration { service, instance, .. } = registration;
+    let target = Target::of(&inner.paths, registration);
+    let data = value::encode(instance);
+    // What is there already, as far as is known.
+    let mut present: Vec<(String, i32)> = Vec::new();
+    for _ in 0..TRIES {
+        let mut writer = client.new_multi_writer();
+        for (path, version) in &present {
+            writer.add_delete(path, Some(*version)).map_err(Failure::from)?;
+        }
+        writer
+            .add_create(&target.instance, data.as_bytes(), &EPHEMERAL)
+            .and_then(|()| {
+                writer.add_create(&target.address, instance.id.as_str().as_bytes(), &EPHEMERAL)
+            })
+            .map_err(Failure::from)?;
+        match writer.commit().await {
+            Ok(_) => return Ok(()),
+            Err(MultiWriteError::OperationFailed { source: Error::NoNode, .. }) => {
+                for folder in [inner.paths.service(service), inner.paths.addresses(service)] {
+                    client.mkdir(&folder, &FOLDER).await.map_err(Failure::from)?;
+                }
+            }
+            Err(MultiWriteError::OperationFailed {
+                source: Error::NodeExists | Error::BadVersion,
+                ..
+            }) => {}
+            Err(error) => return Err(Failure::from(error).into()),
+        }
+        present = look_around(inner, client, registration, &target).await?;
+    }
+    Err(RegistryError::unavailable("others change the same nodes again and again"))
+}
+
+/// The nodes that stand where this registration goes, and that of another instance at its address. All
+/// of them give way to a newer registration.
+async fn look_around(
+    inner: &Inner,
+    client: &Client,
+    registration: &Registration,
+    target: &Target,
+) -> Result<Vec<(String, i32)>, RegistryError> {
+    let Registration { service, instance, .. } = registration;
+    let mut found = nodes(client, &[&target.instance, &target.address]).await?.into_iter();
+    let (own, holder) = (found.next().flatten(), found.next().flatten());
+    check_epoch(own.as_ref(), instance)?;
+    let mut present = Vec::new();
+    if let Some(own) = own {
+        present.push((target.instance.clone(), own.stat.version));
+    }
+    if let Some(holder) = holder {
+        let id = InstanceId::from(String::from_utf8_lossy(&holder.data).into_owned());
+        present.push((target.address.clone(), holder.stat.version));
+        let path = inner.paths.instance(service, &id);
+        if id != instance.id
+            && let Some(other) = nodes(client, &[&path]).await?.into_iter().next().flatten()
+            // It may have moved on.
+            && value::decode(id.as_str(), &other.data)
+                .is_ok_and(|other| other.address == instance.address)
+        {
+            present.push((path, other.stat.version));
+        }
+    }
+    Ok(present)
+}
+
+fn check_epoch(node: Option<&Node>, instance: &Instance) -> Result<(), RegistryError> {
+    // What cannot be read is replaced.
+    let stored = node.and_then(|node| value::decode(instance.id.as_str(), &node.data).ok());
+    match stored {
+        Some(stored) if stored.epoch > instance.epoch => {
+            let kind = RegistryErrorKind::StaleEpoch { held: stored.epoch };
+            Err(RegistryError::new(kind, format!("epoch {} is registered", stored.epoch)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// These nodes; `None` for one that is not there.
+async fn nodes(client: &Client, paths: &[&str]) -> Result<Vec<Option<Node>>, Failure> {
+    let mut nodes = Vec::with_capacity(paths.len());
+    for paths in paths.chunks(BATCH) {
+        let mut reader = client.new_multi_reader();
+        for path in paths {
+            reader.add_get_data(path)?;
+        }
+        for result in reader.commit().await? {
+            nodes.push(match result {
+                MultiReadResult::Data { data, stat } => Some(Node { data, stat }),
+                MultiReadResult::Error { err: Error::NoNode } => None,
+                MultiReadResult::Error { err } => return Err(err.into()),
+                _ => None,
+            });
+        }
+    }
+    Ok(nodes)
+}
+
+pub(super) async fn renew(
+    inner: &Arc<Inner>,
+    held: &[Held],
+) -> Vec<Result<Renewal, RegistryError>> {
+    if held.is_empty() {
+        return Vec::new();
+    }
+    let look = async {
+        let client = inner.keeping.client(inner.timeout).await?;
+        let targets: Vec<Target> =
+            held.iter().map(|held| Target::of(&inner.paths, &held.registration)).collect();
+        let paths: Vec<&str> = targets
+            .iter()
+            .flat_map(|target| [target.instance.as_str(), target.address.as_str()])
+            .collect();
+        Ok((client.session_id().0, nodes(&client, &paths).await?))
+    };
+    let looked = timeout(inner.timeout, look).await;
+    let looked = looked.unwrap_or_else(|_| Err(Failure::late(inner.timeout)));
+    let (session, nodes) = match looked {
+        Ok(looked) => looked,
+        Err(failure) => return held.iter().map(|_| Err(failure.registry_error())).collect(),
+    };
+    let mut nodes = nodes.into_iter();
+    held.iter()
+        .map(|held| {
+            let (own, holder) = (nodes.next().flatten(), nodes.next().flatten());
+            let renewal = renewed(held, session, own, holder);
+            if matches!(renewal, Ok(Renewal::Renewed)) {
+                let Registration { service, instance, ttl, .. } = &held.registration;
+                inner.keeper.note(inner, service, &instance.id, Instant::now() + *ttl);
+            }
+            renewal
+        })
+        .collect()
+}
+
+fn renewed(
+    held: &Held,
+    session: i64,
+    own: Option<Node>,
+    holder: Option<Node>,
+) -> Result<Renewal, RegistryError> {
+    let instance = &held.registration.instance;
+    let Some(own) = own else { return Ok(Renewal::Lost) };
+    check_epoch(Some(&own), instance)?;
+    // Of an earlier session it ends with that; changed by hand, it is made again, with its full state.
+    let is_ours = own.stat.ephemeral_owner == session
+        && value::decode(instance.id.as_str(), &own.data).as_ref() == Ok(instance);
+    let holds = holder.is_some_and(|holder| holder.data == instance.id.as_str().as_bytes());
+    Ok(if is_ours && holds { Renewal::Renewed } else { Renewal::Lost })
+}
+
+pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failure> {
+    if held.is_empty() {
+        return Ok(());
+    }
+    let deleted = async {
+        let client = inner.keeping.client(inner.timeout).await?;
+        let targets: Vec<Target> =
+            held.iter().map(|held| Target::of(&inner.paths, &held.registration)).collect();
+        let paths: Vec<&str> = targets
+            .iter()
+            .flat_map(|target| [target.instance.as_str(), target.address.as_str()])
+            .collect();
+        let nodes = nodes(&client, &paths).await?;
+        let mut deletions = Vec::new();
+        for ((held, target), found) in held.iter().zip(&targets).zip(nodes.chunks(2)) {
+            let instance = &held.registration.instance;
+            let [own, holder] = found else { continue };
+            // What another has put there since stays.
+            if let Some(own) = own
+                && value::decode(instance.id.as_str(), &own.data)
+                    .is_ok_and(|stored| stored.epoch <= instance.epoch)
+            {
+                deletions.push(client.delete(&target.instance, Some(own.stat.version)));
+            }
+            if let Some(holder) = holder
+                && holder.data == instance.id.as_str().as_bytes()
+            {
+                deletions.push(client.delete(&target.address, Some(holder.stat.version)));
+            }
+        }
+        // All of them are under way: a request is sent when it is made.
+        for deletion in deletions {
+            match deletion.await {
+                Ok(()) | Err(Error::NoNode | Error::BadVersion) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    };
+    let deleted = timeout(inner.timeout, deleted).await;
+    let deleted = deleted.unwrap_or_else(|_| Err(Failure::late(inner.timeout)));
+    if deleted.is_ok() {
+        for Held { registration: Registration { service, instance, .. }, .. } in held {
+            inner.keeper.forget(service, &instance.id);
+        }
+    } else if inner.keeper.keeps_only(held) {
+        // The end of the session takes all nodes with it, whenever the server hears of it.
+        inner.keeping.close();
+    }
+    deleted
+}
+
+/// Deletes what was not renewed in time.
+pub(super) async fn expire(inner: &Inner, service: &ServiceName, id: &InstanceId, limit: Duration) {
+    let path = inner.paths.instance(service, id);
+    let expired = async {
+        let client = inner.keeping.client(limit).await?;
+        let Some(node) = nodes(&client, &[&path]).await?.into_iter().next().flatten() else {
+            return Ok::<_, Failure>(());
+        };
+        if node.stat.ephemeral_owner != client.session_id().0 {
+            return Ok(());
+        }
+        client.delete(&path, Some(node.stat.version)).await?;
+        if let Ok(instance) = value::decode(id.as_str(), &node.data) {
+            client.delete(&inner.paths.address(service, &instance.address), None).await?;
+        }
+        Ok(())
+    };
+    match timeout(limit, expired).await {
+        Ok(Ok(())) => tracing::info!(%service, %id, "lease expired"),
+        Ok(Err(failure)) => tracing::debug!(%service, %id, ?failure, "a lease is not ended yet"),
+        Err(_) => tracing::debug!(%service, %id, "a lease is not ended yet"),
+    }
+}

@@ -1,0 +1,87 @@
+//! A session with ZooKeeper, and the next one if it is lost.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use zookeeper_client::{Client, SessionState};
+
+use super::failure::Failure;
+
+/// How long a session that is disconnected is waited for, once a new one cannot be had at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub(super) struct Session {
+    /// `host:port,host:port`.
+    servers: String,
+    /// How long the server keeps it while it hears nothing.
+    timeout: Duration,
+    current: Mutex<Option<Client>>,
+    /// One attempt to connect at a time.
+    connecting: Semaphore,
+}
+
+impl Session {
+    pub(super) fn new(servers: String, timeout: Duration) -> Self {
+        Self { servers, timeout, current: Mutex::new(None), connecting: Semaphore::new(1) }
+    }
+
+    /// A client that is connected, within `limit`.
+    ///
+    /// One that is disconnected comes back by itself if its server does, with its session and its nodes.
+    /// A server that came back without what it had never takes it back, which the client finds out only
+    /// after its session's time. So a new session is tried meanwhile, and whichever stands first is used.
+    pub(super) async fn client(&self, limit: Duration) -> Result<Client, Failure> {
+        if let Some(client) = self.connected() {
+            return Ok(client);
+        }
+        timeout(limit, self.connect()).await.map_err(|_| Failure::late(limit))?
+    }
+
+    /// Ends the session, and with it the nodes that it keeps.
+    pub(super) fn close(&self) {
+        self.current.lock().take();
+    }
+
+    fn connected(&self) -> Option<Client> {
+        let current = self.current.lock();
+        current.as_ref().filter(|client| client.state() == SessionState::SyncConnected).cloned()
+    }
+
+    async fn connect(&self) -> Result<Client, Failure> {
+        let _one = self.connecting.acquire().await;
+        if let Some(client) = self.connected() {
+            return Ok(client);
+        }
+        let current = self.current.lock().clone();
+        let current = current.filter(|client| !client.state().is_terminated());
+        let connector = Client::connector().with_session_timeout(self.timeout).with_fail_eagerly();
+        let fresh = tokio::select! {
+            biased;
+            client = back(current.clone()) => return Ok(client),
+            fresh = connector.connect(&self.servers) => fresh,
+        };
+        match fresh {
+            Ok(client) => {
+                *self.current.lock() = Some(client.clone());
+                Ok(client)
+            }
+            Err(error) => timeout(PATIENCE, back(current)).await.map_err(|_| error.into()),
+        }
+    }
+}
+
+/// The client once it is connected again; never, if that is over.
+async fn back(client: Option<Client>) -> Client {
+    let Some(client) = client else { return std::future::pending().await };
+    let mut states = client.state_watcher();
+    let mut state = states.peek_state();
+    while state != SessionState::SyncConnected {
+        if state.is_terminated() {
+            return std::future::pending().await;
+        }
+        state = states.changed().await;
+    }
+    client
+}
