@@ -2,12 +2,15 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use srpc::backend::etcd::EtcdRegistry;
-use srpc::discovery::Discovery;
+use srpc::discovery::{Discovery, Update};
+use srpc::registry::Registrar;
 use srpc::testing::{discovery_suite, registry_suite};
+use srpc::{Listener, Server, Service, XClient};
 use tokio::time::{Instant, sleep};
 
 use crate::program::{Program, free_port};
@@ -134,4 +137,169 @@ async fn with_a_lease_for_each_it_registers_as_promised() {
     let builder = EtcdRegistry::builder(&etcd.address()).lease_each(true).prefix("/other");
     let report = registry_suite(&subject(etcd, builder.build().unwrap())).await;
     assert_eq!(report.left_out, []);
+}
+
+/// So many servers of `Foo` on real sockets, registered there.
+async fn servers(count: usize, client: &EtcdRegistry) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut servers = Vec::new();
+    for _ in 0..count {
+        let registrar = Registrar::new(Arc::new(client.clone()));
+        let service =
+            Service::new("Foo").method("Echo", |text: String| async { Ok::<_, &str>(text) });
+        let server = Server::new().service(service).registrar(registrar);
+        let listener = Listener::bind("tcp@127.0.0.1:0").await.unwrap();
+        servers.push(tokio::spawn(async move {
+            server.serve(listener, std::future::pending()).await.unwrap();
+        }));
+    }
+    servers
+}
+
+/// Calls until it is stopped; how many were made, and how the failed ones failed.
+fn load(client: &XClient) -> (Arc<AtomicBool>, tokio::task::JoinHandle<(u64, Vec<String>)>) {
+    let (stop, client) = (Arc::new(AtomicBool::new(false)), client.clone());
+    let stopped = Arc::clone(&stop);
+    let calling = tokio::spawn(async move {
+        let (mut made, mut failed) = (0, Vec::new());
+        while !stopped.load(Relaxed) {
+            made += 1;
+            match client.call::<_, String>("Foo.Echo", "x").await {
+                Ok(text) => assert_eq!(text, "x"),
+                Err(error) => failed.push(error.to_string()),
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
+        (made, failed)
+    });
+    (stop, calling)
+}
+
+/// Waits until this many are listed; how long that took.
+async fn complete(discovery: &EtcdRegistry, count: usize, within: Duration) -> Duration {
+    let start = Instant::now();
+    loop {
+        let listed = discovery.resolve(&"Foo".parse().unwrap()).await;
+        if listed.is_ok_and(|listed| listed.instances.len() == count) {
+            return start.elapsed();
+        }
+        assert!(start.elapsed() < within, "not all {count} are registered within {within:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server"]
+async fn calls_outlive_it_by_half_a_minute() {
+    let etcd = Etcd::alone().await;
+    let registry = EtcdRegistry::new(&etcd.address()).unwrap();
+    let _servers = servers(3, &registry).await;
+    complete(&registry, 3, Duration::from_secs(5)).await;
+    // A client of its own: it shares nothing with the servers but what etcd says.
+    let client = XClient::new("Foo", EtcdRegistry::new(&etcd.address()).unwrap()).unwrap();
+    client.resolver().ready(Duration::from_secs(5)).await.unwrap();
+    let (stop, calling) = load(&client);
+    for empty in [false, true] {
+        etcd.kill().await;
+        sleep(Duration::from_secs(30)).await;
+        etcd.start(empty).await;
+        // One heartbeat of a lease of 15 s, and two seconds.
+        let back = complete(&registry, 3, Duration::from_secs(7)).await;
+        println!("figure: empty={empty}: registrations complete {back:?} after etcd answers again");
+    }
+    stop.store(true, Relaxed);
+    let (made, failed) = calling.await.unwrap();
+    println!("figure: {made} calls, {} failed", failed.len());
+    assert!(made > 10_000 && failed.is_empty(), "{made} calls; {:?}", failed.first());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server"]
+async fn the_leader_of_three_may_die() {
+    let members: [Etcd; 3] = Etcd::cluster().await;
+    let addresses: Vec<String> = members.iter().map(Etcd::address).collect();
+    let addresses = addresses.join(",");
+    let registry = EtcdRegistry::new(&addresses).unwrap();
+    let _servers = servers(3, &registry).await;
+    complete(&registry, 3, Duration::from_secs(5)).await;
+    let client = XClient::new("Foo", EtcdRegistry::new(&addresses).unwrap()).unwrap();
+    client.resolver().ready(Duration::from_secs(5)).await.unwrap();
+    let (stop, calling) = load(&client);
+    let leader = leader(&members).await;
+    members[leader].kill().await;
+    let killed = Instant::now();
+    // A registration that is made meanwhile, and every renewal for a whole lease.
+    let _more = servers(1, &registry).await;
+    let back = complete(&registry, 4, Duration::from_secs(15)).await;
+    println!("figure: a registration is complete {back:?} after the leader of three was killed");
+    sleep(Duration::from_secs(20).saturating_sub(killed.elapsed())).await;
+    complete(&registry, 4, Duration::from_secs(2)).await;
+    assert_eq!(client.resolver().snapshot().endpoints.len(), 4);
+    stop.store(true, Relaxed);
+    let (made, failed) = calling.await.unwrap();
+    println!("figure: {made} calls, {} failed", failed.len());
+    assert!(made > 1000 && failed.is_empty(), "{made} calls; {:?}", failed.first());
+}
+
+/// Which member leads, as its own command tells.
+async fn leader(members: &[Etcd]) -> usize {
+    for (n, member) in members.iter().enumerate() {
+        let told = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &member.address(), "endpoint", "status", "-w", "json"])
+            .output()
+            .expect("apt-get install etcd-client");
+        let told: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+        let status = &told[0]["Status"];
+        if status["leader"] == status["header"]["member_id"] {
+            return n;
+        }
+    }
+    panic!("nobody leads");
+}
+
+/// What others put there with etcd's own command is an instance, and is followed, also over a
+/// compaction of all that was before.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server"]
+async fn others_register_with_its_own_command() {
+    let etcd = Etcd::alone().await;
+    let etcdctl = |args: &[&str]| {
+        let command = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &etcd.address()])
+            .args(args)
+            .output()
+            .expect("apt-get install etcd-client");
+        assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
+        String::from_utf8(command.stdout).unwrap()
+    };
+    let discovery = EtcdRegistry::new(&etcd.address()).unwrap();
+    let mut watch = discovery.watch(&"Foo".parse().unwrap()).unwrap();
+    let first = watch.next().await.unwrap().unwrap();
+    assert!(matches!(&first, Update::Set(list) if list.instances.is_empty()), "{first:?}");
+
+    // "lease 694d... granted with TTL(5s)"
+    let granted = etcdctl(&["lease", "grant", "5"]);
+    let lease = format!("--lease={}", granted.split(' ').nth(1).unwrap());
+    etcdctl(&["put", "/srpc/Foo/worker-1", "tcp@10.0.0.7:7001", &lease]);
+    etcdctl(&["put", "/srpc/Foo/worker-2", r#"{"address":"tcp@10.0.0.8:7001","weight":3}"#]);
+    for (id, weight) in [("worker-1", 1), ("worker-2", 3)] {
+        let Update::Upsert(joined) = watch.next().await.unwrap().unwrap() else { panic!() };
+        assert_eq!((joined[0].id.as_str(), joined[0].weight), (id, weight));
+    }
+    let get: serde_json::Value =
+        serde_json::from_str(&etcdctl(&["get", "/srpc/Foo/worker-2", "-w", "json"])).unwrap();
+    etcdctl(&["compact", &get["header"]["revision"].to_string()]);
+    etcdctl(&["put", "/srpc/Foo/worker-3", "nonsense"]);
+    etcdctl(&["del", "/srpc/Foo/worker-2"]);
+    let gone = |update: Update| match update {
+        Update::Remove(ids) => ids[0].as_str().to_owned(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(gone(watch.next().await.unwrap().unwrap()), "worker-2");
+    // Its lease was never renewed.
+    let expired = tokio::time::timeout(Duration::from_secs(8), watch.next()).await;
+    assert_eq!(gone(expired.unwrap().unwrap().unwrap()), "worker-1");
+    let listed = discovery.resolve(&"Foo".parse().unwrap()).await.unwrap();
+    assert!(listed.instances.is_empty() && !listed.complete, "the nonsense is left out, and told");
 }

@@ -43,11 +43,6 @@ impl Program {
         }
     }
 
-    /// The id of its process.
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.lock().as_ref().expect("it runs").id()
-    }
-
     /// What it has said since it was started last.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()

@@ -51,12 +51,9 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
 async fn of_service(discovery: &dyn Discovery, service: &ServiceName) -> Result<Listing, Exit> {
     let resolved = discovery.resolve(service).await.map_err(|error| Exit::from(&error))?;
     let entry = |instance| Entry { service: Some(service.clone()), instance, expires_in: None };
-    Ok(Listing {
-        revision: resolved.revision.unwrap_or_default(),
-        warming: resolved.warming,
-        protection: None,
-        entries: resolved.instances.into_iter().map(entry).collect(),
-    })
+    let mut entries: Vec<Entry> = resolved.instances.into_iter().map(entry).collect();
+    entries.sort_by(|one, other| one.instance.address.cmp(&other.instance.address));
+    Ok(Listing::new(resolved.revision.unwrap_or_default(), resolved.warming, entries))
 }
 
 /// One instance of one service.

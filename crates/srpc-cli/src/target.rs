@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::value::RawValue;
 use srpc::backend::http::HttpRegistry;
-use srpc::backend::{OpenOptions, Opened};
 use srpc::backend::static_list::StaticList;
+use srpc::backend::{OpenOptions, Opened};
 use srpc::call::MethodName;
 use srpc::discovery::{Discovery, Resolver, SnapshotStatus};
 use srpc::instance::ServiceName;
