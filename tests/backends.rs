@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 #![allow(clippy::disallowed_types, reason = "other programs run on the machine's clock")]
+#![allow(clippy::disallowed_methods, reason = "a server of names has sockets of its own")]
 
-#[cfg(feature = "etcd")]
+#[path = "backends/dns.rs"]
+mod dns;
 #[path = "backends/etcd.rs"]
 mod etcd;
 #[path = "backends/program.rs"]
 mod program;
-#[cfg(feature = "zookeeper")]
 #[path = "backends/zookeeper.rs"]
 mod zookeeper;
 

@@ -1,13 +1,18 @@
 //! Where instances are registered and found: one module for each kind of registry or source.
 
+#[cfg(feature = "dns")]
+pub mod dns;
 #[cfg(feature = "etcd")]
 pub mod etcd;
 #[cfg(feature = "http")]
 mod exchange;
 #[cfg(feature = "file")]
 pub mod file;
+#[cfg(any(feature = "etcd", feature = "zookeeper"))]
+mod hosts;
 #[cfg(feature = "http")]
 pub mod http;
+mod join;
 pub mod memory;
 mod open;
 pub mod static_list;

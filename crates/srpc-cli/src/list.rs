@@ -50,7 +50,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
 /// What any source says of one service.
 async fn of_service(discovery: &dyn Discovery, service: &ServiceName) -> Result<Listing, Exit> {
     let resolved = discovery.resolve(service).await.map_err(|error| Exit::from(&error))?;
-    let entry = |instance| Entry { service: Some(service.clone()), instance, expires_in: None };
+    let entry = |instance| Entry::new(Some(service.clone()), instance, None);
     let mut entries: Vec<Entry> = resolved.instances.into_iter().map(entry).collect();
     entries.sort_by(|one, other| one.instance.address.cmp(&other.instance.address));
     Ok(Listing::new(resolved.revision.unwrap_or_default(), resolved.warming, entries))

@@ -13,7 +13,8 @@ use futures_core::Stream;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::follow::{all, apply, changes, endless};
+use super::follow::{apply, changes, endless};
+use crate::backend::join::all;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateSender, UpdateStream};
 use crate::instance::{Instance, ServiceName};
 

@@ -73,10 +73,9 @@ async fn watched(
             Err(Error::NoNode) => {}
             Err(error) => return Err(error.into()),
         }
-        match client.check_and_watch_stat(folder).await? {
-            (None, watcher) => return Ok((None, watcher)),
-            // It was made just now.
-            (Some(_), _) => {}
+        // Else it was made just now.
+        if let (None, watcher) = client.check_and_watch_stat(folder).await? {
+            return Ok((None, watcher));
         }
     }
 }

@@ -1,0 +1,380 @@
+//! DNS as a source: the addresses of a name, or the targets of SRV records.
+//!
+//! ```no_run
+//! use srpc::XClient;
+//! use srpc::backend::dns::Dns;
+//!
+//! # fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = XClient::new("Foo", Dns::srv("_foo._tcp.example.org").build()?)?;
+//! let other = XClient::new("Foo", Dns::addresses("{service}.svc.example.org", 7001).build()?)?;
+//! # drop((client, other));
+//! # Ok(())
+//! # }
+//! ```
+
+mod names;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::rr::rdata::SRV;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::{Resolver, TokioResolver};
+use tokio::time::timeout;
+
+use self::names::candidates;
+use super::join::all;
+use super::url::InvalidUrl;
+use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved};
+use crate::instance::{Address, Instance, ServiceName};
+
+/// How soon a name is asked for again at the earliest, whatever its records say.
+const LEAST_TTL: Duration = Duration::from_secs(1);
+/// How soon a name that is not there is asked for again, where no server says.
+const MISSING_TTL: Duration = Duration::from_secs(5);
+/// How many targets' addresses are asked for at once.
+const AT_ONCE: usize = 16;
+/// How many names an alias may lead through.
+const MOST_ALIASES: usize = 8;
+
+/// DNS as a source. Nothing can be registered there, and nothing is watched: it is asked again when the
+/// first of its records has run out, a second later at the earliest.
+///
+/// An instance has its address for an id. Of SRV records those with the lowest number for a priority
+/// take the calls, by their weights (one of weight 0 counts 1); the others get weight 0, so that they take
+/// calls only while none of the first can. A target `.` is none.
+///
+/// Its lists prove nothing. A name that is not there is an empty list; a server that does not answer, or
+/// answers that it failed, is an error, also for one of several SRV targets: clients keep what they have.
+/// The search list and `ndots` of `resolv.conf` count for names without a dot at their end; `/etc/hosts` does
+/// not. The file is read once, when the source is made.
+#[derive(Clone)]
+pub struct Dns {
+    question: Question,
+    resolver: TokioResolver,
+    config: ResolverConfig,
+    ndots: usize,
+    timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+enum Question {
+    Addresses { name: String, port: u16 },
+    Srv { name: String },
+}
+
+/// Configures a [`Dns`] source.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct DnsBuilder {
+    question: Question,
+    server: Option<SocketAddr>,
+    timeout: Duration,
+}
+
+impl Dns {
+    /// Every address of a name (A and AAAA), at this port. In the name `{service}` stands for the
+    /// service that is asked for.
+    pub fn addresses(name: impl Into<String>, port: u16) -> DnsBuilder {
+        DnsBuilder::new(Question::Addresses { name: name.into(), port })
+    }
+
+    /// Every target of the SRV records of a name such as `_foo._tcp.example.org`. In the name `{service}`
+    /// stands for the service that is asked for.
+    pub fn srv(name: impl Into<String>) -> DnsBuilder {
+        DnsBuilder::new(Question::Srv { name: name.into() })
+    }
+
+    async fn answer(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        let mut found = Found::default();
+        match &self.question {
+            Question::Addresses { name, port } => {
+                let name = parse(name, service)?;
+                if let Some(ip) = name.1 {
+                    found.add(ip, *port, 1)?;
+                }
+                for name in candidates(&name.0, &self.config, self.ndots) {
+                    if !found.instances.is_empty() {
+                        break;
+                    }
+                    let addresses = self.addresses_of(&name).await?;
+                    found.add_all(&addresses, *port, 1)?;
+                }
+            }
+            Question::Srv { name } => {
+                for name in candidates(&parse(name, service)?.0, &self.config, self.ndots) {
+                    let targets = self.targets(name, &mut found).await?;
+                    if targets.is_empty() {
+                        continue;
+                    }
+                    let first = targets.iter().map(|srv| srv.priority).min().unwrap_or_default();
+                    for targets in targets.chunks(AT_ONCE) {
+                        let asked = targets.iter().map(|srv| self.addresses_of(&srv.target));
+                        let answers = all(asked.map(|asked| Box::pin(asked) as _).collect()).await;
+                        for (srv, answer) in targets.iter().zip(answers) {
+                            let is_first = srv.priority == first;
+                            let weight = if is_first { u32::from(srv.weight).max(1) } else { 0 };
+                            found.add_all(&answer?, srv.port, weight)?;
+                        }
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(found.resolved())
+    }
+
+    /// Both kinds of addresses. Each is asked for by itself: one that fails is not the other's absence.
+    async fn addresses_of(&self, name: &Name) -> Result<Addresses, DiscoveryError> {
+        let (v4, v6) = tokio::join!(
+            self.resolver.ipv4_lookup(name.clone()),
+            self.resolver.ipv6_lookup(name.clone()),
+        );
+        let mut addresses = Addresses::default();
+        for answer in [v4, v6] {
+            match records(name, answer)? {
+                Answer::Records(lookup) => {
+                    let data = lookup.answers().iter().map(|record| (&record.data, record.ttl));
+                    addresses
+                        .ips
+                        .extend(data.filter_map(|(data, ttl)| Some((data.ip_addr()?, ttl))));
+                }
+                Answer::Missing(ttl) => {
+                    addresses.missing_for = addresses.missing_for.max(Some(ttl));
+                }
+            }
+        }
+        Ok(addresses)
+    }
+
+    async fn targets(&self, name: Name, found: &mut Found) -> Result<Vec<SRV>, DiscoveryError> {
+        let mut asked = name;
+        for _ in 0..MOST_ALIASES {
+            let answer = self.resolver.srv_lookup(asked.clone()).await;
+            // The library asks for the wrong name behind an alias (0.26.3): the alias is followed here.
+            let is_elsewhere = matches!(
+                &answer,
+                Err(NetError::Dns(DnsError::NoRecordsFound(none))) if *none.query.name() != asked
+            );
+            if is_elsewhere {
+                let alias = self.resolver.lookup(asked.clone(), RecordType::CNAME).await;
+                if let Answer::Records(lookup) = records(&asked, alias)? {
+                    let target = lookup.answers().iter().find_map(|record| match &record.data {
+                        RData::CNAME(target) => Some(target.0.clone()),
+                        _ => None,
+                    });
+                    if let Some(target) = target {
+                        asked = target;
+                        continue;
+                    }
+                }
+            }
+            return Ok(match records(&asked, answer)? {
+                Answer::Records(lookup) => {
+                    let mut targets = Vec::new();
+                    for record in lookup.answers() {
+                        if let RData::SRV(srv) = &record.data {
+                            found.holds(record.ttl);
+                            if !srv.target.is_root() {
+                                targets.push(srv.clone());
+                            }
+                        }
+                    }
+                    targets
+                }
+                Answer::Missing(ttl) => {
+                    found.missing(ttl);
+                    Vec::new()
+                }
+            });
+        }
+        Err(invalid(format!("{asked}: more than {MOST_ALIASES} aliases")))
+    }
+}
+
+#[async_trait]
+impl Discovery for Dns {
+    async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        let limit = self.timeout;
+        let late = |_| DiscoveryError::unavailable(format!("no answer within {limit:?}"));
+        timeout(limit, self.answer(service)).await.map_err(late)?
+    }
+}
+
+/// The addresses of a name, each with its TTL in seconds, or for how long there are none.
+#[derive(Default)]
+struct Addresses {
+    ips: Vec<(IpAddr, u32)>,
+    missing_for: Option<Duration>,
+}
+
+/// What is known so far, and for how long.
+#[derive(Default)]
+struct Found {
+    instances: Vec<Instance>,
+    valid_for: Option<Duration>,
+    /// For how long a name is known not to be there.
+    missing_for: Option<Duration>,
+}
+
+impl Found {
+    fn add(&mut self, ip: IpAddr, port: u16, weight: u32) -> Result<(), DiscoveryError> {
+        let address = format!("tcp@{}", SocketAddr::new(ip, port)).parse::<Address>();
+        let address = address.map_err(|error| invalid(error.to_string()))?;
+        let known = self.instances.iter_mut().find(|one| one.address == address);
+        match known {
+            Some(known) => known.weight = known.weight.max(weight),
+            None => self.instances.push(Instance::at(address).weight(weight)),
+        }
+        Ok(())
+    }
+
+    fn add_all(
+        &mut self,
+        addresses: &Addresses,
+        port: u16,
+        weight: u32,
+    ) -> Result<(), DiscoveryError> {
+        if let (true, Some(ttl)) = (addresses.ips.is_empty(), addresses.missing_for) {
+            self.missing(ttl);
+        }
+        for (ip, ttl) in &addresses.ips {
+            self.holds(*ttl);
+            self.add(*ip, port, weight)?;
+        }
+        Ok(())
+    }
+
+    fn holds(&mut self, ttl: u32) {
+        let ttl = Duration::from_secs(ttl.into());
+        self.valid_for = Some(self.valid_for.map_or(ttl, |least| least.min(ttl)));
+    }
+
+    fn missing(&mut self, ttl: Duration) {
+        self.missing_for = Some(self.missing_for.map_or(ttl, |least| least.min(ttl)));
+    }
+
+    fn resolved(self) -> Resolved {
+        let ttl = match self.instances.is_empty() {
+            true => self.missing_for.or(self.valid_for),
+            false => self.valid_for,
+        };
+        let mut resolved = Resolved::new(self.instances);
+        resolved.valid_for = ttl.map(|ttl| ttl.max(LEAST_TTL));
+        resolved
+    }
+}
+
+enum Answer {
+    Records(Lookup),
+    /// There is none of the kind that was asked for, which holds for so long.
+    Missing(Duration),
+}
+
+fn records(name: &Name, answer: Result<Lookup, NetError>) -> Result<Answer, DiscoveryError> {
+    match answer {
+        Ok(lookup) => Ok(Answer::Records(lookup)),
+        // Without its zone's record, and with other servers to ask: a server that does not know.
+        Err(NetError::Dns(DnsError::NoRecordsFound(none)))
+            if none.soa.is_none() && none.ns.is_some() =>
+        {
+            Err(DiscoveryError::unavailable(format!("{name}: the server refers to others")))
+        }
+        Err(NetError::Dns(DnsError::NoRecordsFound(none))) => {
+            let ttl = none.negative_ttl.map(|ttl| Duration::from_secs(ttl.into()));
+            Ok(Answer::Missing(ttl.unwrap_or(MISSING_TTL)))
+        }
+        Err(error) => Err(DiscoveryError::unavailable(format!("{name}: {error}")).because(error)),
+    }
+}
+
+/// The name with the service in its place; and the address, if it is one.
+fn parse(template: &str, service: &ServiceName) -> Result<(Name, Option<IpAddr>), DiscoveryError> {
+    let text = template.replace("{service}", service.as_str());
+    let ip = text.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    let name = match ip {
+        Some(_) => Name::root(),
+        None => Name::from_str(&text).map_err(|error| invalid(format!("{text:?}: {error}")))?,
+    };
+    Ok((name, ip))
+}
+
+fn invalid(message: impl Into<String>) -> DiscoveryError {
+    DiscoveryError::new(DiscoveryErrorKind::Invalid, message)
+}
+
+impl DnsBuilder {
+    fn new(question: Question) -> Self {
+        Self { question, server: None, timeout: Duration::from_secs(5) }
+    }
+
+    /// The server to ask, over UDP, and over TCP for what is too long. Default: those of `resolv.conf`.
+    pub fn server(mut self, server: SocketAddr) -> Self {
+        self.server = Some(server);
+        self
+    }
+
+    /// How long an answer may take, with all the questions that it needs; each of them is asked twice,
+    /// with a quarter of it each time. Default: 5 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The source. Nothing is asked before it is used, which must be within one tokio runtime.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`] if the name can be none, or if no server is named and `resolv.conf` names none.
+    pub fn build(self) -> Result<Dns, InvalidUrl> {
+        let name = match &self.question {
+            Question::Addresses { name, .. } | Question::Srv { name } => name.clone(),
+        };
+        let refused = |reason: String| InvalidUrl::new(&name, reason);
+        let any = "Any".parse::<ServiceName>().map_err(|error| refused(error.to_string()))?;
+        if name.is_empty() {
+            return Err(refused("an empty name".to_owned()));
+        }
+        parse(&name, &any).map_err(|error| refused(error.message().to_owned()))?;
+        let (config, mut options) = match self.server {
+            Some(server) => {
+                let servers = vec![name_server(server)];
+                (ResolverConfig::from_parts(None, Vec::new(), servers), ResolverOpts::default())
+            }
+            None => read_system_conf().map_err(|error| refused(format!("resolv.conf: {error}")))?,
+        };
+        // Whoever asks has a schedule and a list of its own.
+        options.cache_size = 0;
+        options.attempts = 1;
+        options.timeout = self.timeout / 4;
+        options.use_hosts_file = ResolveHosts::Never;
+        let ndots = options.ndots;
+        let provider = TokioRuntimeProvider::default();
+        let resolver = Resolver::builder_with_config(config.clone(), provider)
+            .with_options(options)
+            .build()
+            .map_err(|error| refused(error.to_string()))?;
+        Ok(Dns { question: self.question, resolver, config, ndots, timeout: self.timeout })
+    }
+}
+
+fn name_server(server: SocketAddr) -> NameServerConfig {
+    let (mut udp, mut tcp) = (ConnectionConfig::udp(), ConnectionConfig::tcp());
+    (udp.port, tcp.port) = (server.port(), server.port());
+    NameServerConfig::new(server.ip(), true, vec![udp, tcp])
+}
+
+impl fmt::Debug for Dns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dns").field("question", &self.question).finish_non_exhaustive()
+    }
+}
