@@ -63,7 +63,8 @@
 //! | [`selector`] | which of them takes this call? |
 //! | [`call`], [`error`], [`instance`], [`protocol`] | values: no I/O, no clock, no async |
 //!
-//! [`backend`] holds what implements the doors, and the feature `testing` adds `testing`, the
+//! [`adapt`] gives discovery and registration to programs with an RPC of their own: tower, tonic, reqwest,
+//! axum. [`backend`] holds what implements the doors, and the feature `testing` adds `testing`, the
 //! conformance suite for implementations of one's own.
 //!
 //! # Features
@@ -88,6 +89,8 @@ pub mod server;
 pub mod xclient;
 
 pub mod backend;
+
+pub mod adapt;
 
 #[cfg(feature = "testing")]
 pub mod testing;

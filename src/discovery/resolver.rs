@@ -217,6 +217,21 @@ impl Resolver {
         self.until(|snapshot| snapshot.status.is_listed()).await;
     }
 
+    /// Waits until the set of endpoints is another than at this
+    /// [`generation`](Snapshot::generation), and tells it. For ever, if the runtime that the resolver was
+    /// made in has ended.
+    ///
+    /// # Cancellation
+    /// Dropping the future leaves nothing behind.
+    pub async fn changed(&self, generation: u64) -> Arc<Snapshot> {
+        self.until(|snapshot| snapshot.generation != generation).await;
+        let snapshot = self.snapshot();
+        if snapshot.generation == generation {
+            std::future::pending::<()>().await;
+        }
+        snapshot
+    }
+
     /// Lends it a way to ask an ejected endpoint whether it answers, for as long as the probe lives
     /// elsewhere. One that the [builder](ResolverBuilder::probe) was given goes first; an
     /// [`XClient`](crate::XClient) lends its own.
@@ -229,7 +244,7 @@ impl Resolver {
         self.handle.shared.stats()
     }
 
-    async fn until(&self, done: fn(&Snapshot) -> bool) {
+    async fn until(&self, done: impl Fn(&Snapshot) -> bool) {
         // Subscribed before the first look, so that no change falls between the two.
         let mut changes = self.handle.shared.changes();
         while !done(&self.handle.shared.current()) {

@@ -1,0 +1,267 @@
+//! A service that picks an endpoint for each request.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tower::Service;
+
+use super::failover::{Failover, Once};
+use super::pool::Pool;
+use crate::discovery::{Endpoint, Outcome, Resolver};
+use crate::error::BoxError;
+use crate::instance::ServiceName;
+use crate::selector::PickContext;
+
+/// Picks an endpoint for each request, by the resolver's policy, and hands the request to the service that
+/// is made of that endpoint.
+///
+/// Unlike tower's balancer it can be cloned, is always ready, and never waits for discovery once there
+/// is a list: the pick is made when the request is. An endpoint that fails is ejected as for calls of
+/// this crate's own, since requests count in the same statistics. Without any instance it fails at once.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use srpc::adapt::Balance;
+/// use srpc::backend::static_list::StaticList;
+/// use srpc::discovery::Resolver;
+/// use tower::{Service, ServiceExt, service_fn};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), srpc::error::BoxError> {
+/// let list = StaticList::parse("tcp@10.0.0.1:80,tcp@10.0.0.2:80")?;
+/// let resolver = Resolver::new("web".parse()?, Arc::new(list));
+/// // Of each endpoint a client of yours; here one that answers with the endpoint's address.
+/// let mut balance = Balance::new(resolver, |endpoint| {
+///     let address = endpoint.instance().address.clone();
+///     service_fn(move |_: &'static str| {
+///         let address = address.clone();
+///         async move { Ok::<_, std::io::Error>(address) }
+///     })
+/// });
+/// let answered_by = balance.ready().await?.call("a request").await?;
+/// assert_eq!(answered_by.port(), Some(80));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+/// [`NoInstance`], or what the endpoint's service fails with.
+pub struct Balance<S, P = Once> {
+    shared: Arc<Shared<S, P>>,
+}
+
+struct Shared<S, P> {
+    resolver: Resolver,
+    pool: Pool<S>,
+    failover: P,
+    attempts: u32,
+    patience: Duration,
+    /// What the next request's random numbers start from.
+    seed: AtomicU64,
+}
+
+/// No endpoint can take a request.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("no instance of {service}: {reason}")]
+pub struct NoInstance {
+    service: ServiceName,
+    reason: String,
+}
+
+impl NoInstance {
+    /// The service of which there is none.
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+}
+
+impl<S: Clone> Balance<S> {
+    /// A balancer over a resolver's endpoints; `make` makes a service of each that is first picked, which is
+    /// cloned for each request and dropped when the endpoint is no longer listed.
+    pub fn new(resolver: Resolver, make: impl Fn(&Endpoint) -> S + Send + Sync + 'static) -> Self {
+        Self::builder(resolver, make).build()
+    }
+
+    /// A balancer to be configured.
+    pub fn builder(
+        resolver: Resolver,
+        make: impl Fn(&Endpoint) -> S + Send + Sync + 'static,
+    ) -> BalanceBuilder<S> {
+        BalanceBuilder {
+            resolver,
+            pool: Pool::new(make),
+            failover: Once,
+            attempts: 3,
+            patience: Duration::from_secs(5),
+        }
+    }
+}
+
+impl<S, P> Balance<S, P> {
+    /// The list of endpoints that it picks from.
+    pub fn resolver(&self) -> &Resolver {
+        &self.shared.resolver
+    }
+}
+
+impl<S, P> Clone for Balance<S, P> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<S, P, Req> Service<Req> for Balance<S, P>
+where
+    S: Service<Req> + Clone + Send + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    S::Response: Send,
+    P: Failover<Req>,
+    Req: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, BoxError>> + Send>>;
+
+    /// Always ready: an endpoint that is not is waited for by the request.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { shared.send(request).await })
+    }
+}
+
+impl<S, P> Shared<S, P> {
+    async fn send<Req>(&self, mut request: Req) -> Result<S::Response, BoxError>
+    where
+        S: Service<Req> + Clone,
+        S::Error: Into<BoxError>,
+        P: Failover<Req>,
+    {
+        let mut tried: Vec<Endpoint> = Vec::new();
+        loop {
+            let (endpoint, mut service) = self.pick(&tried).await?;
+            let (sent, kept) = self.failover.keep(request);
+            let attempt = endpoint.start(Instant::now());
+            let answer = async {
+                poll_fn(|cx| service.poll_ready(cx)).await?;
+                service.call(sent).await
+            };
+            let error: BoxError = match answer.await {
+                Ok(response) => {
+                    attempt.end(Outcome::Succeeded { load: 0 }, Instant::now());
+                    return Ok(response);
+                }
+                Err(error) => error.into(),
+            };
+            let unreachable = self.failover.is_unreachable(&*error);
+            let outcome = if unreachable { Outcome::Unreachable } else { Outcome::Failed };
+            attempt.end(outcome, Instant::now());
+            if unreachable {
+                // Whoever is not there may have left since the list came.
+                self.resolver.doubt();
+            }
+            tried.push(endpoint);
+            if tried.len() >= self.attempts as usize {
+                return Err(error);
+            }
+            match self.failover.again(kept, &*error) {
+                Some(again) => request = again,
+                None => return Err(error),
+            }
+            tracing::debug!(%error, "sent to another endpoint");
+        }
+    }
+
+    async fn pick(&self, tried: &[Endpoint]) -> Result<(Endpoint, S), NoInstance>
+    where
+        S: Clone,
+    {
+        let nobody =
+            |reason: String| NoInstance { service: self.resolver.service().clone(), reason };
+        if !self.resolver.snapshot().status.is_listed()
+            && timeout(self.patience, self.resolver.listed()).await.is_err()
+        {
+            return Err(nobody(match &self.resolver.snapshot().last_error {
+                Some(error) => format!("no list yet: {error}"),
+                None => "no list yet: the source has not answered".to_owned(),
+            }));
+        }
+        let snapshot = self.resolver.snapshot();
+        let seed = self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed);
+        let cx = PickContext::new(Instant::now(), seed)
+            .retry(tried.len() as u32 + 1, tried)
+            .zone(self.resolver.zone());
+        let picked = snapshot.pick(&cx).and_then(|index| snapshot.endpoints.at(index));
+        match picked {
+            Some(endpoint) => Ok((endpoint.clone(), self.pool.get(&snapshot, endpoint))),
+            None => Err(nobody(match snapshot.endpoints.len() {
+                0 => "none is known".to_owned(),
+                n => format!("none of {n} takes requests"),
+            })),
+        }
+    }
+}
+
+impl<S, P> fmt::Debug for Balance<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balance").field("resolver", &self.shared.resolver).finish_non_exhaustive()
+    }
+}
+
+/// Configures a [`Balance`].
+#[must_use]
+pub struct BalanceBuilder<S, P = Once> {
+    resolver: Resolver,
+    pool: Pool<S>,
+    failover: P,
+    attempts: u32,
+    patience: Duration,
+}
+
+impl<S, P> BalanceBuilder<S, P> {
+    /// Which requests go to another endpoint when they fail. Default: none.
+    pub fn failover<Q>(self, failover: Q) -> BalanceBuilder<S, Q> {
+        let Self { resolver, pool, attempts, patience, .. } = self;
+        BalanceBuilder { resolver, pool, failover, attempts, patience }
+    }
+
+    /// How many endpoints a request is sent to at most; 1 at least. Default: 3.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// How long a request waits for the source's first list. Default: 5 s.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// The balancer.
+    pub fn build(self) -> Balance<S, P> {
+        let Self { resolver, pool, failover, attempts, patience } = self;
+        let seed = AtomicU64::new(rand::random());
+        Balance { shared: Arc::new(Shared { resolver, pool, failover, attempts, patience, seed }) }
+    }
+}
+
+impl<S, P> fmt::Debug for BalanceBuilder<S, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BalanceBuilder")
+            .field("resolver", &self.resolver)
+            .field("attempts", &self.attempts)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
+}
