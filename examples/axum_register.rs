@@ -5,10 +5,13 @@
 //! cargo run --release --features reqwest --example axum_register
 //! ```
 
+#![allow(clippy::expect_used, reason = "an example ends where anything goes wrong")]
+#![allow(clippy::disallowed_methods, reason = "a server of its own opens its own sockets")]
+
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -22,6 +25,7 @@ use srpc::{Instance, ServiceName};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// How late clients see what the registry knows.
 const LATE: Duration = Duration::from_millis(200);
@@ -102,7 +106,7 @@ async fn call_for(time: Duration, resolver: Resolver) -> (usize, usize) {
     let start = Instant::now();
     let (mut made, mut failed) = (0, 0);
     while start.elapsed() < time {
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let Some(endpoint) = resolver.pick(&PickContext::new(now, made as u64)) else {
             tokio::time::sleep(Duration::from_millis(1)).await;
             continue;

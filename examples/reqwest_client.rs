@@ -5,6 +5,13 @@
 //! cargo run --release --features reqwest --example reqwest_client
 //! ```
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "an example ends where anything goes wrong"
+)]
+#![allow(clippy::disallowed_methods, reason = "a server of its own opens its own sockets")]
+
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -5,6 +5,13 @@
 //! cargo run --release --features tonic --example tonic_channel
 //! ```
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "an example ends where anything goes wrong"
+)]
+#![allow(clippy::disallowed_methods, reason = "a server of its own opens its own sockets")]
+
 #[path = "greeter/mod.rs"]
 mod greeter;
 
@@ -12,13 +19,13 @@ use std::collections::BTreeSet;
 use std::error::Error;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use srpc::Instance;
 use srpc::adapt::tonic::{Channels, Idempotent};
 use srpc::backend::static_list::StaticList;
 use srpc::discovery::Resolver;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 

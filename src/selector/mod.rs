@@ -7,6 +7,7 @@ mod least_in_flight;
 mod p2c;
 mod random;
 mod round_robin;
+mod zone_first;
 
 use std::cell::Cell;
 use std::fmt;
@@ -21,6 +22,7 @@ pub use self::least_in_flight::LeastInFlight;
 pub use self::p2c::P2c;
 pub use self::random::Random;
 pub use self::round_robin::RoundRobin;
+pub use self::zone_first::ZoneFirst;
 use crate::discovery::{Endpoint, EndpointSet};
 
 /// A policy: how to choose among endpoints.
