@@ -7,10 +7,10 @@
 
 #[path = "backends/dns.rs"]
 mod dns;
+#[path = "../examples/engines/mod.rs"]
+mod engines;
 #[path = "backends/etcd.rs"]
 mod etcd;
-#[path = "backends/program.rs"]
-mod program;
 #[path = "backends/zookeeper.rs"]
 mod zookeeper;
 

@@ -1,128 +1,23 @@
 //! DNS, by a server within the test: zones that change, and answers that fail.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use hickory_server::Server;
-use hickory_server::net::runtime::Time;
 use hickory_server::proto::op::ResponseCode;
-use hickory_server::proto::rr::rdata::{CNAME, SOA, SRV};
-use hickory_server::proto::rr::{LowerName, Name, RData, Record, RecordSet, RecordType, RrKey};
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::store::in_memory::InMemoryZoneHandler;
-use hickory_server::zone_handler::{
-    AxfrPolicy, Catalog, MessageResponseBuilder, ZoneHandler, ZoneType,
-};
-use parking_lot::Mutex;
-use srpc::backend::dns::Dns;
+use hickory_server::proto::rr::rdata::CNAME;
+use hickory_server::proto::rr::{LowerName, RData, Record, RecordType, RrKey};
+use srpc::backend::dns::{Dns, DnsBuilder};
 use srpc::discovery::{Discovery, DiscoveryErrorKind, Resolved};
 use srpc::testing::{Capability, Harness, discovery_suite};
 use srpc::{Instance, ServiceName};
-use tokio::net::{TcpListener, UdpSocket};
 
-/// A server of the zone `example.test`.
-struct Zone {
-    address: SocketAddr,
-    zone: Arc<InMemoryZoneHandler>,
-    failing: Arc<Mutex<Option<ResponseCode>>>,
-    server: tokio::sync::Mutex<Option<Server<Switch>>>,
-}
+use crate::engines::zone::{Zone, a, name, srv};
 
-/// Answers from the zone, or that it failed.
-struct Switch {
-    catalog: Catalog,
-    failing: Arc<Mutex<Option<ResponseCode>>>,
-}
-
-#[async_trait]
-impl RequestHandler for Switch {
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut response: R,
-    ) -> ResponseInfo {
-        let failing = *self.failing.lock();
-        match failing {
-            None => self.catalog.handle_request::<R, T>(request, response).await,
-            Some(code) => {
-                let builder = MessageResponseBuilder::new(&request.queries, None);
-                let message = builder.error_msg(&request.metadata, code);
-                response.send_response(message).await.unwrap()
-            }
-        }
-    }
-}
-
-impl Zone {
-    async fn serving() -> Self {
-        let (udp, tcp) = loop {
-            let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-            if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
-                break (udp, tcp);
-            }
-        };
-        let this = Self {
-            address: udp.local_addr().unwrap(),
-            zone: empty_zone().await,
-            failing: Arc::default(),
-            server: tokio::sync::Mutex::new(None),
-        };
-        this.serve(udp, tcp).await;
-        this
-    }
-
-    async fn serve(&self, udp: UdpSocket, tcp: TcpListener) {
-        let mut catalog = Catalog::new();
-        let handler = Arc::clone(&self.zone) as Arc<dyn ZoneHandler>;
-        catalog.upsert(LowerName::new(&name("example.test.")), vec![handler]);
-        let mut server = Server::new(Switch { catalog, failing: Arc::clone(&self.failing) });
-        server.register_socket(udp);
-        server.register_listener(tcp, Duration::from_secs(5), 32);
-        *self.server.lock().await = Some(server);
-    }
-
-    async fn set(&self, at: &str, kind: RecordType, ttl: u32, data: Vec<RData>) {
-        let key = RrKey::new(LowerName::new(&name(at)), kind);
-        let mut set = RecordSet::with_ttl(name(at), kind, ttl);
-        for data in data {
-            set.add_rdata(data);
-        }
-        let mut records = self.zone.records_mut().await;
-        if set.is_empty() {
-            records.remove(&key);
-        } else {
-            records.insert(key, Arc::new(set));
-        }
-    }
-
-    async fn resolve(&self, source: srpc::backend::dns::DnsBuilder) -> Resolved {
-        let source = source.server(self.address).build().unwrap();
-        source.resolve(&"Foo".parse().unwrap()).await.unwrap()
-    }
-}
-
-async fn empty_zone() -> Arc<InMemoryZoneHandler> {
-    let origin = name("example.test.");
-    let zone: InMemoryZoneHandler =
-        InMemoryZoneHandler::empty(origin.clone(), ZoneType::Primary, AxfrPolicy::Deny);
-    let soa = SOA::new(origin.clone(), origin.clone(), 1, 3600, 600, 86400, 7);
-    assert!(zone.upsert(Record::from_rdata(origin, 60, RData::SOA(soa)), 0).await);
-    Arc::new(zone)
-}
-
-fn name(text: &str) -> Name {
-    Name::from_ascii(text).unwrap()
-}
-
-fn srv(priority: u16, weight: u16, port: u16, target: &str) -> RData {
-    RData::SRV(SRV::new(priority, weight, port, name(target)))
-}
-
-fn a(ip: &str) -> RData {
-    RData::from(ip.parse::<std::net::IpAddr>().unwrap())
+async fn resolve(zone: &Zone, source: DnsBuilder) -> Resolved {
+    let source = source.server(zone.address).build().unwrap();
+    source.resolve(&"Foo".parse().unwrap()).await.unwrap()
 }
 
 fn shares(resolved: &Resolved) -> BTreeMap<&str, u32> {
@@ -134,15 +29,15 @@ async fn addresses_of_both_kinds_are_instances() {
     let zone = Zone::serving().await;
     zone.set("foo.example.test.", RecordType::A, 60, vec![a("10.0.0.1"), a("10.0.0.2")]).await;
     zone.set("foo.example.test.", RecordType::AAAA, 30, vec![a("fd00::1")]).await;
-    let resolved = zone.resolve(Dns::addresses("foo.example.test.", 7001)).await;
+    let resolved = resolve(&zone, Dns::addresses("foo.example.test.", 7001)).await;
     let expected = [("tcp@10.0.0.1:7001", 1), ("tcp@10.0.0.2:7001", 1), ("tcp@[fd00::1]:7001", 1)];
     assert_eq!(shares(&resolved), BTreeMap::from(expected));
     assert_eq!(resolved.valid_for, Some(Duration::from_secs(30)), "the least of their TTLs");
     assert!(!resolved.is_proven());
 
-    let literal = zone.resolve(Dns::addresses("10.9.9.9", 80)).await;
+    let literal = resolve(&zone, Dns::addresses("10.9.9.9", 80)).await;
     assert_eq!(shares(&literal), BTreeMap::from([("tcp@10.9.9.9:80", 1)]));
-    let missing = zone.resolve(Dns::addresses("bar.example.test.", 7001)).await;
+    let missing = resolve(&zone, Dns::addresses("bar.example.test.", 7001)).await;
     assert!(missing.instances.is_empty());
     assert_eq!(missing.valid_for, Some(Duration::from_secs(7)), "what its zone says");
 }
@@ -161,17 +56,17 @@ async fn priorities_and_weights_of_srv_records_count() {
         zone.set(&format!("{target}.example.test."), RecordType::A, 60, vec![a(ip)]).await;
     }
     let expected = [("tcp@10.0.0.1:7001", 3), ("tcp@10.0.0.2:7002", 1), ("tcp@10.0.0.3:7003", 0)];
-    let resolved = zone.resolve(Dns::srv("_{service}._tcp.example.test.")).await;
+    let resolved = resolve(&zone, Dns::srv("_{service}._tcp.example.test.")).await;
     assert_eq!(shares(&resolved), BTreeMap::from(expected));
     assert_eq!(resolved.valid_for, Some(Duration::from_secs(1)), "a TTL of 0 is a second");
 
     let alias = RData::CNAME(CNAME(name("_Foo._tcp.example.test.")));
     zone.set("alias.example.test.", RecordType::CNAME, 60, vec![alias]).await;
-    let resolved = zone.resolve(Dns::srv("alias.example.test.")).await;
+    let resolved = resolve(&zone, Dns::srv("alias.example.test.")).await;
     assert_eq!(shares(&resolved), BTreeMap::from(expected));
 
     zone.set("none.example.test.", RecordType::SRV, 60, vec![srv(0, 0, 0, ".")]).await;
-    assert!(zone.resolve(Dns::srv("none.example.test.")).await.instances.is_empty());
+    assert!(resolve(&zone, Dns::srv("none.example.test.")).await.instances.is_empty());
 }
 
 #[tokio::test]
@@ -179,7 +74,7 @@ async fn a_server_that_fails_is_no_empty_list() {
     let zone = Zone::serving().await;
     zone.set("foo.example.test.", RecordType::A, 60, vec![a("10.0.0.1")]).await;
     for code in [ResponseCode::ServFail, ResponseCode::Refused] {
-        *zone.failing.lock() = Some(code);
+        zone.fail(Some(code));
         for source in [Dns::addresses("foo.example.test.", 1), Dns::srv("foo.example.test.")] {
             let source = source.server(zone.address).build().unwrap();
             let error = source.resolve(&"Foo".parse().unwrap()).await.unwrap_err();
@@ -226,17 +121,12 @@ impl Harness for Zone {
     }
 
     async fn kill(&self) -> Option<()> {
-        let server = self.server.lock().await.take();
-        server?.shutdown_gracefully().await.unwrap();
+        Zone::kill(self).await;
         Some(())
     }
 
     async fn restart_empty(&self) -> Option<()> {
-        let origin = LowerName::new(&name("example.test."));
-        self.zone.records_mut().await.retain(|key, _| key.name == origin);
-        let udp = UdpSocket::bind(self.address).await.unwrap();
-        let tcp = TcpListener::bind(self.address).await.unwrap();
-        self.serve(udp, tcp).await;
+        Zone::restart_empty(self).await;
         Some(())
     }
 }

@@ -13,86 +13,16 @@ use srpc::testing::{discovery_suite, registry_suite};
 use srpc::{Listener, Server, Service, XClient};
 use tokio::time::{Instant, sleep};
 
-use crate::program::{Program, free_port};
+use crate::engines::etcd::Etcd;
 use crate::{Engine, Subject};
 
 /// How late etcd's leases end: half a second, on top of the second that they are longer.
 const GRANULARITY: Duration = Duration::from_millis(2500);
 
-/// One member of a cluster.
-pub(crate) struct Etcd {
-    program: Program,
-    name: String,
-    client: u16,
-    peer: u16,
-    cluster: String,
-}
-
-impl Etcd {
-    /// A cluster of one, running.
-    pub(crate) async fn alone() -> Self {
-        let [one] = Self::cluster().await;
-        one
-    }
-
-    /// A cluster of so many, running.
-    pub(crate) async fn cluster<const N: usize>() -> [Self; N] {
-        let ports: Vec<(u16, u16)> = (0..N).map(|_| (free_port(), free_port())).collect();
-        let peers = ports.iter().enumerate();
-        let peers = peers.map(|(n, (_, peer))| format!("m{n}=http://127.0.0.1:{peer}"));
-        let cluster = peers.collect::<Vec<_>>().join(",");
-        let members = std::array::from_fn(|n| Self {
-            program: Program::new("etcd"),
-            name: format!("m{n}"),
-            client: ports[n].0,
-            peer: ports[n].1,
-            cluster: cluster.clone(),
-        });
-        members.iter().for_each(|member: &Self| member.run(false));
-        for member in &members {
-            member.answers().await;
-        }
-        members
-    }
-
-    pub(crate) fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.client)
-    }
-
-    fn run(&self, empty: bool) {
-        let data = self.program.folder.join("data");
-        if empty {
-            let _ = std::fs::remove_dir_all(&data);
-        }
-        let client = format!("http://127.0.0.1:{}", self.client);
-        let peer = format!("http://127.0.0.1:{}", self.peer);
-        let mut command = Command::new("etcd");
-        command
-            .args(["--name", &self.name, "--data-dir"])
-            .arg(&data)
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &self.cluster, "--logger", "zap"])
-            // Faster than on disks of machines far apart, so that a test need not wait for long.
-            .args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
-        self.program.run(&mut command, "etcd-server");
-    }
-
-    async fn answers(&self) {
-        let client = EtcdRegistry::new(&self.address()).unwrap();
-        let start = Instant::now();
-        while let Err(error) = client.resolve(&"Any".parse().unwrap()).await {
-            let log = self.program.log();
-            assert!(start.elapsed() < Duration::from_secs(20), "etcd: {error}\n{log}");
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
 #[async_trait]
 impl Engine for Etcd {
     async fn kill(&self) {
-        self.program.kill();
+        Self::kill(self);
     }
 
     async fn start(&self, empty: bool) {
@@ -199,7 +129,7 @@ async fn calls_outlive_it_by_half_a_minute() {
     client.resolver().ready(Duration::from_secs(5)).await.unwrap();
     let (stop, calling) = load(&client);
     for empty in [false, true] {
-        etcd.kill().await;
+        Etcd::kill(&etcd);
         sleep(Duration::from_secs(30)).await;
         etcd.start(empty).await;
         // One heartbeat of a lease of 15 s, and two seconds.
@@ -225,7 +155,7 @@ async fn the_leader_of_three_may_die() {
     client.resolver().ready(Duration::from_secs(5)).await.unwrap();
     let (stop, calling) = load(&client);
     let leader = leader(&members).await;
-    members[leader].kill().await;
+    members[leader].kill();
     let killed = Instant::now();
     // A registration that is made meanwhile, and every renewal for a whole lease.
     let _more = servers(1, &registry).await;
