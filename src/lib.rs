@@ -68,8 +68,9 @@
 //! conformance suite for implementations of one's own.
 //!
 //! # Features
-//! `http` (default): the registry over HTTP. `testing`: the conformance suite. `tls`:
-//! `transport::Tls`, for encryption and for peers that prove who they are.
+//! `http` (default): the registry over HTTP. `etcd`, `zookeeper`, `dns`, `file`: the backends of these
+//! names. `tonic`, `reqwest`, `discover`: the adapters that need other crates. `testing`: the conformance
+//! suite. `tls`: `transport::Tls`, for encryption and for peers that prove who they are.
 
 // The floors, from the ground up; a floor uses only the floors below it.
 pub mod call;
