@@ -19,28 +19,6 @@ impl InvalidUrl {
     }
 }
 
-/// A comma may be part of a URL: it starts a new one only if a scheme follows.
-pub(crate) fn split(urls: &str) -> Vec<String> {
-    let mut split: Vec<String> = Vec::new();
-    for part in urls.split(',') {
-        match split.last_mut() {
-            Some(last) if !has_scheme(part.trim()) => {
-                last.push(',');
-                last.push_str(part);
-            }
-            _ => split.push(part.to_owned()),
-        }
-    }
-    split
-}
-
-fn has_scheme(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, _)| {
-        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
-    })
-}
-
 /// The URL without a password that it may contain.
 fn shown(url: &str) -> String {
     match (url.rsplit_once('@'), url.split_once("://")) {

@@ -3,7 +3,7 @@
 use http::Uri;
 
 use super::super::DEFAULT_PATH;
-use crate::backend::url::{InvalidUrl, split};
+use crate::backend::url::InvalidUrl;
 use crate::instance::Address;
 
 /// Why https:// is refused where the transport cannot do it.
@@ -29,6 +29,28 @@ pub(super) fn parse(
     speaks: impl Fn(&str) -> bool,
 ) -> Result<Vec<Location>, InvalidUrl> {
     split(urls).iter().map(|url| location(url.trim(), &speaks)).collect()
+}
+
+/// A comma may be part of a URL: it starts a new one only if a scheme follows.
+fn split(urls: &str) -> Vec<String> {
+    let mut split: Vec<String> = Vec::new();
+    for part in urls.split(',') {
+        match split.last_mut() {
+            Some(last) if !has_scheme(part.trim()) => {
+                last.push(',');
+                last.push_str(part);
+            }
+            _ => split.push(part.to_owned()),
+        }
+    }
+    split
+}
+
+fn has_scheme(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, _)| {
+        scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+            && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+.-".contains(&b))
+    })
 }
 
 fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, InvalidUrl> {
