@@ -1,0 +1,53 @@
+//! Does the command take every kind of URL where it takes a registry?
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a helper's failure is the test's")]
+
+mod support;
+
+use std::fs;
+
+use support::{Process, closed_port, srpc};
+
+const SUM: [&str; 4] = ["call", "Foo", "Sum", r#"{"num1": 1, "num2": 2}"#];
+
+fn sum(registry: &str) -> support::Ended {
+    srpc(&[&SUM[..], &["--registry", registry]].concat())
+}
+
+#[test]
+fn a_list_and_a_file_are_sources() {
+    let (_server, address) = Process::listening(&["serve", "--bind", "127.0.0.1:0"]);
+    let called = sum(&format!("static://{address}"));
+    assert_eq!((called.code(), called.stdout.trim()), (0, "3"), "{}", called.stderr);
+
+    let file = std::env::temp_dir().join(format!("srpc-urls-{}.toml", std::process::id()));
+    fs::write(&file, format!("Foo = [{{ address = \"{address}\", zone = \"a\" }}]")).unwrap();
+    let url = format!("file://{}", file.display());
+    let called = sum(&url);
+    assert_eq!((called.code(), called.stdout.trim()), (0, "3"), "{}", called.stderr);
+    let listed = srpc(&["list", "Foo", "--registry", &url, "-o", "json"]).json();
+    assert_eq!((&listed[0]["zone"], &listed[0]["address"]), (&"a".into(), &(*address).into()));
+    let served = srpc(&["serve", "--registry", &url]);
+    assert_eq!(served.code(), 2);
+    assert!(served.stderr.contains("is only read"), "{}", served.stderr);
+    let all = srpc(&["list", "--registry", &url]);
+    assert_eq!(all.code(), 2);
+    assert!(all.stderr.contains("name a service"), "{}", all.stderr);
+    fs::remove_file(&file).unwrap();
+    let gone = sum(&url);
+    assert_eq!(gone.code(), 3, "{}", gone.stderr);
+}
+
+#[test]
+fn what_is_unknown_lacking_or_away_says_so() {
+    for (url, code, said) in [
+        ("consul://a", 2, "an unknown scheme: it is one of static://"),
+        ("10.0.0.1:9999", 2, "no scheme"),
+        ("etcd://", 2, "an empty host"),
+    ] {
+        let called = sum(url);
+        assert_eq!(called.code(), code, "{url}: {}", called.stderr);
+        assert!(called.stderr.contains(said), "{url}: {}", called.stderr);
+    }
+    let away = sum(&format!("etcd://127.0.0.1:{}", closed_port()));
+    assert_eq!(away.code(), 3, "{}", away.stderr);
+}
