@@ -88,7 +88,7 @@ async fn what_was_not_sent_goes_to_another_and_the_dead_one_is_left_alone() {
     }
     let snapshot = balance.resolver().snapshot();
     let failed = snapshot.endpoints.iter().map(|endpoint| endpoint.stats().failed()).sum::<u64>();
-    assert!((2..=200).contains(&failed), "{failed}");
+    assert!((1..=2).contains(&failed), "each is tried once, and then left alone: {failed}");
 
     let alone = Balance::new(resolver(&list), answering(&["tcp@a:1", "tcp@b:1", "tcp@c:1"]));
     assert!(alone.clone().call("hello").await.is_err(), "by default nothing is sent again");

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rand::RngExt;
 use tokio::time::{Instant, timeout};
 use tower::Service;
 
@@ -18,12 +19,19 @@ use crate::error::BoxError;
 use crate::instance::ServiceName;
 use crate::selector::PickContext;
 
+/// How long an endpoint that could not be reached is left alone at first, and how often that doubles: up to
+/// 12.8 s.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const MOST_DOUBLINGS: u32 = 7;
+
 /// Picks an endpoint for each request, by the resolver's policy, and hands the request to the service that
 /// is made of that endpoint.
 ///
 /// Unlike tower's balancer it can be cloned, is always ready, and never waits for discovery once there
 /// is a list: the pick is made when the request is. An endpoint that fails is ejected as for calls of
-/// this crate's own, since requests count in the same statistics. Without any instance it fails at once.
+/// this crate's own, since requests count in the same statistics; one that cannot be reached is left alone
+/// for a while. A request whose caller gives up blames nobody: timeouts belong into the endpoint's service.
+/// Without any instance it fails at once.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -149,8 +157,16 @@ impl<S, P> Shared<S, P> {
         P: Failover<Req>,
     {
         let mut tried: Vec<Endpoint> = Vec::new();
+        let mut last: Option<BoxError> = None;
         loop {
-            let (endpoint, mut service) = self.pick(&tried).await?;
+            let (endpoint, mut service) = match (self.pick(&tried).await, last.take()) {
+                // There is nobody else: what failed says more.
+                (Err(_), Some(error)) => return Err(error),
+                (Ok((endpoint, _)), Some(error)) if tried.iter().any(|one| one.is(&endpoint)) => {
+                    return Err(error);
+                }
+                (picked, _) => picked?,
+            };
             let (sent, kept) = self.failover.keep(request);
             let attempt = endpoint.start(Instant::now());
             let answer = async {
@@ -159,6 +175,7 @@ impl<S, P> Shared<S, P> {
             };
             let error: BoxError = match answer.await {
                 Ok(response) => {
+                    endpoint.stats().connected();
                     attempt.end(Outcome::Succeeded { load: 0 }, Instant::now());
                     return Ok(response);
                 }
@@ -168,6 +185,7 @@ impl<S, P> Shared<S, P> {
             let outcome = if unreachable { Outcome::Unreachable } else { Outcome::Failed };
             attempt.end(outcome, Instant::now());
             if unreachable {
+                put_off(&endpoint);
                 // Whoever is not there may have left since the list came.
                 self.resolver.doubt();
             }
@@ -179,7 +197,8 @@ impl<S, P> Shared<S, P> {
                 Some(again) => request = again,
                 None => return Err(error),
             }
-            tracing::debug!(%error, "sent to another endpoint");
+            tracing::debug!(%error, "goes to another endpoint");
+            last = Some(error);
         }
     }
 
@@ -211,6 +230,15 @@ impl<S, P> Shared<S, P> {
             })),
         }
     }
+}
+
+/// An endpoint that could not be reached gets no requests for a while, which doubles each time, while
+/// another is usable.
+fn put_off(endpoint: &Endpoint) {
+    let doublings = endpoint.stats().connect_failures().min(MOST_DOUBLINGS);
+    let pause = FIRST_PAUSE.saturating_mul(1 << doublings);
+    let pause = pause.mul_f64(rand::rng().random_range(0.5..=1.0));
+    endpoint.stats().connect_failed(Instant::now() + pause);
 }
 
 impl<S, P> fmt::Debug for Balance<S, P> {

@@ -17,10 +17,11 @@
 
 use std::error::Error;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{ClientBuilder, Method, Request, Response};
@@ -31,6 +32,9 @@ use super::failover::Failover;
 use super::sent::was_not_sent;
 use crate::discovery::{Endpoint, Resolver};
 use crate::instance::Address;
+
+/// How long connecting may take, where no function says otherwise.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A client of one service: a `reqwest::Client` for each instance, of which one is picked for each request.
 /// Cheap to clone, always ready.
@@ -91,7 +95,7 @@ impl Client {
         ClientOptions {
             resolver,
             host: host.to_ascii_lowercase().into(),
-            build: Box::new(reqwest::Client::builder),
+            build: Box::new(|| reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT)),
             only_if_not_sent: false,
         }
     }
@@ -105,6 +109,10 @@ impl Client {
     /// Dropping the future ends the request.
     pub async fn execute(&self, mut request: Request) -> Result<Response, ClientError> {
         let host = request.url().host_str().unwrap_or_default();
+        if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+            let why = format!("{host} is no name: an IP address would be connected to itself");
+            return Err(ClientError::Invalid(why));
+        }
         if !host.eq_ignore_ascii_case(&self.host) {
             let why = format!("a request to {host:?}, by a client of {:?}", self.host);
             return Err(ClientError::Invalid(why));
@@ -149,8 +157,9 @@ impl fmt::Debug for Client {
 }
 
 impl ClientOptions {
-    /// How each instance's client begins: timeouts, TLS, headers, a name's limits. Its resolution,
-    /// redirects, retries and proxies are set afterwards. Default: `reqwest::Client::builder`.
+    /// How each instance's client begins: timeouts, TLS, headers. Its resolution, redirects, retries and
+    /// proxies are set afterwards. Set a `connect_timeout`: reqwest has none, and a machine that is gone
+    /// answers nothing. Default: `reqwest::Client::builder` with 2 s for connecting.
     pub fn builder(mut self, build: impl Fn() -> ClientBuilder + Send + Sync + 'static) -> Self {
         self.build = Box::new(build);
         self
@@ -235,7 +244,13 @@ impl Failover<Request> for Replay {
 
     fn again(&self, kept: Option<Request>, error: &(dyn Error + 'static)) -> Option<Request> {
         let request = kept?;
-        let may_be_sent_twice = !self.only_if_not_sent && is_idempotent(request.method());
+        // Its time is over, wherever it would go.
+        let is_late = matches!(
+            error.downcast_ref(),
+            Some(ClientError::Request { source, .. }) if source.is_timeout()
+        );
+        let may_be_sent_twice =
+            !self.only_if_not_sent && !is_late && is_idempotent(request.method());
         // A client that cannot be made for one instance says nothing of the others.
         let is_ours = matches!(error.downcast_ref(), Some(ClientError::Invalid(_)));
         (is_ours || may_be_sent_twice || was_not_sent(error, is_connect)).then_some(request)

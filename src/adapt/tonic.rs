@@ -18,6 +18,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,11 +28,13 @@ use bytes::Bytes;
 use http::{Request, Response, request};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint as Target};
-use tonic::{ConnectError, Status};
-use tower::{Service, ServiceExt};
+use tonic::{ConnectError, Status, TimeoutExpired};
+use tower::{Service, ServiceExt, service_fn};
 
 use super::balance::{Balance, NoInstance};
 use super::failover::Failover;
@@ -39,9 +42,15 @@ use super::sent::was_not_sent;
 use crate::discovery::{Endpoint, Resolver};
 use crate::error::BoxError;
 use crate::instance::{Address, Instance};
+use crate::transport::{Net, Stream, Transport};
 
 /// How long connecting may take, where no function says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How soon it is tried again.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How often a connection is asked whether its peer lives, and how long the answer may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest request that is kept to be sent again, in bytes.
 const MOST_KEPT: usize = 4 * 1024 * 1024;
 
@@ -55,8 +64,8 @@ const MOST_KEPT: usize = 4 * 1024 * 1024;
 /// - Endpoints that fail are ejected, as for calls of this crate's own. What a server answers with a
 ///   status of its own is an answer, `Unavailable` too.
 ///
-/// Addresses of `tcp@` are dialled as `http://`, of `unix@` as Unix sockets; for TLS,
-/// [`connecting`](Self::connecting) says how.
+/// Addresses of `tcp@` and `unix@` are dialled within 2 s, and connections are asked every 10 s whether their
+/// peer lives; for TLS, [`connecting`](Self::connecting) says how.
 #[derive(Clone)]
 pub struct Channels {
     balance: Balance<Named, Replay>,
@@ -71,8 +80,11 @@ impl Channels {
     /// A channel over a resolver's endpoints.
     pub fn new(resolver: Resolver) -> Self {
         Self::connecting(resolver, |instance| {
-            let uri = uri(&instance.address)?;
-            Ok(Target::from_shared(uri)?.connect_timeout(CONNECT_TIMEOUT).connect_lazy())
+            let target = Target::from_shared(uri(&instance.address)?)?
+                .http2_keep_alive_interval(KEEP_ALIVE)
+                .keep_alive_timeout(KEEP_ALIVE_TIMEOUT);
+            let dial = Dial { address: instance.address.clone(), failed: Arc::default() };
+            Ok(target.connect_with_connector_lazy(service_fn(move |_| dial.clone().connect())))
         })
     }
 
@@ -96,11 +108,34 @@ impl Channels {
     }
 }
 
-/// What tonic dials for an address.
+/// Connects to one endpoint. tonic lets the requests that wait for a connection each try it in turn: of a
+/// machine that is gone the last would wait for a long time. So those that were there when it failed fail
+/// with it.
+#[derive(Clone)]
+struct Dial {
+    address: Address,
+    /// When it failed last.
+    failed: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Dial {
+    async fn connect(self) -> io::Result<TokioIo<Stream>> {
+        let failed = *self.failed.lock();
+        if failed.is_some_and(|at| at.elapsed() < AGAIN) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "it could not be reached"));
+        }
+        let dialled = timeout(CONNECT_TIMEOUT, Net::default().connect(&self.address)).await;
+        let dialled = dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        *self.failed.lock() = dialled.is_err().then(Instant::now);
+        dialled.map(TokioIo::new)
+    }
+}
+
+/// What tonic calls an address.
 fn uri(address: &Address) -> Result<String, BoxError> {
     match address.protocol() {
         "tcp" => Ok(format!("http://{}", address.target())),
-        "unix" => Ok(format!("unix://{}", address.target())),
+        "unix" => Ok("http://localhost".to_owned()),
         other => {
             Err(format!("{other}@ needs a function of one's own: Channels::connecting").into())
         }
@@ -190,6 +225,18 @@ fn last<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
     cause
 }
 
+/// Whether the call's own time is over, wherever it would go.
+fn is_late(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<TimeoutExpired>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 fn is_connect(error: &(dyn Error + 'static)) -> bool {
     error.is::<ConnectError>()
 }
@@ -242,9 +289,9 @@ impl Failover<Request<Body>> for Replay {
 
     fn again(&self, kept: Kept, error: &(dyn Error + 'static)) -> Option<Request<Body>> {
         let body = match kept.body {
-            KeptBody::Whole => Body::empty(),
+            KeptBody::Whole if !is_late(error) => Body::empty(),
             KeptBody::Lent(slot) if was_not_sent(error, is_connect) => slot.lock().take()?,
-            KeptBody::Lent(_) => return None,
+            KeptBody::Whole | KeptBody::Lent(_) => return None,
         };
         Some(Request::from_parts(kept.head, body))
     }

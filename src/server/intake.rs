@@ -184,11 +184,13 @@ impl Intake {
         self.answered += 1;
         if is_large(&outcome) {
             let mut state = session.state.lock();
-            // What was answered before comes first, though nothing depends on it.
+            // What was answered before comes first, though nothing depends on it. It still counts: nothing
+            // of it is written yet.
+            let (bytes, answered) = (self.large + self.replies.len(), self.answered);
             self.hand_over(&mut state);
             let before = state.outbox.len();
             send_reply(&mut state.outbox, id, outcome, load, self.max_reply);
-            self.large = state.outbox.len() - before;
+            (self.large, self.answered) = (bytes + state.outbox.len() - before, answered);
             return;
         }
         put_reply(&mut self.replies, id, outcome, load, self.max_reply);

@@ -60,14 +60,15 @@ impl Writer {
             state.outbox.take(&mut self.batch);
             state.writing = (!self.batch.is_empty()).then(Instant::now);
             state.unwritten = self.batch.len();
-            if self.batch.is_empty() {
-                if state.drained_at.is_some() {
-                    session.to_keep.notify_one();
-                }
-                return Ok(());
+            if self.batch.is_empty() && state.drained_at.is_some() {
+                session.to_keep.notify_one();
             }
             drop(state);
+            // Also of the last write: one that took all at once is told nowhere else.
             session.to_read.notify_waiters();
+            if self.batch.is_empty() {
+                return Ok(());
+            }
         }
     }
 }

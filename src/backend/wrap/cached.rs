@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
 use super::follow::apply;
-use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateStream};
+use crate::discovery::{
+    Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, Update, UpdateStream,
+};
 use crate::instance::{Instance, ServiceName};
 
 /// A source whose last good list is kept in a folder, a file for each service, and answers in its place
@@ -86,6 +88,8 @@ impl<D: Discovery> Discovery for Cached<D> {
                         apply(&mut list, update.clone());
                         shelf.save(&service, &list.instances).await;
                     }
+                    // One that cannot be watched is asked.
+                    Err(error) if error.kind() == DiscoveryErrorKind::Unsupported => {}
                     Err(_) => {
                         if let Some(kept) = shelf.instead(&service).await
                             && !updates.send(Ok(Update::Set(kept))).await

@@ -28,8 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// It serves a move from one registry to another: clients look at both, while servers are restarted to
 /// register with the new one. A source that fails keeps what it last said, so that nothing is lost
-/// while the other answers; the list then proves nothing. Only if no source answers and none ever has
-/// is it an error.
+/// while another answers; the list then proves nothing. If none answers, it is an error.
 #[derive(Clone)]
 pub struct Merged {
     sources: Vec<Arc<dyn Discovery>>,
@@ -52,10 +51,13 @@ impl Discovery for Merged {
         let mut last = self.last.lock();
         let known = last.entry(service.clone()).or_default();
         known.resize(self.sources.len(), None);
-        let mut failed = None;
+        let (mut failed, mut answered) = (None, self.sources.is_empty());
         for (known, answer) in known.iter_mut().zip(answers) {
             match answer {
-                Ok(resolved) => *known = Some(resolved),
+                Ok(resolved) => {
+                    answered = true;
+                    *known = Some(resolved);
+                }
                 Err(error) => {
                     if let Some(known) = known {
                         known.complete = false;
@@ -65,8 +67,8 @@ impl Discovery for Merged {
             }
         }
         match failed {
-            // Every one of them failed: whoever asks has the last list already.
-            Some(error) if known.iter().flatten().all(|known| !known.complete) => Err(error),
+            // Whoever asks has the last list already.
+            Some(error) if !answered => Err(error),
             _ => Ok(union(known)),
         }
     }
@@ -83,6 +85,7 @@ impl Discovery for Merged {
 async fn follow(mut watches: Vec<UpdateStream>, updates: UpdateSender) {
     let mut lists: Vec<Option<Resolved>> = watches.iter().map(|_| None).collect();
     let mut silent: HashSet<usize> = (0..lists.len()).collect();
+    let mut down: HashSet<usize> = HashSet::new();
     let begun = Instant::now();
     let mut sent: Option<Vec<Instance>> = None;
     loop {
@@ -96,14 +99,16 @@ async fn follow(mut watches: Vec<UpdateStream>, updates: UpdateSender) {
         match next {
             Some((at, Some(Ok(update)))) => {
                 silent.remove(&at);
+                down.remove(&at);
                 let list = lists[at].get_or_insert_default();
                 is_whole = apply(list, update);
             }
             Some((at, Some(Err(failure)))) => {
                 silent.remove(&at);
-                if let Some(list) = &mut lists[at] {
-                    list.complete = false;
-                }
+                down.insert(at);
+                // That it proves nothing any more is news once: an old list is no new answer.
+                let known = lists[at].as_mut();
+                is_whole = known.is_some_and(|list| std::mem::replace(&mut list.complete, false));
                 error = Some(failure);
             }
             // They have no end.
@@ -116,6 +121,13 @@ async fn follow(mut watches: Vec<UpdateStream>, updates: UpdateSender) {
         if lists.iter().all(Option::is_none) {
             let none = || DiscoveryError::unavailable("none of the sources has answered");
             updates.send(Err(error.unwrap_or_else(none))).await;
+            return;
+        }
+        if down.len() == lists.len()
+            && let Some(error) = error.take()
+        {
+            // Nobody tells anything: whoever listens knows the last list, and how old it is.
+            updates.send(Err(error)).await;
             return;
         }
         let whole = union(&lists);
