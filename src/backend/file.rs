@@ -14,7 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -133,11 +133,17 @@ fn read(path: &Path, service: &ServiceName) -> Result<(Mark, Resolved), Discover
     let unreadable = |error: io::Error| {
         DiscoveryError::unavailable(format!("{}: {error}", path.display())).because(error)
     };
-    let mark = Mark::of(&fs::metadata(path).map_err(unreadable)?);
-    if mark.len > MAX_LEN {
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(invalid(path, "it is no file"));
+    }
+    let mark = Mark::of(&metadata);
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(unreadable)?;
+    file.take(MAX_LEN + 1).read_to_string(&mut text).map_err(unreadable)?;
+    if text.len() as u64 > MAX_LEN {
         return Err(invalid(path, format!("more than {MAX_LEN} bytes")));
     }
-    let text = fs::read_to_string(path).map_err(unreadable)?;
     let lists: BTreeMap<String, Vec<Item>> = match path.extension() {
         Some(extension) if extension == "toml" => {
             toml::from_str(&text).map_err(|error| invalid(path, error.message()))?

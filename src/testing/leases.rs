@@ -57,6 +57,38 @@ pub async fn expiry(harness: &dyn Harness) -> Outcome {
     Ok(())
 }
 
+/// A lease that is not renewed ends although others of the same registrar are: none keeps another alive.
+pub async fn a_lease_ends_alone(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("a_lease_ends_alone", harness);
+    let before = Instant::now();
+    let left = scene.register(&instance(0), scene.ttl()).await?;
+    let after = Instant::now();
+    let kept = scene.register(&instance(1), scene.ttl()).await?;
+    let both = [instance(0), instance(1)];
+    scene.sees("what is registered is seen", &both).await;
+
+    let ttl = left.lease.ttl.unwrap_or(scene.ttl());
+    loop {
+        scene.keep(&kept).await?;
+        let asked = Instant::now();
+        let seen = scene.resolve().await.instances.len();
+        let lasted = before.elapsed();
+        match seen {
+            1 if lasted < ttl => {
+                scene.fails(format_args!("a lease of {ttl:?} never ends earlier: {lasted:?}"));
+            }
+            1 => break,
+            _ if asked > after + ttl + scene.granularity() => {
+                scene.fails("a lease that nobody renews ends, whatever others do");
+            }
+            _ => scene.advance(ttl / 20).await,
+        }
+    }
+    scene.sees("what is renewed stays", &both[1..]).await;
+    scene.clear().await;
+    Ok(())
+}
+
 /// Renewing what the registry does not know is `Lost`, each in its place, and registers nothing.
 pub async fn lease_lost(harness: &dyn Harness) -> Outcome {
     let mut scene = Scene::new("lease_lost", harness);

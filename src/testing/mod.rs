@@ -50,7 +50,9 @@ mod watches;
 
 pub use self::harness::{Capability, Harness};
 pub use self::identity::{address_has_one_holder, epochs};
-pub use self::leases::{expiry, lease_lost, renew_after_expiry_is_lost, renew_keeps_alive};
+pub use self::leases::{
+    a_lease_ends_alone, expiry, lease_lost, renew_after_expiry_is_lost, renew_keeps_alive,
+};
 pub use self::lists::{
     full_state_survives, many_instances, services_are_separate, unknown_service_is_empty,
 };
@@ -87,6 +89,7 @@ pub async fn registry_suite(harness: &dyn Harness) -> Report {
         register_is_idempotent,
         renew_keeps_alive,
         expiry,
+        a_lease_ends_alone,
         lease_lost,
         renew_after_expiry_is_lost,
         deregister,

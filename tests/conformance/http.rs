@@ -35,6 +35,7 @@ async fn over_a_server_of_the_old_contract() {
             "register_is_idempotent",
             "renew_keeps_alive",
             "expiry",
+            "a_lease_ends_alone",
             "many_instances",
             "registrar_survives_restart",
         ]

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use srpc::ServiceName;
 use srpc::backend::memory::MemoryRegistry;
 use srpc::backend::static_list::StaticList;
 use srpc::backend::wrap::{Cached, Filtered, Merged, Prefixed, Subset};
-use srpc::discovery::Discovery;
+use srpc::discovery::{Discovery, DiscoveryError, Resolved, Update};
 use srpc::registry::Registry;
 use srpc::testing::{discovery_suite, registry_suite};
 
@@ -59,6 +60,33 @@ async fn a_list_on_disk() {
     let folder = Folder::new("cached");
     let memory = MemoryRegistry::new();
     passes(memory.clone(), Cached::new(memory, &folder.0)).await;
+}
+
+/// A source that is down is told once, and the list of the others stands; that all are down is an error.
+#[tokio::test(start_paused = true)]
+async fn merged_sources_that_are_down_are_told() {
+    struct Down;
+
+    #[async_trait::async_trait]
+    impl Discovery for Down {
+        async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
+            Err(DiscoveryError::unavailable("down"))
+        }
+    }
+
+    let service = "Foo".parse().unwrap();
+    let list = StaticList::parse("tcp@a:1").unwrap();
+    let half = Merged::new([Arc::new(list) as Arc<dyn Discovery>, Arc::new(Down)]);
+    let mut watch = half.watch(&service).unwrap();
+    let Update::Set(first) = watch.next().await.unwrap().unwrap() else { panic!("a Set first") };
+    assert_eq!((first.instances.len(), first.complete), (1, false));
+    let more = tokio::time::timeout(Duration::from_secs(60), watch.next()).await;
+    assert!(more.is_err(), "an old list is no news: {more:?}");
+    assert_eq!(half.resolve(&service).await.unwrap().instances.len(), 1);
+
+    let none = Merged::new([Arc::new(Down) as Arc<dyn Discovery>, Arc::new(Down)]);
+    assert!(none.watch(&service).unwrap().next().await.unwrap().is_err());
+    assert!(none.resolve(&service).await.is_err());
 }
 
 struct Folder(PathBuf);

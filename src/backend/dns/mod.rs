@@ -144,10 +144,14 @@ impl Dns {
         for answer in [v4, v6] {
             match records(name, answer)? {
                 Answer::Records(lookup) => {
-                    let data = lookup.answers().iter().map(|record| (&record.data, record.ttl));
-                    addresses
-                        .ips
-                        .extend(data.filter_map(|(data, ttl)| Some((data.ip_addr()?, ttl))));
+                    for record in lookup.answers() {
+                        match (record.data.ip_addr(), &record.data) {
+                            (Some(ip), _) => addresses.ips.push((ip, record.ttl)),
+                            // The alias may point elsewhere before the addresses change.
+                            (None, RData::CNAME(_)) => addresses.aliases.push(record.ttl),
+                            _ => {}
+                        }
+                    }
                 }
                 Answer::Missing(ttl) => {
                     addresses.missing_for = addresses.missing_for.max(Some(ttl));
@@ -170,10 +174,11 @@ impl Dns {
                 let alias = self.resolver.lookup(asked.clone(), RecordType::CNAME).await;
                 if let Answer::Records(lookup) = records(&asked, alias)? {
                     let target = lookup.answers().iter().find_map(|record| match &record.data {
-                        RData::CNAME(target) => Some(target.0.clone()),
+                        RData::CNAME(target) => Some((target.0.clone(), record.ttl)),
                         _ => None,
                     });
-                    if let Some(target) = target {
+                    if let Some((target, ttl)) = target {
+                        found.holds(ttl);
                         asked = target;
                         continue;
                     }
@@ -215,6 +220,8 @@ impl Discovery for Dns {
 #[derive(Default)]
 struct Addresses {
     ips: Vec<(IpAddr, u32)>,
+    /// The TTLs of the aliases that led there.
+    aliases: Vec<u32>,
     missing_for: Option<Duration>,
 }
 
@@ -248,6 +255,7 @@ impl Found {
         if let (true, Some(ttl)) = (addresses.ips.is_empty(), addresses.missing_for) {
             self.missing(ttl);
         }
+        addresses.aliases.iter().for_each(|ttl| self.holds(*ttl));
         for (ip, ttl) in &addresses.ips {
             self.holds(*ttl);
             self.add(*ip, port, weight)?;

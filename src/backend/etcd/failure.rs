@@ -1,6 +1,7 @@
 //! Why etcd gave no answer that can be used.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::api::Refusal;
 use crate::backend::exchange::ExchangeError;
@@ -33,6 +34,10 @@ impl Failure {
         Self::Unavailable { message: message.into(), source: None }
     }
 
+    pub(super) fn late(limit: Duration) -> Self {
+        Self::unavailable(format!("no answer within {limit:?}"))
+    }
+
     /// By its code: of many, etcd says that they are unknown, and means that it is on its way down.
     pub(super) fn of(refusal: Refusal) -> Self {
         let Refusal { code, message } = refusal;
@@ -54,7 +59,9 @@ impl Failure {
         match self {
             Self::Refused { code: UNAUTHENTICATED, .. } => true,
             Self::Refused { code: INVALID_ARGUMENT, message } => {
-                message.contains("user name is empty")
+                ["user name is empty", "revision of auth store is old"]
+                    .iter()
+                    .any(|text| message.contains(text))
             }
             _ => false,
         }
@@ -82,7 +89,9 @@ impl Failure {
                 RegistryErrorKind::NotAllowed
             }
             Self::Refused { code: EXHAUSTED, .. } => RegistryErrorKind::Full,
-            Self::Refused { code: INVALID_ARGUMENT, .. } if self.wants_token() => {
+            Self::Refused { code: INVALID_ARGUMENT, message }
+                if self.wants_token() || message.contains("authentication failed") =>
+            {
                 RegistryErrorKind::NotAllowed
             }
             Self::Refused { code: INVALID_ARGUMENT, .. } => RegistryErrorKind::Invalid,

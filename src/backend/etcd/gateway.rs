@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use http::HeaderValue;
+use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,6 +17,9 @@ use crate::transport::Transport;
 
 /// The longest line of a stream, in bytes: etcd splits larger messages.
 const MAX_LINE: usize = 32 * 1024 * 1024;
+
+/// As much as is read of a refusal, in bytes.
+const MAX_REFUSAL: usize = 64 * 1024;
 
 /// One member.
 pub(super) struct Member {
@@ -120,7 +123,14 @@ impl Gateway {
         let mut failures = Vec::new();
         for at in self.order() {
             let member = &self.members[at];
-            match self.open_member(member, path, &body).await {
+            let opened = match self.open_member(member, path, &body).await {
+                Err(failure) if self.user.is_some() && failure.wants_token() => {
+                    *self.token.lock() = None;
+                    self.open_member(member, path, &body).await
+                }
+                opened => opened,
+            };
+            match opened {
                 Ok(answer) => return Ok(Lines { at, answer, read: Vec::new() }),
                 Err(refused @ Failure::Refused { .. }) => return Err(refused),
                 Err(failure) => {
@@ -171,11 +181,22 @@ impl Gateway {
     ) -> Result<OpenAnswer, Failure> {
         let ask = self.with_token(member, post(path, body)).await?;
         let (connections, transport) = (&member.connections, &*self.transport);
-        let answer = connections.open(transport, member.host(), &ask, self.share).await?;
-        match answer.status.is_success() {
-            true => Ok(answer),
-            false => Err(Failure::unavailable(format!("status {}", answer.status))),
+        let mut answer = connections.open(transport, member.host(), &ask, self.share).await?;
+        if answer.status.is_success() {
+            return Ok(answer);
         }
+        let mut body = Vec::new();
+        let whole = async {
+            while let Ok(Some(chunk)) = answer.chunk().await {
+                body.extend_from_slice(&chunk);
+                if body.len() > MAX_REFUSAL {
+                    return;
+                }
+            }
+        };
+        // What came until then says why, or nothing does.
+        let _ = tokio::time::timeout(self.share, whole).await;
+        Err(refusal(answer.status, &body))
     }
 
     async fn with_token(&self, member: &Member, ask: Ask) -> Result<Ask, Failure> {
@@ -256,9 +277,13 @@ fn read<A: DeserializeOwned>(answer: &Answer) -> Result<A, Failure> {
     if answer.status.is_success() {
         return serde_json::from_slice(&answer.body).map_err(nonsense);
     }
-    match serde_json::from_slice::<Refusal>(&answer.body) {
-        Ok(refusal) if refusal.code != 0 => Err(Failure::of(refusal)),
-        _ => Err(Failure::unavailable(format!("status {}", answer.status))),
+    Err(refusal(answer.status, &answer.body))
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> Failure {
+    match serde_json::from_slice::<Refusal>(body) {
+        Ok(refusal) if refusal.code != 0 => Failure::of(refusal),
+        _ => Failure::unavailable(format!("status {status}")),
     }
 }
 

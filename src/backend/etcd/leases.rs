@@ -1,6 +1,6 @@
 //! The leases that keys are put with: one for all registrations of a value, or one for each.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,14 +10,15 @@ use tokio::time::Instant;
 use super::api::{Done, Grant, Int, LeaseId, Leased, Streamed};
 use super::failure::Failure;
 use super::gateway::Gateway;
-use crate::instance::{InstanceId, ServiceName};
+use crate::call::after;
+use crate::instance::InstanceId;
 
 /// A lease is asked for by so much longer than is told: until then after its last renewal it is as good
 /// as new, and need not be renewed for each of many registrations.
 const SPARE: Duration = Duration::from_secs(1);
 
 /// What a registration is kept by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Granted {
     pub(super) id: Int,
     /// How long it holds at least, from now.
@@ -35,8 +36,24 @@ pub(super) struct Leases {
 struct Table {
     /// By the seconds that were asked for.
     shared: HashMap<u64, Shared>,
-    /// Which registrations each lease keeps.
-    members: HashMap<Int, HashSet<(ServiceName, InstanceId)>>,
+    /// What each lease keeps that is shared, and until when without a renewal of its own: the lease is
+    /// renewed for others too.
+    members: HashMap<Int, HashMap<String, Kept>>,
+}
+
+/// A registration that a lease keeps, by its key.
+struct Kept {
+    member: Member,
+    until: Instant,
+}
+
+/// A registration, with the keys that it has.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) key: String,
+    /// The key of its address.
+    pub(super) holder: String,
+    pub(super) id: InstanceId,
 }
 
 #[derive(Clone, Copy)]
@@ -52,8 +69,14 @@ impl Leases {
         Self { each, table: Mutex::default(), asking: Semaphore::new(1) }
     }
 
-    /// A lease that holds for `ttl` at least.
-    pub(super) async fn take(&self, gateway: &Gateway, ttl: Duration) -> Result<Granted, Failure> {
+    /// A lease that holds for `ttl` at least, and keeps this registration from now on: whoever gives
+    /// back the last of the others does not take it along.
+    pub(super) async fn take(
+        &self,
+        gateway: &Gateway,
+        ttl: Duration,
+        member: &Member,
+    ) -> Result<Granted, Failure> {
         let seconds = seconds(ttl);
         if self.each {
             return grant(gateway, seconds).await;
@@ -62,15 +85,29 @@ impl Leases {
         let known = self.table.lock().shared.get(&seconds).copied();
         if let Some(shared) = known {
             let is_whole = shared.whole.elapsed() < SPARE;
-            if is_whole || self.keep(gateway, shared.granted.id).await? {
+            if (is_whole || self.keep(gateway, shared.granted.id).await?)
+                && self.join(seconds, shared.granted, member)
+            {
                 return Ok(shared.granted);
             }
         }
         let asked = Instant::now();
         let granted = grant(gateway, seconds).await?;
-        let shared = Shared { granted, whole: asked };
-        self.table.lock().shared.insert(seconds, shared);
+        self.table.lock().shared.insert(seconds, Shared { granted, whole: asked });
+        self.join(seconds, granted, member);
         Ok(granted)
+    }
+
+    /// False: the lease was given back meanwhile.
+    fn join(&self, seconds: u64, granted: Granted, member: &Member) -> bool {
+        let mut table = self.table.lock();
+        let stands = table.shared.get(&seconds).is_some_and(|one| one.granted.id == granted.id);
+        if stands {
+            let until = after(Instant::now(), granted.ttl);
+            let kept = Kept { member: member.clone(), until };
+            table.members.entry(granted.id).or_default().insert(member.key.clone(), kept);
+        }
+        stands
     }
 
     /// Renews a lease; false: it is not there any more.
@@ -96,23 +133,41 @@ impl Leases {
         Ok(holds)
     }
 
-    /// It keeps this registration.
-    pub(super) fn joined(&self, id: Int, service: &ServiceName, instance: &InstanceId) {
+    /// This registration was renewed, for so long.
+    pub(super) fn renewed(&self, id: Int, member: &Member, ttl: Duration) {
         let mut table = self.table.lock();
-        table.members.entry(id).or_default().insert((service.clone(), instance.clone()));
+        // What another value registered under this lease is that value's to look after.
+        let kept = table.members.get_mut(&id).and_then(|members| members.get_mut(&member.key));
+        if let Some(kept) = kept {
+            kept.until = after(Instant::now(), ttl.saturating_add(SPARE));
+        }
     }
 
-    /// It does not keep this registration any more; true: nor any other.
-    pub(super) fn left(&self, id: Int, service: &ServiceName, instance: &InstanceId) -> bool {
+    /// The registrations under this lease that nobody has renewed in time.
+    pub(super) fn overdue(&self, id: Int) -> Vec<Member> {
+        let (table, now) = (self.table.lock(), Instant::now());
+        let kept = table.members.get(&id).into_iter().flat_map(HashMap::values);
+        kept.filter(|kept| kept.until <= now).map(|kept| kept.member.clone()).collect()
+    }
+
+    /// It does not keep this registration any more; true: nor any other, and nobody joins it.
+    pub(super) fn left(&self, id: Int, member: &Member) -> bool {
+        if self.each {
+            return true;
+        }
         let mut table = self.table.lock();
         let Some(members) = table.members.get_mut(&id) else { return false };
-        members.remove(&(service.clone(), instance.clone()));
-        members.is_empty()
+        members.remove(&member.key);
+        let is_empty = members.is_empty();
+        if is_empty {
+            table.members.remove(&id);
+            table.shared.retain(|_, shared| shared.granted.id != id);
+        }
+        is_empty
     }
 
     /// Gives a lease back that keeps nothing. That it fails is no harm: the lease runs out.
     pub(super) async fn revoke(&self, gateway: &Gateway, id: Int) {
-        self.forget(id);
         let revoked = gateway.ask::<Done>("/v3/lease/revoke", &LeaseId { id }).await;
         if let Err(failure) = revoked {
             tracing::debug!(%failure, "a lease is not revoked: it runs out");
@@ -139,5 +194,5 @@ async fn grant(gateway: &Gateway, seconds: u64) -> Result<Granted, Failure> {
 
 /// etcd's leases are of whole seconds.
 fn seconds(ttl: Duration) -> u64 {
-    (ttl + SPARE).as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
+    ttl.saturating_add(SPARE).as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
 }

@@ -41,18 +41,25 @@ struct Past {
 const WARMING: Duration = DEFAULT_TTL;
 
 impl History {
-    /// Whether lists of this revision still prove nothing.
-    fn is_warming(&self, revision: Int, now: Instant) -> bool {
+    /// The newest revision that was seen.
+    fn seen(&self) -> Int {
+        self.0.lock().revision
+    }
+
+    /// Whether a list of this revision still proves nothing, where `before` had been seen before it was
+    /// asked for: lists that were asked for at the same time may be answered in any order.
+    fn is_warming(&self, before: Int, revision: Int, now: Instant) -> bool {
         let mut past = self.0.lock();
-        if revision < past.revision {
+        if revision < before.min(past.revision) {
             tracing::warn!(
-                before = past.revision.0,
+                before = before.0,
                 now = revision.0,
                 "etcd has gone back: what its lists lack is not proven gone for now"
             );
             past.back = Some(now);
+            past.revision = revision;
         }
-        past.revision = revision;
+        past.revision = past.revision.max(revision);
         past.back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
     }
 }
@@ -63,7 +70,7 @@ pub(super) async fn list(
     history: &History,
     service: &ServiceName,
 ) -> Result<Listed, Failure> {
-    let prefix = keys.service(service);
+    let (prefix, before) = (keys.service(service), history.seen());
     let mut range = Range {
         key: Blob::from(prefix.as_str()),
         range_end: Some(Blob(end_of(&prefix))),
@@ -84,7 +91,7 @@ pub(super) async fn list(
             _ => break revision,
         }
     };
-    let warming = history.is_warming(revision, Instant::now());
+    let warming = history.is_warming(before, revision, Instant::now());
     let (instances, skipped) = instances(&prefix, &found);
     let resolved = Resolved::new(instances)
         .revision(revision.0.to_string())
@@ -152,10 +159,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_that_went_back_proves_nothing_for_a_lease() {
         let (history, now) = (History::default(), Instant::now());
-        assert!(!history.is_warming(Int(100), now));
-        assert!(!history.is_warming(Int(101), now));
-        assert!(history.is_warming(Int(2), now));
-        assert!(history.is_warming(Int(300), now + WARMING / 2));
-        assert!(!history.is_warming(Int(300), now + WARMING));
+        assert!(!history.is_warming(Int(0), Int(100), now));
+        assert!(!history.is_warming(Int(100), Int(102), now));
+        assert!(!history.is_warming(Int(100), Int(101), now), "asked before the one at 102 came");
+        assert_eq!(history.seen(), Int(102));
+        assert!(history.is_warming(Int(102), Int(2), now));
+        assert!(history.is_warming(Int(2), Int(300), now + WARMING / 2));
+        assert!(!history.is_warming(Int(300), Int(300), now + WARMING));
     }
 }

@@ -37,7 +37,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::timeout;
 
+use self::failure::Failure;
 use self::gateway::{Gateway, Member, User};
 use self::keys::Keys;
 use self::leases::Leases;
@@ -60,7 +62,8 @@ const PORT: u16 = 2379;
 /// members the one that answered last is asked first, and the others if it fails.
 ///
 /// # Leases
-/// All that one value registers with the same TTL shares one lease of etcd's: one request renews them. A
+/// All that one value registers with the same TTL shares one lease of etcd's: one request renews them, and
+/// deletes those of them that nobody has renewed in time. A
 /// lease is of whole seconds, and a second longer than is told; etcd ends it up to half a second late. So
 /// a registration ends within TTL and TTL + 2.5 s. A registry server in front of etcd takes a lease for
 /// [each](EtcdRegistryBuilder::lease_each).
@@ -115,15 +118,23 @@ impl EtcdRegistry {
 #[async_trait]
 impl Registry for EtcdRegistry {
     async fn register(&self, registration: &Registration) -> Result<Lease, RegistryError> {
-        registering::register(&self.inner, registration).await
+        let limit = self.inner.timeout;
+        let registered = timeout(limit, registering::register(&self.inner, registration)).await;
+        registered.unwrap_or_else(|_| Err(Failure::late(limit).into()))
     }
 
     async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
-        registering::renew(&self.inner, held).await
+        let limit = self.inner.timeout;
+        let renewed = timeout(limit, registering::renew(&self.inner, held)).await;
+        renewed.unwrap_or_else(|_| {
+            held.iter().map(|_| Err(Failure::late(limit).registry_error())).collect()
+        })
     }
 
     async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
-        Ok(registering::deregister(&self.inner, held).await?)
+        let limit = self.inner.timeout;
+        let deregistered = timeout(limit, registering::deregister(&self.inner, held)).await;
+        Ok(deregistered.unwrap_or_else(|_| Err(Failure::late(limit)))?)
     }
 }
 

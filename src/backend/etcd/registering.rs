@@ -5,6 +5,8 @@ use std::collections::{BTreeSet, HashMap};
 use super::Inner;
 use super::api::{Compare, Delete, Done, Int, KeyValue, Op, Put, Range, Txn, Txned};
 use super::failure::Failure;
+use super::leases::Member;
+use crate::backend::join::all;
 use crate::backend::value;
 use crate::instance::InstanceId;
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
@@ -13,6 +15,8 @@ use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKin
 const TRIES: usize = 5;
 /// How many registrations one request looks at: etcd takes 128 operations, and each needs two.
 const BATCH: usize = 60;
+/// How many leases are renewed at once.
+const AT_ONCE: usize = 8;
 
 /// What is known of the keys that a registration writes.
 #[derive(Default)]
@@ -27,18 +31,19 @@ pub(super) async fn register(
     inner: &Inner,
     registration: &Registration,
 ) -> Result<Lease, RegistryError> {
-    let Registration { service, instance, ttl, .. } = registration;
+    let member = member(inner, registration);
     let mut known = Known::default();
     for _ in 0..TRIES {
-        let granted = inner.leases.take(&inner.gateway, *ttl).await?;
+        let granted = inner.leases.take(&inner.gateway, registration.ttl, &member).await?;
         match put(inner, registration, granted.id, &known).await {
-            Ok(None) => {
-                inner.leases.joined(granted.id, service, &instance.id);
-                return Ok(Lease::new(granted.id.0.to_string(), Some(granted.ttl)));
-            }
+            Ok(None) => return Ok(Lease::new(granted.id.0.to_string(), Some(granted.ttl))),
             Ok(Some(found)) => {
                 known = found;
-                check_epoch(known.instance.as_ref(), registration)?;
+                if let Err(stale) = check_epoch(known.instance.as_ref(), registration) {
+                    // Nothing of it was written: the lease is there for the others, or runs out.
+                    inner.leases.left(granted.id, &member);
+                    return Err(stale);
+                }
                 known.replaced = replaced(inner, registration, &known).await?;
             }
             // The lease has ended since it was last renewed.
@@ -119,9 +124,12 @@ async fn replaced(
 
 pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
     let leases: BTreeSet<Int> = held.iter().filter_map(lease_of).collect();
+    let leases: Vec<Int> = leases.into_iter().collect();
     let mut kept = HashMap::new();
-    for id in leases {
-        kept.insert(id, inner.leases.keep(&inner.gateway, id).await);
+    for leases in leases.chunks(AT_ONCE) {
+        let keep = leases.iter().map(|id| inner.leases.keep(&inner.gateway, *id));
+        let answers = all(keep.map(|keep| Box::pin(keep) as _).collect()).await;
+        kept.extend(leases.iter().copied().zip(answers));
     }
     let mut results = Vec::with_capacity(held.len());
     for batch in held.chunks(BATCH) {
@@ -131,11 +139,55 @@ pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, R
             results.push(match (kept, &states) {
                 (None, _) | (Some((_, Ok(false))), _) => Ok(Renewal::Lost),
                 (Some((_, Err(failure))), _) | (_, Err(failure)) => Err(failure.registry_error()),
-                (Some((id, Ok(true))), Ok(states)) => renewed(held, id, states.get(at)),
+                (Some((id, Ok(true))), Ok(states)) => {
+                    let renewal = renewed(held, id, states.get(at));
+                    if matches!(renewal, Ok(Renewal::Renewed)) {
+                        let registration = &held.registration;
+                        inner.leases.renewed(id, &member(inner, registration), registration.ttl);
+                    }
+                    renewal
+                }
             });
         }
     }
+    for id in leases {
+        if matches!(kept.get(&id), Some(Ok(true))) {
+            expire(inner, id).await;
+        }
+    }
     results
+}
+
+/// Deletes what nobody has renewed in time: its lease is kept for others.
+async fn expire(inner: &Inner, lease: Int) {
+    for batch in inner.leases.overdue(lease).chunks(BATCH) {
+        let success = batch.iter().flat_map(|member| deletions(member, lease)).collect();
+        let txn = Txn { success, ..Txn::default() };
+        match inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await {
+            Ok(Done {}) => batch.iter().for_each(|member| {
+                tracing::info!(key = member.key, "lease expired");
+                inner.leases.left(lease, member);
+            }),
+            Err(failure) => tracing::debug!(%failure, "a lease is not ended yet"),
+        }
+    }
+}
+
+/// The keys of a registration, as long as they are of this lease: what another has put there since
+/// stays.
+fn deletions(member: &Member, lease: Int) -> [Op; 2] {
+    let Member { key, holder, id } = member;
+    let is_ours = vec![Compare::lease(holder, lease), Compare::value(holder, id.as_str())];
+    [delete_if(vec![Compare::lease(key, lease)], key), delete_if(is_ours, holder)]
+}
+
+fn member(inner: &Inner, registration: &Registration) -> Member {
+    let Registration { service, instance, .. } = registration;
+    Member {
+        key: inner.keys.instance(service, &instance.id),
+        holder: inner.keys.address(service, &instance.address),
+        id: instance.id.clone(),
+    }
 }
 
 /// The keys of these registrations: each instance's, and its address's.
@@ -173,7 +225,7 @@ fn renewed(
     let is_ours = kv.lease == lease
         && value::decode(instance.id.as_str(), &kv.value.0).as_ref() == Ok(instance);
     let id = instance.id.as_str().as_bytes();
-    let is_replaced = holder.as_ref().is_some_and(|holder| holder.value.0 != id);
+    let is_replaced = holder.as_ref().is_none_or(|holder| holder.value.0 != id);
     Ok(if is_ours && !is_replaced { Renewal::Renewed } else { Renewal::Lost })
 }
 
@@ -182,21 +234,14 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
         let mut txn = Txn::default();
         for held in batch {
             let Some(lease) = lease_of(held) else { continue };
-            let Registration { service, instance, .. } = &held.registration;
-            let key = inner.keys.instance(service, &instance.id);
-            let holder = inner.keys.address(service, &instance.address);
-            // What another has put there since stays.
-            txn.success.push(delete_if(Compare::lease(&key, lease), &key));
-            let id = instance.id.as_str();
-            txn.success.push(delete_if(Compare::value(&holder, id), &holder));
+            txn.success.extend(deletions(&member(inner, &held.registration), lease));
         }
         if !txn.success.is_empty() {
             inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await?;
         }
         for held in batch {
             let Some(lease) = lease_of(held) else { continue };
-            let Registration { service, instance, .. } = &held.registration;
-            if inner.leases.left(lease, service, &instance.id) {
+            if inner.leases.left(lease, &member(inner, &held.registration)) {
                 inner.leases.revoke(&inner.gateway, lease).await;
             }
         }
@@ -204,9 +249,9 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
     Ok(())
 }
 
-fn delete_if(compare: Compare, key: &str) -> Op {
+fn delete_if(compare: Vec<Compare>, key: &str) -> Op {
     let delete = Op::Delete(Delete { key: key.into() });
-    Op::Txn(Txn { compare: vec![compare], success: vec![delete], failure: Vec::new() })
+    Op::Txn(Txn { compare, success: vec![delete], failure: Vec::new() })
 }
 
 /// `None`: no lease of ours.

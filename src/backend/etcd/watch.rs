@@ -74,7 +74,7 @@ async fn open(inner: &Inner, prefix: &str, revision: Int) -> Result<Lines, Failu
     let create_request = WatchFrom {
         key: prefix.into(),
         range_end: Blob(end_of(prefix)),
-        start_revision: Int(revision.0 + 1),
+        start_revision: Int(revision.0.saturating_add(1)),
         fragment: true,
     };
     let mut lines = inner.gateway.open("/v3/watch", &Watch { create_request }).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Inner;
 use super::registering::expire;
@@ -63,23 +63,29 @@ impl Keeper {
         table.until.keys().all(is_held)
     }
 
-    /// Those whose time is over, which are not kept any longer. `None`: none is left.
-    fn due(&self, now: Instant) -> Option<Vec<Key>> {
-        let mut table = self.0.lock();
+    /// Whether its time is over.
+    pub(super) fn is_due(&self, service: &ServiceName, id: &InstanceId) -> bool {
+        let key = (service.clone(), id.clone());
+        self.0.lock().until.get(&key).is_some_and(|until| *until <= Instant::now())
+    }
+
+    /// Those whose time is over. `None`: nothing is registered.
+    fn due(&self) -> Option<Vec<Key>> {
+        let (mut table, now) = (self.0.lock(), Instant::now());
         if table.until.is_empty() {
             table.task = None;
             return None;
         }
-        let due: Vec<Key> = table
-            .until
-            .iter()
-            .filter(|(_, until)| **until <= now)
-            .map(|(key, _)| key.clone())
-            .collect();
-        due.iter().for_each(|key| {
+        let due = table.until.iter().filter(|(_, until)| **until <= now);
+        Some(due.map(|(key, _)| key.clone()).collect())
+    }
+
+    /// It is gone, unless it was renewed meanwhile.
+    fn settle(&self, key: &Key) {
+        let mut table = self.0.lock();
+        if table.until.get(key).is_some_and(|until| *until <= Instant::now()) {
             table.until.remove(key);
-        });
-        Some(due)
+        }
     }
 }
 
@@ -95,9 +101,18 @@ async fn sweep(inner: Weak<Inner>) {
     loop {
         sleep(SWEEP).await;
         let Some(inner) = inner.upgrade() else { return };
-        let Some(due) = inner.keeper.due(Instant::now()) else { return };
-        for (service, id) in due {
-            expire(&inner, &service, &id, inner.timeout).await;
+        let Some(due) = inner.keeper.due() else { return };
+        for key in due {
+            let (service, id) = &key;
+            match timeout(inner.timeout, expire(&inner, service, id)).await {
+                Ok(Ok(())) => inner.keeper.settle(&key),
+                // The others would fare no better: all are tried again.
+                Ok(Err(failure)) => {
+                    tracing::debug!(%service, %id, ?failure, "a lease is not ended yet");
+                    break;
+                }
+                Err(_) => break,
+            }
         }
     }
 }

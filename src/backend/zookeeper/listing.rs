@@ -19,27 +19,27 @@ const BATCH: usize = 100;
 /// For so long after a server came back without what it had its lists prove nothing.
 const WARMING: Duration = DEFAULT_TTL;
 
-/// The newest change that was seen of each service. One that is older tells of a server that came back
-/// without what it had.
+/// When each service's node was made. Nobody deletes one: another one tells of servers that came back
+/// without what they had.
 #[derive(Debug, Default)]
 pub(super) struct History(Mutex<HashMap<ServiceName, Past>>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Past {
-    zxid: i64,
-    /// When it was seen to have gone back.
+    made: i64,
+    /// When it was seen to be another.
     back: Option<Instant>,
 }
 
 impl History {
-    fn is_warming(&self, service: &ServiceName, zxid: i64, now: Instant) -> bool {
+    /// Whether a list still proves nothing whose node was made by this change.
+    fn is_warming(&self, service: &ServiceName, made: i64, now: Instant) -> bool {
         let mut pasts = self.0.lock();
-        let past = pasts.entry(service.clone()).or_default();
-        if zxid < past.zxid {
-            tracing::warn!(%service, "ZooKeeper has gone back: its lists prove nothing for now");
-            past.back = Some(now);
+        let past = pasts.entry(service.clone()).or_insert(Past { made, back: None });
+        if past.made != made {
+            tracing::warn!(%service, "ZooKeeper has lost what it had: its lists prove nothing for now");
+            *past = Past { made, back: Some(now) };
         }
-        past.zxid = zxid;
         past.back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
     }
 }
@@ -85,7 +85,7 @@ pub(super) async fn read(
             }
         }
     }
-    let warming = history.is_warming(service, parent.pzxid, Instant::now());
+    let warming = history.is_warming(service, parent.czxid, Instant::now());
     let instances = holders.into_values().map(|(_, instance)| instance).collect();
     Ok(Resolved::new(instances)
         .revision(parent.pzxid.to_string())

@@ -64,8 +64,8 @@ const PORT: u16 = 2181;
 ///
 /// # Lists
 /// They have the id of their last change, and so prove what is gone, but for a service that nobody has
-/// registered yet. Where that id goes back the servers have lost what they had: for 15 s lists prove
-/// nothing.
+/// registered yet. Where a service's node is another than before, the servers have lost what they had:
+/// for 15 s its lists prove nothing.
 ///
 /// # Errors
 /// What the rights of nodes forbid is `NotAllowed`, a quota that is used up is `Full`, the rest is
@@ -195,7 +195,9 @@ impl ZooKeeperRegistryBuilder {
         let servers = hosts(&self.servers, "tcp", PORT)?;
         let cluster: Vec<&str> = servers.iter().map(Address::target).collect();
         let cluster = cluster.join(",");
-        let session = || Session::new(cluster.clone(), self.session_timeout);
+        // Each server is tried within one request.
+        let share = self.timeout.mul_f64(0.9) / servers.len().max(1) as u32;
+        let session = || Session::new(cluster.clone(), self.session_timeout, share);
         Ok(ZooKeeperRegistry {
             inner: Arc::new(Inner {
                 keeping: session(),

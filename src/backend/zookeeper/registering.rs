@@ -1,7 +1,6 @@
 //! Makes, checks and deletes the nodes of registrations.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use zookeeper_client::{
@@ -12,6 +11,7 @@ use super::Inner;
 use super::failure::Failure;
 use super::paths::Paths;
 use crate::backend::value;
+use crate::call::after;
 use crate::instance::{Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
@@ -52,7 +52,7 @@ pub(super) async fn register(
     let Registration { service, instance, ttl, .. } = registration;
     // Noted first: what is asked may be done long after nobody waits for it any more, and then ends as
     // what is not renewed does.
-    inner.keeper.note(inner, service, &instance.id, Instant::now() + *ttl);
+    inner.keeper.note(inner, service, &instance.id, after(Instant::now(), *ttl));
     let registered = async {
         let client = inner.keeping.client(inner.timeout).await?;
         put(inner, &client, registration).await?;
@@ -61,7 +61,7 @@ pub(super) async fn register(
     let session = timeout(inner.timeout, registered)
         .await
         .unwrap_or_else(|_| Err(Failure::late(inner.timeout).into()))?;
-    inner.keeper.note(inner, service, &instance.id, Instant::now() + *ttl);
+    inner.keeper.note(inner, service, &instance.id, after(Instant::now(), *ttl));
     Ok(Lease::new(format!("{session:x}"), Some(*ttl)))
 }
 
@@ -125,6 +125,8 @@ async fn look_around(
         present.push((target.address.clone(), holder.stat.version));
         let path = inner.paths.instance(service, &id);
         if id != instance.id
+            // What is no id names nobody.
+            && !id.as_str().is_empty()
             && let Some(other) = nodes(client, &[&path]).await?.into_iter().next().flatten()
             // It may have moved on.
             && value::decode(id.as_str(), &other.data)
@@ -198,7 +200,7 @@ pub(super) async fn renew(
             let renewal = renewed(held, session, own, holder);
             if matches!(renewal, Ok(Renewal::Renewed)) {
                 let Registration { service, instance, ttl, .. } = &held.registration;
-                inner.keeper.note(inner, service, &instance.id, Instant::now() + *ttl);
+                inner.keeper.note(inner, service, &instance.id, after(Instant::now(), *ttl));
             }
             renewal
         })
@@ -234,18 +236,22 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
             .flat_map(|target| [target.instance.as_str(), target.address.as_str()])
             .collect();
         let nodes = nodes(&client, &paths).await?;
+        // What an earlier session made ends with it.
+        let session = client.session_id().0;
         let mut deletions = Vec::new();
         for ((held, target), found) in held.iter().zip(&targets).zip(nodes.chunks(2)) {
             let instance = &held.registration.instance;
             let [own, holder] = found else { continue };
             // What another has put there since stays.
             if let Some(own) = own
+                && own.stat.ephemeral_owner == session
                 && value::decode(instance.id.as_str(), &own.data)
                     .is_ok_and(|stored| stored.epoch <= instance.epoch)
             {
                 deletions.push(client.delete(&target.instance, Some(own.stat.version)));
             }
             if let Some(holder) = holder
+                && holder.stat.ephemeral_owner == session
                 && holder.data == instance.id.as_str().as_bytes()
             {
                 deletions.push(client.delete(&target.address, Some(holder.stat.version)));
@@ -273,26 +279,50 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
     deleted
 }
 
-/// Deletes what was not renewed in time.
-pub(super) async fn expire(inner: &Inner, service: &ServiceName, id: &InstanceId, limit: Duration) {
+/// Deletes what was not renewed in time, unless it has been meanwhile.
+pub(super) async fn expire(
+    inner: &Inner,
+    service: &ServiceName,
+    id: &InstanceId,
+) -> Result<(), Failure> {
     let path = inner.paths.instance(service, id);
-    let expired = async {
-        let client = inner.keeping.client(limit).await?;
-        let Some(node) = nodes(&client, &[&path]).await?.into_iter().next().flatten() else {
-            return Ok::<_, Failure>(());
-        };
-        if node.stat.ephemeral_owner != client.session_id().0 {
-            return Ok(());
-        }
-        client.delete(&path, Some(node.stat.version)).await?;
-        if let Ok(instance) = value::decode(id.as_str(), &node.data) {
-            client.delete(&inner.paths.address(service, &instance.address), None).await?;
-        }
-        Ok(())
+    let client = inner.keeping.client(inner.timeout).await?;
+    let session = client.session_id().0;
+    let Some(own) = nodes(&client, &[&path]).await?.into_iter().next().flatten() else {
+        return Ok(());
     };
-    match timeout(limit, expired).await {
-        Ok(Ok(())) => tracing::info!(%service, %id, "lease expired"),
-        Ok(Err(failure)) => tracing::debug!(%service, %id, ?failure, "a lease is not ended yet"),
-        Err(_) => tracing::debug!(%service, %id, "a lease is not ended yet"),
+    if own.stat.ephemeral_owner != session {
+        return Ok(());
+    }
+    let mut gone = vec![(path, own.stat.version)];
+    if let Ok(instance) = value::decode(id.as_str(), &own.data) {
+        let address = inner.paths.address(service, &instance.address);
+        let holder = nodes(&client, &[&address]).await?.into_iter().next().flatten();
+        if let Some(holder) = holder
+            && holder.stat.ephemeral_owner == session
+            && holder.data == id.as_str().as_bytes()
+        {
+            gone.push((address, holder.stat.version));
+        }
+    }
+    // Versions tell nothing of a node that was made anew, but requests of a session are done in their
+    // order: whoever registers or renews notes it first.
+    if !inner.keeper.is_due(service, id) {
+        return Ok(());
+    }
+    let mut writer = client.new_multi_writer();
+    for (path, version) in &gone {
+        writer.add_delete(path, Some(*version))?;
+    }
+    match writer.commit().await {
+        Ok(_) => {
+            tracing::info!(%service, %id, "lease expired");
+            Ok(())
+        }
+        // It is gone, or another's.
+        Err(MultiWriteError::OperationFailed {
+            source: Error::NoNode | Error::BadVersion, ..
+        }) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }

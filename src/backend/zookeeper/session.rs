@@ -17,14 +17,16 @@ pub(super) struct Session {
     servers: String,
     /// How long the server keeps it while it hears nothing.
     timeout: Duration,
+    /// How long one server may take to let it in.
+    share: Duration,
     current: Mutex<Option<Client>>,
     /// One attempt to connect at a time.
     connecting: Semaphore,
 }
 
 impl Session {
-    pub(super) fn new(servers: String, timeout: Duration) -> Self {
-        Self { servers, timeout, current: Mutex::new(None), connecting: Semaphore::new(1) }
+    pub(super) fn new(servers: String, timeout: Duration, share: Duration) -> Self {
+        Self { servers, timeout, share, current: Mutex::new(None), connecting: Semaphore::new(1) }
     }
 
     /// A client that is connected, within `limit`.
@@ -56,7 +58,11 @@ impl Session {
         }
         let current = self.current.lock().clone();
         let current = current.filter(|client| !client.state().is_terminated());
-        let connector = Client::connector().with_session_timeout(self.timeout).with_fail_eagerly();
+        let connector = Client::connector()
+            .with_session_timeout(self.timeout)
+            // More than half of the session's would not count.
+            .with_connection_timeout(self.share.min(self.timeout / 2))
+            .with_fail_eagerly();
         let fresh = tokio::select! {
             biased;
             client = back(current.clone()) => return Ok(client),
