@@ -22,9 +22,10 @@ use crate::registry::Registrar;
 ///
 /// let listener = tokio::net::TcpListener::bind("10.0.0.7:0").await?;
 /// let address = format!("tcp@{}", listener.local_addr()?).parse()?;
-/// Registered::new(registrar, "web".parse()?, Instance::at(address))
+/// let served = Registered::new(registrar, "web".parse()?, Instance::at(address))
 ///     .serve(ctrl_c, |stopped| axum_serve(listener, stopped))
-///     .await?;
+///     .await;
+/// served.transpose()?; // `None`: requests outlived the grace
 /// # Ok(())
 /// # }
 /// ```

@@ -20,7 +20,7 @@ const SPILL_AT: u32 = 32;
 /// ```
 /// use srpc::selector::{P2c, ZoneFirst};
 ///
-/// let selector = ZoneFirst::new(P2c).spill_at(100);
+/// let selector = ZoneFirst::new(P2c::new()).spill_at(100);
 /// ```
 pub struct ZoneFirst<S> {
     within: S,
