@@ -36,11 +36,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let done = Arc::new(AtomicBool::new(false));
     let calling = tokio::spawn(call_until(client.clone(), Arc::clone(&done)));
 
+    let mut moved = Vec::new();
     for (n, (stop, serving)) in servers.into_iter().enumerate() {
         let _ = stop.send(());
         serving.await??;
         // Kept until the end: a server ends with what stops it.
-        std::mem::forget(serve(&new).await?.0);
+        moved.push(serve(&new).await?);
         println!("server {} of {SERVERS} has moved", n + 1);
         sleep(Duration::from_millis(300)).await;
     }

@@ -19,8 +19,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use srpc::discovery::Discovery;
-use srpc::registry::Registry;
+use srpc::registry::{Registration, Registry};
 use srpc::testing::{Capability, Harness};
+use srpc::{Instance, ServiceName};
+use tokio::time::{Instant, timeout};
 
 /// A program that is started, killed and started again where it was.
 #[async_trait]
@@ -71,5 +73,27 @@ impl<E: Engine> Harness for Subject<E> {
     async fn restart_empty(&self) -> Option<()> {
         self.engine.start(true).await;
         Some(())
+    }
+}
+
+/// A server that hangs is an error within the limit of a request, ends a watch, and is back when it goes on.
+async fn hangs(backend: &(impl Discovery + Registry), signal: impl Fn(&str)) {
+    let service: ServiceName = "Foo".parse().unwrap();
+    let registration =
+        Registration::new(service.clone(), Instance::at("tcp@10.0.0.7:1".parse().unwrap()));
+    backend.register(&registration).await.unwrap();
+    let mut watch = backend.watch(&service).unwrap();
+    watch.next().await.unwrap().unwrap();
+    signal("-STOP");
+    let start = Instant::now();
+    let limit = Duration::from_millis(5500);
+    assert!(timeout(limit, backend.resolve(&service)).await.expect("within 5 s").is_err());
+    assert!(timeout(limit, backend.register(&registration)).await.expect("within 5 s").is_err());
+    let ended = async { while let Some(Ok(_)) = watch.next().await {} };
+    timeout(Duration::from_secs(12), ended).await.expect("a silent watch ends");
+    println!("figure: a watch of a server that hangs has ended after {:?}", start.elapsed());
+    signal("-CONT");
+    while backend.resolve(&service).await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it answers again");
     }
 }

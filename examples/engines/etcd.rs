@@ -84,4 +84,9 @@ impl Etcd {
     pub(crate) fn kill(&self) {
         self.program.kill();
     }
+
+    /// Stops it, or lets it go on.
+    pub(crate) fn signal(&self, name: &str) {
+        self.program.signal(name);
+    }
 }

@@ -43,6 +43,12 @@ impl Program {
         }
     }
 
+    /// Stops it, or lets it go on, by `kill -STOP` and `kill -CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.lock().as_ref().expect("it runs").id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
     /// What it has said since it was started last.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()

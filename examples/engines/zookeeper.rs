@@ -68,4 +68,9 @@ impl ZooKeeper {
     pub(crate) fn kill(&self) {
         self.program.kill();
     }
+
+    /// Stops it, or lets it go on.
+    pub(crate) fn signal(&self, name: &str) {
+        self.program.signal(name);
+    }
 }

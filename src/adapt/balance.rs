@@ -235,6 +235,10 @@ impl<S, P> Shared<S, P> {
 /// An endpoint that could not be reached gets no requests for a while, which doubles each time, while
 /// another is usable.
 fn put_off(endpoint: &Endpoint) {
+    // Requests that were under way together fail together: that is one failure to reach it.
+    if endpoint.stats().in_backoff(Instant::now()) {
+        return;
+    }
     let doublings = endpoint.stats().connect_failures().min(MOST_DOUBLINGS);
     let pause = FIRST_PAUSE.saturating_mul(1 << doublings);
     let pause = pause.mul_f64(rand::rng().random_range(0.5..=1.0));

@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint as Target};
-use tonic::{ConnectError, Status, TimeoutExpired};
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tower::{Service, ServiceExt, service_fn};
 
 use super::balance::{Balance, NoInstance};
@@ -197,17 +197,10 @@ impl Service<Request<Body>> for Named {
                 status
             })?;
             channel.oneshot(request).await.map_err(|error| {
-                let (code, why) = {
-                    let found: &(dyn Error + 'static) = &error;
-                    let reason = last(found).to_string();
-                    match was_not_sent(found, is_connect) {
-                        true => (tonic::Code::Unavailable, reason),
-                        false => (tonic::Code::Unknown, reason),
-                    }
-                };
+                let (why, unsent) = (last(&error).to_string(), was_not_sent(&error, is_connect));
                 let told = Status::from_error(error.into());
                 // tonic calls a connection that ended before the request was written a cancellation.
-                let code = if code == tonic::Code::Unavailable { code } else { told.code() };
+                let code = if unsent { Code::Unavailable } else { told.code() };
                 let mut status = Status::new(code, format!("{address}: {why}"));
                 status.set_source(Arc::new(told));
                 status

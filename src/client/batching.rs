@@ -1,8 +1,8 @@
 //! When a batch is large enough to be written, although others may still be about to append.
 //!
 //! One write for all that are in flight would make client and server take turns: one waits while the
-//! other works. Batches of a quarter keep both at work; of fewer than sixteen calls, what the writes
-//! themselves cost is more than that gains. Measured in `docs/PERFORMANCE.md`.
+//! other works. Batches of a quarter keep both at work; of much fewer than sixteen calls, the
+//! writes cost a part of what that gains. Measured in `docs/PERFORMANCE.md`.
 
 /// The least and the most calls that make a batch large.
 const LEAST: usize = 16;

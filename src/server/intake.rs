@@ -48,11 +48,11 @@ impl Intake {
         Self { methods: Methods::default(), replies: Vec::new(), large: 0, answered: 0, max_reply }
     }
 
-    /// Whether the replies that were gathered are worth to be written, while half of a read or more is
-    /// left, or less than that.
-    pub(super) fn is_full(&self, half_is_left: bool) -> bool {
+    /// Whether the replies that were gathered are worth to be written; few are only once half of a read
+    /// `is_taken`.
+    pub(super) fn is_full(&self, is_taken: bool) -> bool {
         self.answered >= MOST
-            || (self.answered >= LEAST && !half_is_left)
+            || (self.answered >= LEAST && is_taken)
             || self.replies.len() + self.large > GATHERED
     }
 

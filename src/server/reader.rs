@@ -97,7 +97,7 @@ impl Reader {
                 Cut::Oversized(header) => return Err(WireError::Side(header.frame as u8)),
             }
             let uncut = frames.uncut();
-            if uncut > 0 && intake.is_full(*half == 0 || uncut > *half) {
+            if uncut > 0 && intake.is_full(*half > 0 && uncut <= *half) {
                 *half = 0;
                 return Ok(true);
             }

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use srpc::backend::etcd::EtcdRegistry;
-use srpc::discovery::{Discovery, Update};
-use srpc::registry::Registrar;
+use srpc::discovery::{Discovery, DiscoveryErrorKind, Update};
+use srpc::registry::{Registrar, Registration, Registry, RegistryErrorKind};
 use srpc::testing::{discovery_suite, registry_suite};
-use srpc::{Listener, Server, Service, XClient};
+use srpc::{Instance, Listener, Server, Service, ServiceName, XClient};
 use tokio::time::{Instant, sleep};
 
 use crate::engines::etcd::Etcd;
-use crate::{Engine, Subject};
+use crate::{Engine, Subject, hangs};
 
 /// How late etcd's leases end: half a second, on top of the second that they are longer.
 const GRANULARITY: Duration = Duration::from_millis(2500);
@@ -143,7 +143,7 @@ async fn calls_outlive_it_by_half_a_minute() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs etcd-server"]
+#[ignore = "needs etcd-server and etcd-client"]
 async fn the_leader_of_three_may_die() {
     let members: [Etcd; 3] = Etcd::cluster().await;
     let addresses: Vec<String> = members.iter().map(Etcd::address).collect();
@@ -190,19 +190,10 @@ async fn leader(members: &[Etcd]) -> usize {
 /// What others put there with etcd's own command is an instance, and is followed, also over a
 /// compaction of all that was before.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs etcd-server"]
+#[ignore = "needs etcd-server and etcd-client"]
 async fn others_register_with_its_own_command() {
     let etcd = Etcd::alone().await;
-    let etcdctl = |args: &[&str]| {
-        let command = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &etcd.address()])
-            .args(args)
-            .output()
-            .expect("apt-get install etcd-client");
-        assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
-        String::from_utf8(command.stdout).unwrap()
-    };
+    let etcdctl = |args: &[&str]| etcdctl(&etcd, args);
     let discovery = EtcdRegistry::new(&etcd.address()).unwrap();
     let mut watch = discovery.watch(&"Foo".parse().unwrap()).unwrap();
     let first = watch.next().await.unwrap().unwrap();
@@ -232,4 +223,49 @@ async fn others_register_with_its_own_command() {
     assert_eq!(gone(expired.unwrap().unwrap().unwrap()), "worker-1");
     let listed = discovery.resolve(&"Foo".parse().unwrap()).await.unwrap();
     assert!(listed.instances.is_empty() && !listed.complete, "the nonsense is left out, and told");
+}
+
+fn etcdctl(etcd: &Etcd, args: &[&str]) -> String {
+    let command = Command::new("etcdctl")
+        .env("ETCDCTL_API", "3")
+        .args(["--endpoints", &etcd.address()])
+        .args(args)
+        .output()
+        .expect("apt-get install etcd-client");
+    assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
+    String::from_utf8(command.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server"]
+async fn one_that_hangs_is_not_waited_for() {
+    let etcd = Etcd::alone().await;
+    hangs(&EtcdRegistry::new(&etcd.address()).unwrap(), |name| etcd.signal(name)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server and etcd-client"]
+async fn where_it_asks_who_calls_only_the_right_password_is_let_in() {
+    let etcd = Etcd::alone().await;
+    etcdctl(&etcd, &["user", "add", "root:right"]);
+    etcdctl(&etcd, &["user", "grant-role", "root", "root"]);
+    etcdctl(&etcd, &["auth", "enable"]);
+    let service: ServiceName = "Foo".parse().unwrap();
+    let instance = Instance::at("tcp@10.0.0.7:7001".parse().unwrap());
+    let registration = Registration::new(service.clone(), instance);
+    let builder = || EtcdRegistry::builder(&etcd.address());
+    for refused in [builder(), builder().user("root", "wrong"), builder().user("nobody", "right")] {
+        let refused = refused.build().unwrap();
+        let error = refused.register(&registration).await.unwrap_err();
+        assert_eq!(error.kind(), RegistryErrorKind::NotAllowed, "{error}");
+        let error = refused.resolve(&service).await.unwrap_err();
+        assert_eq!(error.kind(), DiscoveryErrorKind::NotAllowed, "{error}");
+        let first = refused.watch(&service).unwrap().next().await.unwrap();
+        assert_eq!(first.unwrap_err().kind(), DiscoveryErrorKind::NotAllowed);
+    }
+    let allowed = builder().user("root", "right").build().unwrap();
+    let mut watch = allowed.watch(&service).unwrap();
+    watch.next().await.unwrap().unwrap();
+    allowed.register(&registration).await.unwrap();
+    assert!(matches!(watch.next().await.unwrap().unwrap(), Update::Upsert(_)));
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use srpc::testing::{discovery_suite, registry_suite};
 
 use crate::engines::zookeeper::ZooKeeper;
-use crate::{Engine, Subject};
+use crate::{Engine, Subject, hangs};
 
 /// How late a lost session's registrations are back: the client finds out by asking.
 const GRANULARITY: Duration = Duration::from_secs(3);
@@ -47,4 +47,11 @@ async fn registers_as_promised() {
 async fn is_discovered_as_promised() {
     let report = discovery_suite(&subject(ZooKeeper::running().await)).await;
     assert_eq!(report.left_out, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs zookeeperd"]
+async fn one_that_hangs_is_not_waited_for() {
+    let zookeeper = ZooKeeper::running().await;
+    hangs(&zookeeper.client(), |name| zookeeper.signal(name)).await;
 }

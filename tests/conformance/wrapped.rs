@@ -1,17 +1,18 @@
 //! Sources around another one, over the registry in memory; and a file.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use srpc::ServiceName;
 use srpc::backend::memory::MemoryRegistry;
 use srpc::backend::static_list::StaticList;
 use srpc::backend::wrap::{Cached, Filtered, Merged, Prefixed, Subset};
-use srpc::discovery::{Discovery, DiscoveryError, Resolved, Update};
-use srpc::registry::Registry;
+use srpc::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateStream};
+use srpc::registry::{Held, Registration, Registry};
 use srpc::testing::{discovery_suite, registry_suite};
+use srpc::{Instance, ServiceName};
 
 use crate::{Pair, left_out};
 
@@ -60,6 +61,105 @@ async fn a_list_on_disk() {
     let folder = Folder::new("cached");
     let memory = MemoryRegistry::new();
     passes(memory.clone(), Cached::new(memory, &folder.0)).await;
+}
+
+/// What a watch of a part tells makes the list that `resolve` gives, and less than the whole of it.
+async fn tells_a_part(memory: MemoryRegistry, part: impl Discovery, expected: usize) {
+    let service: ServiceName = "Foo".parse().unwrap();
+    let instance = |n: usize, epoch: u64, zone: &str| {
+        let address = format!("tcp@10.0.0.{}:1", n + 1).parse().unwrap();
+        Instance::new(format!("i{n}"), address).epoch(epoch).zone(zone)
+    };
+    let register = async |instance: Instance| {
+        let registration = Registration::new(service.clone(), instance);
+        let lease = memory.register(&registration).await.unwrap();
+        Held { registration, lease }
+    };
+    for n in 0..10 {
+        register(instance(n, 1, if n % 2 == 0 { "a" } else { "b" })).await;
+    }
+    let mut watch = part.watch(&service).unwrap();
+    let mut seen = BTreeMap::new();
+    // One moves to the other zone, one comes, one goes.
+    let steps =
+        [instance(0, 2, "b"), instance(1, 2, "a"), instance(10, 1, "a"), instance(2, 1, "a")];
+    for (at, step) in [None].into_iter().chain(steps.map(Some)).enumerate() {
+        if let Some(step) = step {
+            let held = register(step).await;
+            if at == 4 {
+                memory.deregister(&[held]).await.unwrap();
+            }
+        }
+        while let Ok(Some(update)) =
+            tokio::time::timeout(Duration::from_secs(1), watch.next()).await
+        {
+            match update.unwrap() {
+                Update::Set(list) => {
+                    seen = list.instances.into_iter().map(|one| (one.id.clone(), one)).collect();
+                }
+                Update::Upsert(list) => {
+                    seen.extend(list.into_iter().map(|one| (one.id.clone(), one)));
+                }
+                Update::Remove(ids) => seen.retain(|id, _| !ids.contains(id)),
+                other => panic!("{other:?}"),
+            }
+        }
+        let resolved = part.resolve(&service).await.unwrap();
+        let resolved: BTreeMap<_, _> =
+            resolved.instances.into_iter().map(|one| (one.id.clone(), one)).collect();
+        assert_eq!(seen, resolved, "after step {at}");
+        if at == 0 {
+            assert_eq!(seen.len(), expected);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_filter_and_a_subset_follow_their_part() {
+    let memory = MemoryRegistry::new();
+    tells_a_part(memory.clone(), Filtered::new(memory).zone("a"), 5).await;
+    let memory = MemoryRegistry::new();
+    tells_a_part(memory.clone(), Subset::new(memory, 3, 5), 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_name_is_the_one_that_is_kept() {
+    let memory = MemoryRegistry::new();
+    let prefixed = Prefixed::new(memory.clone(), "staging.").unwrap();
+    let instance = Instance::at("tcp@a:1".parse().unwrap());
+    let registration = Registration::new("Foo".parse().unwrap(), instance);
+    prefixed.register(&registration).await.unwrap();
+    let kept = |name: &str| memory.list(Some(&name.parse().unwrap())).entries.len();
+    assert_eq!((kept("staging.Foo"), kept("Foo")), (1, 0));
+    assert!(Prefixed::new(memory.clone(), "1.").is_err());
+}
+
+/// A source is down when a client starts: its watch begins with the list from disk.
+#[tokio::test(start_paused = true)]
+async fn a_watch_begins_with_the_list_on_disk() {
+    struct Broken;
+
+    #[async_trait::async_trait]
+    impl Discovery for Broken {
+        async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
+            Err(DiscoveryError::unavailable("down"))
+        }
+
+        fn watch(&self, _: &ServiceName) -> Option<UpdateStream> {
+            Some(UpdateStream::fed(1, |updates| async move {
+                updates.send(Err(DiscoveryError::unavailable("down"))).await;
+            }))
+        }
+    }
+
+    let folder = Folder::new("watched");
+    let service: ServiceName = "Foo".parse().unwrap();
+    let list = StaticList::parse("tcp@a:1").unwrap();
+    Cached::new(list, &folder.0).resolve(&service).await.unwrap();
+    let mut watch = Cached::new(Broken, &folder.0).watch(&service).unwrap();
+    let first = watch.next().await.unwrap().unwrap();
+    assert!(matches!(&first, Update::Set(list) if list.instances.len() == 1 && !list.complete));
+    assert!(watch.next().await.unwrap().is_err());
 }
 
 /// A source that is down is told once, and the list of the others stands; that all are down is an error.

@@ -179,13 +179,7 @@ pub(super) async fn renew(
     }
     let look = async {
         let client = inner.keeping.client(inner.timeout).await?;
-        let targets: Vec<Target> =
-            held.iter().map(|held| Target::of(&inner.paths, &held.registration)).collect();
-        let paths: Vec<&str> = targets
-            .iter()
-            .flat_map(|target| [target.instance.as_str(), target.address.as_str()])
-            .collect();
-        Ok((client.session_id().0, nodes(&client, &paths).await?))
+        Ok((client.session_id().0, look(&client, &targets(inner, held)).await?))
     };
     let looked = timeout(inner.timeout, look).await;
     let looked = looked.unwrap_or_else(|_| Err(Failure::late(inner.timeout)));
@@ -205,6 +199,16 @@ pub(super) async fn renew(
             renewal
         })
         .collect()
+}
+
+fn targets(inner: &Inner, held: &[Held]) -> Vec<Target> {
+    held.iter().map(|held| Target::of(&inner.paths, &held.registration)).collect()
+}
+
+/// Two nodes of each: the instance's, and its address's.
+async fn look(client: &Client, targets: &[Target]) -> Result<Vec<Option<Node>>, Failure> {
+    let paths = targets.iter().flat_map(|target| [&*target.instance, &*target.address]);
+    nodes(client, &paths.collect::<Vec<_>>()).await
 }
 
 fn renewed(
@@ -229,13 +233,8 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
     }
     let deleted = async {
         let client = inner.keeping.client(inner.timeout).await?;
-        let targets: Vec<Target> =
-            held.iter().map(|held| Target::of(&inner.paths, &held.registration)).collect();
-        let paths: Vec<&str> = targets
-            .iter()
-            .flat_map(|target| [target.instance.as_str(), target.address.as_str()])
-            .collect();
-        let nodes = nodes(&client, &paths).await?;
+        let targets = targets(inner, held);
+        let nodes = look(&client, &targets).await?;
         // What an earlier session made ends with it.
         let session = client.session_id().0;
         let mut deletions = Vec::new();
