@@ -11,6 +11,8 @@ mod dns;
 mod engines;
 #[path = "backends/etcd.rs"]
 mod etcd;
+#[path = "backends/fronts.rs"]
+mod fronts;
 #[path = "backends/zookeeper.rs"]
 mod zookeeper;
 

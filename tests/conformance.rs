@@ -56,6 +56,7 @@ async fn a_static_list() {
         [
             "unknown_service_is_empty",
             "services_are_separate",
+            "services_are_listed",
             "source_down",
             "restarted_empty",
             "watch_gap",
@@ -72,6 +73,7 @@ async fn a_discovery_of_ones_own() {
         [
             "unknown_service_is_empty",
             "services_are_separate",
+            "services_are_listed",
             "watch_first_is_set",
             "watch_sees_changes",
             "watch_gap",

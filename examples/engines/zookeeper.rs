@@ -24,9 +24,12 @@ impl ZooKeeper {
         this
     }
 
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     pub(crate) fn client(&self) -> ZooKeeperRegistry {
-        let servers = format!("127.0.0.1:{}", self.port);
-        let builder = ZooKeeperRegistry::builder(&servers);
+        let builder = ZooKeeperRegistry::builder(&self.address());
         builder.session_timeout(Duration::from_secs(4)).build().unwrap()
     }
 

@@ -27,9 +27,7 @@ use tokio::time::sleep;
 use crate::discovery::{
     Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, Update, UpdateStream,
 };
-use crate::instance::{
-    Address, DEFAULT_WEIGHT, Health, Instance, InstanceId, InvalidServiceName, ServiceName,
-};
+use crate::instance::{Address, DEFAULT_WEIGHT, Health, Instance, InstanceId, ServiceName};
 
 /// The largest file that is read, in bytes.
 pub const MAX_LEN: u64 = 16 * 1024 * 1024;
@@ -111,6 +109,14 @@ impl Discovery for FileList {
             }
         }))
     }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        let path = Arc::clone(&self.path);
+        let read = spawn_blocking(move || read_all(&path)).await;
+        let (_, lists) = read.map_err(|error| DiscoveryError::unavailable(error.to_string()))??;
+        let offered = lists.into_iter().filter(|(_, items)| !items.is_empty());
+        Ok(offered.map(|(name, _)| name).collect())
+    }
 }
 
 impl Mark {
@@ -130,6 +136,12 @@ fn inode(_: &Metadata) -> u64 {
 }
 
 fn read(path: &Path, service: &ServiceName) -> Result<(Mark, Resolved), DiscoveryError> {
+    let (mark, mut lists) = read_all(path)?;
+    let items = lists.remove(service).unwrap_or_default();
+    Ok((mark, Resolved::new(items.into_iter().map(Instance::from).collect())))
+}
+
+fn read_all(path: &Path) -> Result<(Mark, BTreeMap<ServiceName, Vec<Item>>), DiscoveryError> {
     let unreadable = |error: io::Error| {
         DiscoveryError::unavailable(format!("{}: {error}", path.display())).because(error)
     };
@@ -150,12 +162,12 @@ fn read(path: &Path, service: &ServiceName) -> Result<(Mark, Resolved), Discover
         }
         _ => serde_json::from_str(&text).map_err(|error| invalid(path, error))?,
     };
-    for name in lists.keys() {
-        name.parse::<ServiceName>().map_err(|error: InvalidServiceName| invalid(path, error))?;
+    let mut named = BTreeMap::new();
+    for (name, items) in lists {
+        let name = name.parse::<ServiceName>().map_err(|error| invalid(path, error))?;
+        named.insert(name, items);
     }
-    let items = lists.into_iter().find(|(name, _)| name == service.as_str());
-    let instances = items.map(|(_, items)| items.into_iter().map(Instance::from).collect());
-    Ok((mark, Resolved::new(instances.unwrap_or_default())))
+    Ok((mark, named))
 }
 
 fn invalid(path: &Path, reason: impl std::fmt::Display) -> DiscoveryError {

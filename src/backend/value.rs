@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::instance::{Instance, InstanceId};
+use crate::instance::{Health, Instance, InstanceId};
 
 /// The instance's JSON without its id, which the key has.
 pub(crate) fn encode(instance: &Instance) -> String {
@@ -27,9 +27,32 @@ pub(crate) fn decode(id: &str, value: &[u8]) -> Result<Instance, String> {
     if instance.id == InstanceId::from("") { Err("an empty id".to_owned()) } else { Ok(instance) }
 }
 
+/// Whether this value is the instance as it was registered. Its health may be another: somebody has set
+/// it, and until the instance has a higher epoch that stays.
+pub(crate) fn is_of(instance: &Instance, value: &[u8]) -> bool {
+    decode(instance.id.as_str(), value)
+        .is_ok_and(|stored| Instance { health: instance.health, ..stored } == *instance)
+}
+
+/// The value with another health; `None`: it is no instance.
+pub(crate) fn with_health(id: &str, value: &[u8], health: Health) -> Option<String> {
+    decode(id, value).ok().map(|stored| encode(&stored.health(health)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_health_that_was_set_is_no_other_instance() {
+        let up = Instance::new("a", "tcp@h:1".parse().unwrap()).epoch(7).zone("z");
+        let set = with_health("a", encode(&up).as_bytes(), Health::Draining).unwrap();
+        assert_eq!(decode("a", set.as_bytes()).unwrap(), up.clone().health(Health::Draining));
+        assert!(is_of(&up, set.as_bytes()));
+        assert!(!is_of(&up.clone().epoch(8), set.as_bytes()));
+        assert!(!is_of(&up.weight(2), set.as_bytes()));
+        assert_eq!(with_health("a", b"nonsense", Health::Up), None);
+    }
 
     #[test]
     fn what_others_write_by_hand_is_read() {

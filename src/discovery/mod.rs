@@ -51,6 +51,17 @@ pub trait Discovery: Send + Sync + 'static {
         let _ = service;
         None
     }
+
+    /// Every service of which there is an instance, sorted, for those who show or pass on all that is
+    /// registered; calls do not need it.
+    ///
+    /// # Errors
+    /// [`DiscoveryErrorKind::Unsupported`], the default: the source answers for a name and knows no
+    /// others.
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        let message = "this source does not know which services there are";
+        Err(DiscoveryError::new(DiscoveryErrorKind::Unsupported, message))
+    }
 }
 
 #[async_trait]
@@ -61,6 +72,10 @@ impl<D: Discovery + ?Sized> Discovery for Arc<D> {
 
     fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
         (**self).watch(service)
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        (**self).services().await
     }
 }
 

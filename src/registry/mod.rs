@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::registrar::{Registrar, RegistrarBuilder, RegistrarStats};
 use crate::error::BoxError;
-use crate::instance::{Instance, ServiceName};
+use crate::instance::{Health, Instance, InstanceId, ServiceName};
 
 /// The lease that a registration asks for if it names none.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
@@ -49,6 +49,24 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Takes registrations back.
     async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError>;
+
+    /// Sets what is said of an instance's health, and nothing else, for an operator who takes one out
+    /// of the clients' way. Renewals leave it as it is; it ends when the instance registers again, with
+    /// a higher epoch or because its lease was lost. False: the instance is not there.
+    ///
+    /// # Errors
+    /// [`RegistryErrorKind::Unsupported`], the default: the registry only takes what an instance says
+    /// of itself.
+    async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, RegistryError> {
+        let _ = (service, id, health);
+        let message = "this registry does not set the health of others";
+        Err(RegistryError::new(RegistryErrorKind::Unsupported, message))
+    }
 }
 
 #[async_trait]
@@ -63,6 +81,15 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
 
     async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
         (**self).deregister(held).await
+    }
+
+    async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, RegistryError> {
+        (**self).set_health(service, id, health).await
     }
 }
 
@@ -161,6 +188,9 @@ pub enum RegistryErrorKind {
     /// A cap of the registry is reached: there is room again when others have left.
     #[error("registry full")]
     Full,
+    /// It cannot do this, whoever asks.
+    #[error("not supported by the registry")]
+    Unsupported,
 }
 
 impl RegistryError {

@@ -1,7 +1,8 @@
 //! Cases: what a list holds, and that it is whole.
 
 use super::scene::{Scene, instance};
-use super::{Capability, Harness, Outcome};
+use super::{Capability, Harness, LeftOut, Outcome};
+use crate::discovery::DiscoveryErrorKind;
 use crate::instance::{Health, Instance};
 use crate::registry::Renewal;
 
@@ -74,5 +75,28 @@ pub async fn full_state_survives(harness: &dyn Harness) -> Outcome {
         scene.eventually(&promise, scene.granularity(), same).await;
     }
     scene.clear().await;
+    Ok(())
+}
+
+/// A source that knows which services there are names those that have an instance, sorted.
+pub async fn services_are_listed(harness: &dyn Harness) -> Outcome {
+    let mut here = Scene::new("services_are_listed", harness);
+    here.needs(Capability::Names)?;
+    let mut elsewhere = here.elsewhere();
+    if let Err(error) = here.discovery().services().await
+        && error.kind() == DiscoveryErrorKind::Unsupported
+    {
+        return Err(LeftOut::new("it does not know which services there are"));
+    }
+    here.lists(&[]).await;
+    elsewhere.put(&instance(0)).await?;
+    elsewhere.lists(&[elsewhere.service()]).await;
+    here.put(&instance(0)).await?;
+    here.put(&instance(1)).await?;
+    here.lists(&[here.service(), elsewhere.service()]).await;
+    here.clear().await;
+    elsewhere.lists(&[elsewhere.service()]).await;
+    elsewhere.clear().await;
+    here.lists(&[]).await;
     Ok(())
 }

@@ -54,13 +54,15 @@ pub use self::leases::{
     a_lease_ends_alone, expiry, lease_lost, renew_after_expiry_is_lost, renew_keeps_alive,
 };
 pub use self::lists::{
-    full_state_survives, many_instances, services_are_separate, unknown_service_is_empty,
+    full_state_survives, many_instances, services_are_listed, services_are_separate,
+    unknown_service_is_empty,
 };
 pub use self::outages::{
     empty_and_shrunken_lists, registrar_survives_restart, restarted_empty, source_down,
 };
 pub use self::registration::{
-    deregister, deregister_unknown_succeeds, register_and_see, register_is_idempotent,
+    deregister, deregister_unknown_succeeds, health_is_set, register_and_see,
+    register_is_idempotent,
 };
 pub use self::report::{LeftOut, Outcome, Report};
 pub use self::watches::{watch_first_is_set, watch_gap, watch_sees_changes};
@@ -96,6 +98,7 @@ pub async fn registry_suite(harness: &dyn Harness) -> Report {
         deregister_unknown_succeeds,
         epochs,
         address_has_one_holder,
+        health_is_set,
         services_are_separate,
         many_instances,
         full_state_survives,
@@ -116,6 +119,7 @@ pub async fn discovery_suite(harness: &dyn Harness) -> Report {
         harness,
         unknown_service_is_empty,
         services_are_separate,
+        services_are_listed,
         many_instances,
         full_state_survives,
         source_down,

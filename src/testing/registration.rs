@@ -3,7 +3,9 @@
 use std::slice;
 
 use super::scene::{Scene, instance};
-use super::{Capability, Harness, Outcome};
+use super::{Capability, Harness, LeftOut, Outcome};
+use crate::instance::{Health, Instance};
+use crate::registry::RegistryErrorKind;
 
 /// Once `register` returns, a `resolve` sees the instance within the granularity.
 pub async fn register_and_see(harness: &dyn Harness) -> Outcome {
@@ -54,6 +56,43 @@ pub async fn deregister_unknown_succeeds(harness: &dyn Harness) -> Outcome {
         scene.deregister(slice::from_ref(&held)).await?;
     }
     scene.sees("what others registered stays", &[instance(1)]).await;
+    scene.clear().await;
+    Ok(())
+}
+
+/// What an operator says of an instance's health is seen, outlives renewals, and ends with the instance's
+/// next epoch.
+pub async fn health_is_set(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("health_is_set", harness);
+    scene.needs(Capability::FullState)?;
+    scene.needs(Capability::Epochs)?;
+    let registry = scene.registry()?;
+    let (service, up) = (scene.service().clone(), instance(0).epoch(1));
+    let set = async |health| registry.set_health(&service, &up.id, health).await;
+    match set(Health::Draining).await {
+        Ok(false) => {}
+        Err(error) if error.kind() == RegistryErrorKind::Unsupported => {
+            return Err(LeftOut::new("it does not set the health of others"));
+        }
+        other => scene.fails(format_args!("of nobody's health it is said so: {other:?}")),
+    }
+    let held = scene.register(&up, scene.ttl()).await?;
+    match set(Health::Draining).await {
+        Ok(true) => {}
+        other => scene.fails(format_args!("an instance's health is set: {other:?}")),
+    }
+    let within = scene.granularity();
+    let is = |seen: &[Instance], health| seen == [up.clone().health(health)];
+    let promise = "a health that was set is seen, and nothing else changes";
+    scene.eventually(promise, within, |seen| is(seen, Health::Draining)).await;
+    scene.keep(&held).await?;
+    if !is(&scene.resolve().await.instances, Health::Draining) {
+        scene.fails("a renewal leaves a health as it was set");
+    }
+    let next = up.clone().epoch(2);
+    scene.register(&next, scene.ttl()).await?;
+    let promise = "an instance that registers anew says itself how it is";
+    scene.eventually(promise, within, |seen| seen == [next.clone()]).await;
     scene.clear().await;
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use srpc::Listener;
 use srpc::backend::http::{HttpRegistry, RegistryServer};
+use srpc::backend::memory::MemoryRegistry;
 use srpc::discovery::Discovery;
 use srpc::instance::Address;
 use srpc::registry::Registry;
@@ -21,6 +22,14 @@ use crate::left_out;
 #[tokio::test(start_paused = true)]
 async fn over_its_own_server() {
     let harness = OverHttp::start(Kind::Own).await;
+    assert_eq!(left_out(&registry_suite(&harness).await), [""; 0]);
+    assert_eq!(left_out(&discovery_suite(&harness).await), [""; 0]);
+}
+
+/// A registry that stands in front of another one keeps what that one promises.
+#[tokio::test(start_paused = true)]
+async fn over_a_server_in_front_of_another_registry() {
+    let harness = OverHttp::start(Kind::Front).await;
     assert_eq!(left_out(&registry_suite(&harness).await), [""; 0]);
     assert_eq!(left_out(&discovery_suite(&harness).await), [""; 0]);
 }
@@ -49,6 +58,7 @@ async fn over_a_server_of_the_old_contract() {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kind {
     Own,
+    Front,
     Seed,
 }
 
@@ -88,6 +98,11 @@ impl OverHttp {
             Kind::Own => {
                 RegistryServer::new().serve(listener, std::future::pending()).await.unwrap();
             }
+            Kind::Front => {
+                let behind = Arc::new(MemoryRegistry::builder().warming(true).build());
+                let front = RegistryServer::builder().backend(behind.clone(), behind);
+                front.build().serve(listener, std::future::pending()).await.unwrap();
+            }
             Kind::Seed => seed::serve(listener).await,
         }
     }
@@ -109,13 +124,13 @@ impl Harness for OverHttp {
 
     fn ttl(&self) -> Duration {
         match self.kind {
-            Kind::Own => Duration::from_secs(6),
+            Kind::Own | Kind::Front => Duration::from_secs(6),
             Kind::Seed => seed::TTL,
         }
     }
 
     fn lacks(&self, capability: Capability) -> Option<&'static str> {
-        if self.kind == Kind::Own {
+        if self.kind != Kind::Seed {
             return None;
         }
         Some(match capability {

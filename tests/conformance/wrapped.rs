@@ -42,7 +42,7 @@ async fn one_of_two_sources() {
     for memory_first in [true, false] {
         let memory = MemoryRegistry::new();
         let mut sources: Vec<Arc<dyn Discovery>> =
-            vec![Arc::new(memory.clone()), Arc::new(StaticList::new([]))];
+            vec![Arc::new(memory.clone()), Arc::new(MemoryRegistry::new())];
         if !memory_first {
             sources.reverse();
         }

@@ -87,6 +87,10 @@ pub(crate) struct Registry {
     /// The longest lease, and that of an instance which asks for none; 0: the latter never expires
     #[arg(long, default_value = "5m", value_name = "DURATION", value_parser = duration)]
     pub(crate) ttl: Duration,
+    /// Another registry, etcd:// or zookeeper:// or http://, that all is kept in: then this one is a
+    /// front, of which several may run, and any may be killed
+    #[arg(long, value_name = "URL")]
+    pub(crate) backend: Option<String>,
     #[command(flatten)]
     pub(crate) access: Access,
     #[command(flatten)]

@@ -1,11 +1,12 @@
 //! What does `srpc list` show?
 
 use std::collections::BTreeMap;
+use std::slice;
 use std::time::Duration;
 
 use serde::Serialize;
 use srpc::backend::memory::{Entry, Listing};
-use srpc::discovery::Discovery;
+use srpc::discovery::{Discovery, DiscoveryErrorKind};
 use srpc::instance::{Health, ServiceName};
 
 use crate::args::{self, Shared};
@@ -21,10 +22,19 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
         registry.list(args.service.as_ref()).await.map_err(|error| Exit::from(&error))?
     } else {
         let opened = target::open(urls, shared.timeout, &args.credentials, transport)?;
-        let service = args.service.as_ref().ok_or_else(|| {
-            Exit::usage("name a service: only a registry over HTTP lists all of them")
-        })?;
-        of_service(&*opened.discovery, service).await?
+        match &args.service {
+            Some(service) => of_services(&*opened.discovery, slice::from_ref(service)).await?,
+            None => {
+                let services =
+                    opened.discovery.services().await.map_err(|error| match error.kind() {
+                        DiscoveryErrorKind::Unsupported => {
+                            Exit::usage(format!("name a service: {}", error.message()))
+                        }
+                        _ => Exit::from(&error),
+                    })?;
+                of_services(&*opened.discovery, &services).await?
+            }
+        }
     };
     let rows: Vec<Row<'_>> = listing.entries.iter().map(Row::of).collect();
     match shared.output {
@@ -47,13 +57,18 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
     }
 }
 
-/// What any source says of one service.
-async fn of_service(discovery: &dyn Discovery, service: &ServiceName) -> Result<Listing, Exit> {
-    let resolved = discovery.resolve(service).await.map_err(|error| Exit::from(&error))?;
-    let entry = |instance| Entry::new(Some(service.clone()), instance, None);
-    let mut entries: Vec<Entry> = resolved.instances.into_iter().map(entry).collect();
-    entries.sort_by(|one, other| one.instance.address.cmp(&other.instance.address));
-    Ok(Listing::new(resolved.revision.unwrap_or_default(), resolved.warming, entries))
+/// What any source says of these services.
+async fn of_services(discovery: &dyn Discovery, services: &[ServiceName]) -> Result<Listing, Exit> {
+    let (mut entries, mut warming) = (Vec::new(), false);
+    for service in services {
+        let resolved = discovery.resolve(service).await.map_err(|error| Exit::from(&error))?;
+        warming |= resolved.warming;
+        let entry = |instance| Entry::new(Some(service.clone()), instance, None);
+        let mut of_one: Vec<Entry> = resolved.instances.into_iter().map(entry).collect();
+        of_one.sort_by(|one, other| one.instance.address.cmp(&other.instance.address));
+        entries.extend(of_one);
+    }
+    Ok(Listing::new("", warming, entries))
 }
 
 /// One instance of one service.

@@ -1,6 +1,7 @@
 //! What does `srpc registry` do?
 
-use srpc::backend::http::{DEFAULT_PATH, RegistryServer};
+use srpc::backend::OpenOptions;
+use srpc::backend::http::{DEFAULT_PATH, RegistryServer, RegistryServerBuilder};
 use srpc::instance::Address;
 
 use crate::args::{self, Shared};
@@ -12,6 +13,10 @@ use crate::signals::{self, Signals};
 pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Exit> {
     let bind = &args.listening.address(&args.bind)?;
     let builder = RegistryServer::builder().ttl((!args.ttl.is_zero()).then_some(args.ttl));
+    let builder = match &args.backend {
+        Some(url) => in_front_of(url, shared, args, builder)?,
+        None => builder,
+    };
     let server =
         args.caps.apply(args.access.apply(bind, args.listening.identifies(), builder)?).build();
     let listener = args.listening.bind(bind).await?;
@@ -27,6 +32,26 @@ pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Ex
         ended = serving => ended,
         () = args.access.reload(&server) => Ok(()),
     }
+}
+
+/// Keeps all in another registry.
+fn in_front_of(
+    url: &str,
+    shared: &Shared,
+    args: &args::Registry,
+    builder: RegistryServerBuilder,
+) -> Result<RegistryServerBuilder, Exit> {
+    if args.ttl.is_zero() {
+        return Err(Exit::usage("with --backend nothing lives for ever: give --ttl"));
+    }
+    let options = OpenOptions::new().timeout(shared.timeout).lease_each(true);
+    let opened = options.open(url).map_err(|error| Exit::usage(error.to_string()))?;
+    let registry = opened.registry.ok_or_else(|| {
+        Exit::usage(format!("{url} is only read: nothing can be registered there"))
+    })?;
+    // What one request may take, and as long again for its turn.
+    let timeout = shared.timeout.saturating_mul(2);
+    Ok(builder.backend(opened.discovery, registry).backend_timeout(timeout))
 }
 
 fn url(address: &Address) -> String {

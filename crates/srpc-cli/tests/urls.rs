@@ -29,9 +29,11 @@ fn a_list_and_a_file_are_sources() {
     let served = srpc(&["serve", "--registry", &url]);
     assert_eq!(served.code(), 2);
     assert!(served.stderr.contains("is only read"), "{}", served.stderr);
-    let all = srpc(&["list", "--registry", &url]);
-    assert_eq!(all.code(), 2);
-    assert!(all.stderr.contains("name a service"), "{}", all.stderr);
+    let all = srpc(&["list", "--registry", &url, "-o", "json"]).json();
+    assert_eq!((&all[0]["service"], all.as_array().unwrap().len()), (&"Foo".into(), 1));
+    let unnamed = srpc(&["list", "--registry", &format!("static://{address}")]);
+    assert_eq!(unnamed.code(), 2);
+    assert!(unnamed.stderr.contains("name a service"), "{}", unnamed.stderr);
     fs::remove_file(&file).unwrap();
     let gone = sum(&url);
     assert_eq!(gone.code(), 3, "{}", gone.stderr);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use srpc::Listener;
 use srpc::backend::http::RegistryServer;
+use srpc::backend::memory::MemoryRegistry;
 use srpc::transport::{Memory, Stream, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::sync::watch;
@@ -60,14 +61,15 @@ impl Registry {
         let mut orders = orders();
         let mut gate = Listener::bind(&self.bind).await?;
         let inside = Memory::new();
-        let registry = RegistryServer::builder().ttl(Some(TTL)).build();
+        let state = MemoryRegistry::builder().default_ttl(Some(TTL)).warming(true).build();
+        let registry = RegistryServer::builder().registry(state.clone()).build();
         let listener = inside.bind(&"mem@registry".parse()?).await?;
         println!("listening {}", gate.address());
 
         let (answering, _) = watch::channel(Answering::Registry);
         let service = SERVICE.parse()?;
         let mut guests = JoinSet::new();
-        let mut serving = tokio::spawn(registry.clone().serve(listener, std::future::pending()));
+        let mut serving = tokio::spawn(registry.serve(listener, std::future::pending()));
         let mut accepted = 0_usize;
         loop {
             tokio::select! {
@@ -85,7 +87,7 @@ impl Registry {
                 }
                 Some(order) = orders.recv() => {
                     if order.words == "list" {
-                        let listed = registry.registry().list(Some(&service)).entries.len();
+                        let listed = state.list(Some(&service)).entries.len();
                         order.answer(&listed.to_string());
                     } else {
                         let named = |it: &Answering| it.name() == order.words;

@@ -100,6 +100,8 @@ pub(super) struct Range {
     pub(super) revision: Option<Int>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) count_only: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) keys_only: bool,
 }
 
 impl Range {

@@ -31,6 +31,23 @@ impl Keys {
         format!("{}/@addresses/{service}/{address}", self.prefix)
     }
 
+    /// What all keys start with.
+    pub(super) fn all(&self) -> String {
+        format!("{}/", self.prefix)
+    }
+
+    /// What the keys of addresses start with.
+    pub(super) fn addresses(&self) -> String {
+        format!("{}/@addresses/", self.prefix)
+    }
+
+    /// The name of the service that a key is of an instance of, if it is.
+    pub(super) fn service_of(&self, key: &[u8]) -> Option<ServiceName> {
+        let key = std::str::from_utf8(key).ok()?.strip_prefix(&self.all())?;
+        let (service, id) = key.split_once('/')?;
+        if id.is_empty() { None } else { service.parse().ok() }
+    }
+
     /// What the keys of a service's instances start with.
     pub(super) fn service(&self, service: &ServiceName) -> String {
         format!("{}/{service}/", self.prefix)
@@ -61,6 +78,16 @@ mod tests {
             ("/teams/shop/", "/teams/shop/Foo/a/b"),
         ] {
             assert_eq!(Keys::new(prefix).instance(&service, &id), key);
+        }
+    }
+
+    #[test]
+    fn a_key_tells_its_service() {
+        let keys = Keys::new("/srpc");
+        let of = |key: &str| keys.service_of(key.as_bytes()).map(String::from);
+        assert_eq!(of("/srpc/Foo/a/b").as_deref(), Some("Foo"));
+        for none in ["/srpc/Foo/", "/srpc/Foo", "/srpc/@addresses/Foo/tcp@h:1", "/srp/Foo/a", ""] {
+            assert_eq!(of(none), None, "{none}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Reads the list of a service, whole and as of one moment.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,6 +18,8 @@ use crate::registry::DEFAULT_TTL;
 
 /// How many keys are read at once: a thousand of 5 kB are more than one message takes.
 const PAGE: i64 = 200;
+/// The same of keys without their values.
+const KEYS: i64 = 2000;
 
 /// The list, and the revision that it is of.
 pub(super) struct Listed {
@@ -98,6 +100,37 @@ pub(super) async fn list(
         .warming(warming)
         .complete(skipped == 0);
     Ok(Listed { revision, resolved })
+}
+
+/// Every service of which there is a key.
+pub(super) async fn services(gateway: &Gateway, keys: &Keys) -> Result<Vec<ServiceName>, Failure> {
+    let (all, addresses) = (keys.all(), keys.addresses());
+    let mut services = BTreeSet::new();
+    // Before the keys of addresses, and behind them.
+    for (from, to) in [
+        (all.clone().into_bytes(), addresses.clone().into_bytes()),
+        (end_of(&addresses), end_of(&all)),
+    ] {
+        let mut range = Range {
+            key: Blob(from),
+            range_end: Some(Blob(to)),
+            limit: Some(Int(KEYS)),
+            keys_only: true,
+            ..Range::default()
+        };
+        loop {
+            let page: Ranged = gateway.ask("/v3/kv/range", &range).await?;
+            services.extend(page.kvs.iter().filter_map(|kv| keys.service_of(&kv.key.0)));
+            match page.kvs.into_iter().next_back() {
+                Some(mut last) if page.more => {
+                    last.key.0.push(0);
+                    range.key = last.key;
+                }
+                _ => break,
+            }
+        }
+    }
+    Ok(services.into_iter().collect())
 }
 
 /// What one key holds; `None`, and a warning: nothing that this build can read.

@@ -43,11 +43,11 @@ use self::failure::Failure;
 use self::gateway::{Gateway, Member, User};
 use self::keys::Keys;
 use self::leases::Leases;
-use self::listing::{History, list};
+use self::listing::{History, list, services};
 use super::hosts::hosts;
 use super::url::InvalidUrl;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
-use crate::instance::ServiceName;
+use crate::instance::{Health, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
 use crate::transport::{Net, Transport};
 
@@ -136,6 +136,17 @@ impl Registry for EtcdRegistry {
         let deregistered = timeout(limit, registering::deregister(&self.inner, held)).await;
         Ok(deregistered.unwrap_or_else(|_| Err(Failure::late(limit)))?)
     }
+
+    async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, RegistryError> {
+        let limit = self.inner.timeout;
+        let set = timeout(limit, registering::set_health(&self.inner, service, id, health)).await;
+        set.unwrap_or_else(|_| Err(Failure::late(limit).into()))
+    }
 }
 
 #[async_trait]
@@ -148,6 +159,13 @@ impl Discovery for EtcdRegistry {
     fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
         let (inner, service) = (Arc::clone(&self.inner), service.clone());
         Some(UpdateStream::fed(16, |updates| watch::feed(inner, service, updates)))
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        let limit = self.inner.timeout;
+        let Inner { gateway, keys, .. } = &*self.inner;
+        let listed = timeout(limit, services(gateway, keys)).await;
+        Ok(listed.unwrap_or_else(|_| Err(Failure::late(limit)))?)
     }
 }
 

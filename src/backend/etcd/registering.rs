@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::leases::Member;
 use crate::backend::join::all;
 use crate::backend::value;
-use crate::instance::InstanceId;
+use crate::instance::{Health, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
 /// How often a registration is tried that others change at the same time, or whose lease has gone.
@@ -222,8 +222,7 @@ fn renewed(
     let Some((Some(kv), holder)) = state else { return Ok(Renewal::Lost) };
     check_epoch(Some(kv), &held.registration)?;
     // Changed by hand, or by this process since: it is put again, with its full state.
-    let is_ours = kv.lease == lease
-        && value::decode(instance.id.as_str(), &kv.value.0).as_ref() == Ok(instance);
+    let is_ours = kv.lease == lease && value::is_of(instance, &kv.value.0);
     let id = instance.id.as_str().as_bytes();
     let is_replaced = holder.as_ref().is_none_or(|holder| holder.value.0 != id);
     Ok(if is_ours && !is_replaced { Renewal::Renewed } else { Renewal::Lost })
@@ -247,6 +246,38 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
         }
     }
     Ok(())
+}
+
+/// Puts the instance anew with another health, under the lease that it has. False: it is not there.
+pub(super) async fn set_health(
+    inner: &Inner,
+    service: &ServiceName,
+    id: &InstanceId,
+    health: Health,
+) -> Result<bool, RegistryError> {
+    let key = inner.keys.instance(service, id);
+    let look = Txn { success: vec![Op::Range(Range::one(&key))], ..Txn::default() };
+    for _ in 0..TRIES {
+        let found: Txned = inner.gateway.ask("/v3/kv/txn", &look).await?;
+        let Some(kv) = found.found().into_iter().next().flatten() else { return Ok(false) };
+        let Some(value) = value::with_health(id.as_str(), &kv.value.0, health) else {
+            return Ok(false);
+        };
+        let put = Put { key: key.as_str().into(), value: value.as_str().into(), lease: kv.lease };
+        let txn = Txn {
+            compare: vec![Compare::revision(&key, kv.mod_revision)],
+            success: vec![Op::Put(put)],
+            ..Txn::default()
+        };
+        match inner.gateway.ask::<Txned>("/v3/kv/txn", &txn).await {
+            Ok(done) if done.succeeded => return Ok(true),
+            Ok(_) => {}
+            // The lease has ended meanwhile, and the key with it.
+            Err(failure) if failure.is_not_found() => {}
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+    Err(RegistryError::unavailable("others change the same key again and again"))
 }
 
 fn delete_if(compare: Vec<Compare>, key: &str) -> Op {

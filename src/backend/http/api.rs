@@ -28,6 +28,8 @@ pub(super) const UNKNOWN_LEASE: &str = "urn:srpc:unknown-lease";
 pub(super) const STALE_EPOCH: &str = "urn:srpc:stale-epoch";
 pub(super) const NOT_ALLOWED: &str = "urn:srpc:not-allowed";
 pub(super) const FULL: &str = "urn:srpc:full";
+pub(super) const UNKNOWN_INSTANCE: &str = "urn:srpc:unknown-instance";
+pub(super) const UNSUPPORTED: &str = "urn:srpc:unsupported";
 
 /// The longest that a server holds a long poll, in milliseconds.
 pub(super) const MAX_WAIT_MS: u64 = 60_000;
@@ -48,8 +50,9 @@ pub(super) struct Granted {
     /// Missing: it never expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) ttl_ms: Option<u64>,
-    #[serde(default)]
-    pub(super) revision: Arc<str>,
+    /// Missing: the registry has it from elsewhere, which does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) revision: Option<Arc<str>>,
 }
 
 /// `POST /v1/renew`

@@ -85,7 +85,7 @@ mod tests {
 
         let listener = net.bind(&"tcp@registry:9999".parse().unwrap()).await.unwrap();
         let server = RegistryServer::builder().ttl(Some(Duration::from_secs(300))).build();
-        let state = server.registry().clone();
+        let state = server.registry().unwrap().clone();
         let serving = tokio::spawn(server.serve(listener, std::future::pending()));
         let back = Instant::now();
         while state.list(None).entries.is_empty() {

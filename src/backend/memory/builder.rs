@@ -103,6 +103,12 @@ impl MemoryRegistryBuilder {
         self
     }
 
+    /// What it takes at most.
+    #[cfg(feature = "http")]
+    pub(in crate::backend) fn quota(&self) -> Quota {
+        self.limits.quota.clone()
+    }
+
     /// Makes the registry, with a new incarnation.
     pub fn build(self) -> MemoryRegistry {
         let millisecond = Duration::from_millis(1);

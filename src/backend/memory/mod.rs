@@ -25,7 +25,7 @@ pub use self::builder::MemoryRegistryBuilder;
 pub use self::listing::{Entry, Listing};
 pub use self::protection::Protection;
 #[cfg(feature = "http")]
-pub(in crate::backend) use self::quota::Owner;
+pub(in crate::backend) use self::quota::{Account, Ledger, Owner, Quota, weight};
 use self::store::Store;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateStream};
 use crate::instance::{Address, Health, InstanceId, ServiceName};
@@ -108,7 +108,6 @@ impl MemoryRegistry {
         self.shared.with(|store, now| store.register_by(registration, owner, now))
     }
 
-    /// What is registered for a service; for `None`, everything. Never an expired entry.
     /// What is registered for a service; for `None`, everything. No expired entry, unless it is
     /// kept: see "Mass expiry" above.
     pub fn list(&self, service: Option<&ServiceName>) -> Listing {
@@ -171,6 +170,15 @@ impl Registry for MemoryRegistry {
         self.shared.with(|store, now| held.iter().for_each(|held| store.deregister(held, now)));
         Ok(())
     }
+
+    async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, RegistryError> {
+        Ok(MemoryRegistry::set_health(self, service, id, health))
+    }
 }
 
 #[async_trait]
@@ -201,6 +209,10 @@ impl Discovery for MemoryRegistry {
                 }
             }
         }))
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        Ok(MemoryRegistry::services(self))
     }
 }
 

@@ -27,7 +27,7 @@ pub(in crate::backend) struct Owner {
 
 /// What a registry holds at most.
 #[derive(Clone, Debug)]
-pub(super) struct Quota {
+pub(in crate::backend) struct Quota {
     pub(super) instances: usize,
     pub(super) per_host: usize,
     pub(super) per_token: usize,
@@ -41,7 +41,7 @@ impl Default for Quota {
 }
 
 /// What is held, and on whose account.
-pub(super) struct Ledger {
+pub(in crate::backend) struct Ledger {
     quota: Quota,
     instances: usize,
     bytes: usize,
@@ -51,18 +51,18 @@ pub(super) struct Ledger {
 
 /// What one instance takes.
 #[derive(Debug)]
-pub(super) struct Account {
+pub(in crate::backend) struct Account {
     owner: Owner,
     bytes: usize,
 }
 
 impl Ledger {
-    pub(super) fn new(quota: Quota) -> Self {
+    pub(in crate::backend) fn new(quota: Quota) -> Self {
         Self { quota, instances: 0, bytes: 0, by_host: HashMap::new(), by_token: HashMap::new() }
     }
 
     /// Takes one more instance in, in the place of what its address frees, if it does.
-    pub(super) fn open(
+    pub(in crate::backend) fn open(
         &mut self,
         owner: &Owner,
         bytes: usize,
@@ -101,7 +101,7 @@ impl Ledger {
     }
 
     /// Lets an instance take more, or less. What does not grow is never refused.
-    pub(super) fn resize(
+    pub(in crate::backend) fn resize(
         &mut self,
         account: &mut Account,
         bytes: usize,
@@ -121,7 +121,7 @@ impl Ledger {
         self.instances
     }
 
-    pub(super) fn close(&mut self, account: &Account) {
+    pub(in crate::backend) fn close(&mut self, account: &Account) {
         self.instances -= 1;
         self.bytes -= account.bytes;
         less(&mut self.by_host, Some(&account.owner.host));
@@ -130,7 +130,7 @@ impl Ledger {
 }
 
 /// What an instance takes, in bytes: no allocator tells it exactly.
-pub(super) fn weight(group: &GroupName, instance: &Instance) -> usize {
+pub(in crate::backend) fn weight(group: &GroupName, instance: &Instance) -> usize {
     let texts = [&instance.zone, &instance.version].into_iter().flatten();
     let metadata = instance.metadata.iter();
     SLOT + group.as_ref().map_or(0, |service: &ServiceName| service.as_str().len())

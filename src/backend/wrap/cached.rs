@@ -104,6 +104,10 @@ impl<D: Discovery> Discovery for Cached<D> {
             }
         }))
     }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        self.source.services().await
+    }
 }
 
 impl Shelf {

@@ -86,6 +86,10 @@ impl<D: Discovery> Discovery for Filtered<D> {
             }
         }))
     }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        self.source.services().await
+    }
 }
 
 /// One that no longer suits has gone, as far as is seen here.

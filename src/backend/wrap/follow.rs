@@ -45,7 +45,7 @@ pub(super) fn changes(before: &[Instance], after: &[Instance]) -> Vec<Update> {
 
 /// A source's updates without an end: a watch that ends is opened again, and what has none is polled. A
 /// failure is an item like any other.
-pub(super) fn endless(
+pub(in crate::backend) fn endless(
     source: Arc<dyn Discovery>,
     service: ServiceName,
     poll: Duration,

@@ -1,6 +1,6 @@
 //! Several sources as one.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -78,6 +78,16 @@ impl Discovery for Merged {
         let watches = sources.map(|source| endless(Arc::clone(source), service.clone(), POLL));
         let watches = watches.collect();
         Some(UpdateStream::fed(4, |updates| follow(watches, updates)))
+    }
+
+    /// Those of any source. One that fails is an error: what it alone has would be missing.
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        let answers = all(self.sources.iter().map(|source| source.services()).collect()).await;
+        let mut services = BTreeSet::new();
+        for answer in answers {
+            services.extend(answer?);
+        }
+        Ok(services.into_iter().collect())
     }
 }
 

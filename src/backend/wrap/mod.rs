@@ -17,6 +17,8 @@ mod subset;
 
 pub use self::cached::Cached;
 pub use self::filtered::Filtered;
+#[cfg(feature = "http")]
+pub(in crate::backend) use self::follow::endless;
 pub use self::merged::Merged;
 pub use self::prefixed::Prefixed;
 pub use self::subset::Subset;

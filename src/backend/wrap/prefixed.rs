@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 
 use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, UpdateStream};
-use crate::instance::{InvalidServiceName, ServiceName};
+use crate::instance::{Health, InstanceId, InvalidServiceName, ServiceName};
 use crate::registry::{
     Held, Lease, Registration, Registry, RegistryError, RegistryErrorKind, Renewal,
 };
@@ -63,6 +63,12 @@ impl<D: Discovery> Discovery for Prefixed<D> {
             })),
         }
     }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        let within = self.within.services().await?;
+        let ours = within.iter().filter_map(|name| name.as_str().strip_prefix(&self.prefix));
+        Ok(ours.filter_map(|name| name.parse().ok()).collect())
+    }
 }
 
 #[async_trait]
@@ -81,6 +87,18 @@ impl<R: Registry> Registry for Prefixed<R> {
 
     async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
         self.within.deregister(&self.held(held)?).await
+    }
+
+    async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, RegistryError> {
+        match self.name(service) {
+            Ok(service) => self.within.set_health(&service, id, health).await,
+            Err(_) => Ok(false),
+        }
     }
 }
 

@@ -103,6 +103,10 @@ impl<D: Discovery> Discovery for Subset<D> {
             }
         }))
     }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        self.source.services().await
+    }
 }
 
 impl<D: fmt::Debug> fmt::Debug for Subset<D> {

@@ -104,3 +104,27 @@ pub(super) async fn children(
         Err(error) => Err(error.into()),
     }
 }
+
+/// Every service that has an instance: the nodes of the others stay.
+pub(super) async fn services(client: &Client, paths: &Paths) -> Result<Vec<ServiceName>, Failure> {
+    let Some((names, _)) = children(client, paths.all()).await? else { return Ok(Vec::new()) };
+    let mut names: Vec<ServiceName> = names.iter().filter_map(|name| name.parse().ok()).collect();
+    names.sort();
+    let mut services = Vec::with_capacity(names.len());
+    for names in names.chunks(BATCH) {
+        let mut reader = client.new_multi_reader();
+        for name in names {
+            reader.add_get_data(&paths.service(name))?;
+        }
+        for (name, result) in names.iter().zip(reader.commit().await?) {
+            match result {
+                MultiReadResult::Data { stat, .. } if stat.num_children > 0 => {
+                    services.push(name.clone());
+                }
+                MultiReadResult::Error { err } if err != Error::NoNode => return Err(err.into()),
+                _ => {}
+            }
+        }
+    }
+    Ok(services)
+}

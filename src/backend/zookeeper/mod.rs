@@ -39,13 +39,13 @@ use tokio::time::timeout;
 
 use self::failure::Failure;
 use self::keeper::Keeper;
-use self::listing::{History, children, read};
+use self::listing::{History, children, read, services};
 use self::paths::Paths;
 use self::session::Session;
 use super::hosts::hosts;
 use super::url::InvalidUrl;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
-use crate::instance::{Address, ServiceName};
+use crate::instance::{Address, Health, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
 
 /// Where instances are, if no prefix is named.
@@ -127,6 +127,15 @@ impl Registry for ZooKeeperRegistry {
     async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
         Ok(registering::deregister(&self.inner, held).await?)
     }
+
+    async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, RegistryError> {
+        registering::set_health(&self.inner, service, id, health).await
+    }
 }
 
 #[async_trait]
@@ -145,6 +154,13 @@ impl Discovery for ZooKeeperRegistry {
     fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
         let (inner, service) = (Arc::clone(&self.inner), service.clone());
         Some(UpdateStream::fed(1, |updates| watch::feed(inner, service, updates)))
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        let Inner { looking, paths, timeout: limit, .. } = &*self.inner;
+        let listed = async { services(&looking.client(*limit).await?, paths).await };
+        let listed = timeout(*limit, listed).await;
+        Ok(listed.unwrap_or_else(|_| Err(Failure::late(*limit)))?)
     }
 }
 

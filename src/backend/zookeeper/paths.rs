@@ -26,6 +26,11 @@ impl Paths {
         &self.prefix
     }
 
+    /// The parent of all services; a slash alone where there is no prefix.
+    pub(super) fn all(&self) -> &str {
+        if self.prefix.is_empty() { "/" } else { &self.prefix }
+    }
+
     /// The parent of a service's instances.
     pub(super) fn service(&self, service: &ServiceName) -> String {
         format!("{}/{service}", self.prefix)

@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::paths::Paths;
 use crate::backend::value;
 use crate::call::after;
-use crate::instance::{Instance, InstanceId, ServiceName};
+use crate::instance::{Health, Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
 static FOLDER: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
@@ -22,6 +22,8 @@ static EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls:
 const TRIES: usize = 5;
 /// How many nodes one request reads.
 const BATCH: usize = 100;
+/// A child of a service's node that no instance is named after: see `paths::unescaped`.
+const BELL: &str = "%bell";
 
 /// A node as it was read.
 struct Node {
@@ -221,10 +223,90 @@ fn renewed(
     let Some(own) = own else { return Ok(Renewal::Lost) };
     check_epoch(Some(&own), instance)?;
     // Of an earlier session it ends with that; changed by hand, it is made again, with its full state.
-    let is_ours = own.stat.ephemeral_owner == session
-        && value::decode(instance.id.as_str(), &own.data).as_ref() == Ok(instance);
+    let is_ours = own.stat.ephemeral_owner == session && value::is_of(instance, &own.data);
     let holds = holder.is_some_and(|holder| holder.data == instance.id.as_str().as_bytes());
     Ok(if is_ours && holds { Renewal::Renewed } else { Renewal::Lost })
+}
+
+/// The nodes of a registration that is taken back.
+struct Leaving<'a> {
+    id: &'a InstanceId,
+    instance: String,
+    /// Of the instance's node; `None`: it is not there, or not ours, and stays.
+    version: Option<i32>,
+    address: String,
+}
+
+/// What of these is there, each with the address that it has in truth: who takes a registration back for
+/// another may know only its id.
+async fn leaving<'a>(
+    inner: &Inner,
+    client: &Client,
+    held: &'a [Held],
+    session: i64,
+) -> Result<Vec<Leaving<'a>>, Failure> {
+    let paths: Vec<String> = held
+        .iter()
+        .map(|Held { registration: Registration { service, instance, .. }, .. }| {
+            inner.paths.instance(service, &instance.id)
+        })
+        .collect();
+    let found = nodes(client, &paths.iter().map(String::as_str).collect::<Vec<_>>()).await?;
+    let leaving = held.iter().zip(paths).zip(found).map(|((held, path), own)| {
+        let Registration { service, instance, .. } = &held.registration;
+        // What an earlier session made ends with it.
+        let own = own.filter(|own| own.stat.ephemeral_owner == session);
+        let stored = own.as_ref().and_then(|own| {
+            Some((own.stat.version, value::decode(instance.id.as_str(), &own.data).ok()?))
+        });
+        let address = stored.as_ref().map_or(&instance.address, |(_, stored)| &stored.address);
+        let address = inner.paths.address(service, address);
+        // What another has put there since stays.
+        let ours = stored.filter(|(_, stored)| stored.epoch <= instance.epoch);
+        let version = ours.map(|(version, _)| version);
+        Leaving { id: &instance.id, instance: path, version, address }
+    });
+    Ok(leaving.collect())
+}
+
+/// Gives the instance's node other data. False: it is not there.
+pub(super) async fn set_health(
+    inner: &Inner,
+    service: &ServiceName,
+    id: &InstanceId,
+    health: Health,
+) -> Result<bool, RegistryError> {
+    let set = async {
+        let client = inner.keeping.client(inner.timeout).await?;
+        let path = inner.paths.instance(service, id);
+        for _ in 0..TRIES {
+            let Some(own) = nodes(&client, &[&path]).await?.into_iter().next().flatten() else {
+                return Ok(false);
+            };
+            let Some(data) = value::with_health(id.as_str(), &own.data, health) else {
+                return Ok(false);
+            };
+            // Watches are on the parent, and a child that comes and goes at once fires them.
+            let bell = format!("{}/{BELL}", inner.paths.service(service));
+            let mut writer = client.new_multi_writer();
+            writer
+                .add_set_data(&path, data.as_bytes(), Some(own.stat.version))
+                .and_then(|()| writer.add_create(&bell, b"", &EPHEMERAL))
+                .and_then(|()| writer.add_delete(&bell, None))
+                .map_err(Failure::from)?;
+            match writer.commit().await {
+                Ok(_) => return Ok(true),
+                Err(MultiWriteError::OperationFailed {
+                    source: Error::NoNode | Error::BadVersion,
+                    ..
+                }) => {}
+                Err(error) => return Err(Failure::from(error).into()),
+            }
+        }
+        Err(RegistryError::unavailable("others change the same node again and again"))
+    };
+    let set = timeout(inner.timeout, set).await;
+    set.unwrap_or_else(|_| Err(Failure::late(inner.timeout).into()))
 }
 
 pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failure> {
@@ -233,27 +315,20 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
     }
     let deleted = async {
         let client = inner.keeping.client(inner.timeout).await?;
-        let targets = targets(inner, held);
-        let nodes = look(&client, &targets).await?;
-        // What an earlier session made ends with it.
         let session = client.session_id().0;
+        let leaving = leaving(inner, &client, held, session).await?;
+        let addresses: Vec<&str> = leaving.iter().map(|one| &*one.address).collect();
+        let holders = nodes(&client, &addresses).await?;
         let mut deletions = Vec::new();
-        for ((held, target), found) in held.iter().zip(&targets).zip(nodes.chunks(2)) {
-            let instance = &held.registration.instance;
-            let [own, holder] = found else { continue };
-            // What another has put there since stays.
-            if let Some(own) = own
-                && own.stat.ephemeral_owner == session
-                && value::decode(instance.id.as_str(), &own.data)
-                    .is_ok_and(|stored| stored.epoch <= instance.epoch)
-            {
-                deletions.push(client.delete(&target.instance, Some(own.stat.version)));
+        for (leaving, holder) in leaving.iter().zip(holders) {
+            if let Some(version) = leaving.version {
+                deletions.push(client.delete(&leaving.instance, Some(version)));
             }
             if let Some(holder) = holder
                 && holder.stat.ephemeral_owner == session
-                && holder.data == instance.id.as_str().as_bytes()
+                && holder.data == leaving.id.as_str().as_bytes()
             {
-                deletions.push(client.delete(&target.address, Some(holder.stat.version)));
+                deletions.push(client.delete(&leaving.address, Some(holder.stat.version)));
             }
         }
         // All of them are under way: a request is sent when it is made.

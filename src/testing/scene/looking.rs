@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{HOLD, Scene};
 use crate::discovery::Resolved;
-use crate::instance::Instance;
+use crate::instance::{Instance, ServiceName};
 use crate::testing::Capability;
 
 impl Scene<'_> {
@@ -24,6 +24,34 @@ impl Scene<'_> {
     pub(in crate::testing) async fn sees(&self, promise: &str, expected: &[Instance]) {
         let expected = addresses(expected);
         self.eventually(promise, self.granularity(), |seen| addresses(seen) == expected).await;
+    }
+
+    /// Waits until the source, of all services of this case, names exactly these.
+    pub(in crate::testing) async fn lists(&self, expected: &[&ServiceName]) {
+        let mut expected: Vec<ServiceName> = expected.iter().copied().cloned().collect();
+        expected.sort();
+        let start = Instant::now();
+        loop {
+            let asked = start.elapsed();
+            let mut services = match self.discovery().services().await {
+                Ok(services) => services,
+                Err(error) => self.fails(format_args!("services are listed: {error}")),
+            };
+            if !services.is_sorted() {
+                self.fails(format_args!("services are listed in order: {services:?}"));
+            }
+            let prefix = format!("conformance.{}", self.case);
+            services.retain(|service| service.as_str().starts_with(&prefix));
+            if services == expected {
+                return;
+            }
+            if asked >= self.granularity() {
+                self.fails(format_args!(
+                    "the services that have an instance are listed, {expected:?}; there are {services:?}"
+                ));
+            }
+            self.advance((self.granularity() / 20).max(Duration::from_millis(1))).await;
+        }
     }
 
     /// Looks again and again until `holds`, at most for `within`.

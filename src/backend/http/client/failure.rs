@@ -42,6 +42,19 @@ impl Failure {
         }))
     }
 
+    /// What only `/v1` can, where there is none.
+    pub(super) fn unsupported() -> Self {
+        Self::Problem(Box::new(Problem {
+            kind: Cow::Borrowed(api::UNSUPPORTED),
+            title: Cow::Borrowed("not supported"),
+            status: 501,
+            detail: "the registry has no /v1".to_owned(),
+            held_epoch: None,
+            results: None,
+            retry_after: None,
+        }))
+    }
+
     /// Whether another registry would answer the same: it is not asked then.
     pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::Problem(problem) if !is_temporary(problem))
@@ -90,6 +103,7 @@ fn registry_kind(problem: &Problem) -> RegistryErrorKind {
         }
         (401 | 403, _) => RegistryErrorKind::NotAllowed,
         _ if problem.kind == api::FULL => RegistryErrorKind::Full,
+        _ if problem.kind == api::UNSUPPORTED => RegistryErrorKind::Unsupported,
         _ if is_temporary(problem) => RegistryErrorKind::Unavailable,
         _ => RegistryErrorKind::Invalid,
     }
@@ -99,8 +113,8 @@ fn is_temporary(problem: &Problem) -> bool {
     // What is refused in foreign words was not refused by a registry: something stands in for it.
     let foreign = problem.kind.is_empty() && !matches!(problem.status, 400 | 401 | 403);
     // Of two registries that stand in for each other, not one part of the instances each.
-    let full = problem.kind == api::FULL;
-    foreign || (matches!(problem.status, 408 | 429 | 500..) && !full)
+    let is_final = problem.kind == api::FULL || problem.kind == api::UNSUPPORTED;
+    foreign || (matches!(problem.status, 408 | 429 | 500..) && !is_final)
 }
 
 impl fmt::Display for Failure {
@@ -142,6 +156,7 @@ impl From<Failure> for DiscoveryError {
             (_, RegistryErrorKind::NotAllowed) => DiscoveryErrorKind::NotAllowed,
             (Failure::Nonsense(_), _) => DiscoveryErrorKind::Invalid,
             (_, RegistryErrorKind::Unavailable) => DiscoveryErrorKind::Unavailable,
+            (_, RegistryErrorKind::Unsupported) => DiscoveryErrorKind::Unsupported,
             _ => DiscoveryErrorKind::Invalid,
         };
         let error = DiscoveryError::new(kind, failure.to_string());

@@ -26,7 +26,7 @@ use super::token::Token;
 use crate::backend::InvalidUrl;
 use crate::backend::memory::{Entry, Listing, Protection};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
-use crate::instance::ServiceName;
+use crate::instance::{Health, InstanceId, ServiceName};
 use crate::registry::{DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, Renewal};
 use crate::transport::{Net, Transport};
 
@@ -152,6 +152,15 @@ impl Registry for HttpRegistry {
         }
         Ok(())
     }
+
+    async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, RegistryError> {
+        Ok(self.inner.first(|site| Box::pin(site.set_health(service, id, health))).await?)
+    }
 }
 
 #[async_trait]
@@ -164,6 +173,10 @@ impl Discovery for HttpRegistry {
     fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
         let (inner, service) = (Arc::clone(&self.inner), service.clone());
         Some(UpdateStream::fed(1, |updates| watch::feed(inner, service, updates)))
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
+        Ok(self.inner.first(|site| Box::pin(site.services())).await?)
     }
 }
 

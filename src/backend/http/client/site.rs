@@ -13,7 +13,7 @@ use super::failure::{Failure, plain};
 use super::urls::Location;
 use super::{Found, api, seed, v1};
 use crate::backend::exchange::{Answer, Ask, Connections, Host};
-use crate::instance::{Health, ServiceName};
+use crate::instance::{Health, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, Renewal};
 use crate::transport::Transport;
 
@@ -92,6 +92,24 @@ impl Site {
             v1::deregister(self, held).await?;
         }
         Ok(())
+    }
+
+    pub(super) async fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        health: Health,
+    ) -> Result<bool, Failure> {
+        let set = match self.asks_v1() {
+            true => v1::set_health(self, service, id, health).await?,
+            false => None,
+        };
+        set.ok_or_else(Failure::unsupported)
+    }
+
+    pub(super) async fn services(&self) -> Result<Vec<ServiceName>, Failure> {
+        let services = if self.asks_v1() { v1::services(self).await? } else { None };
+        services.ok_or_else(Failure::unsupported)
     }
 
     /// The seed's one plain list serves every service.

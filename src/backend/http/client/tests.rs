@@ -169,7 +169,7 @@ async fn what_is_not_renewed_expires() {
 async fn many_leases_are_renewed_in_several_requests() {
     let net = Memory::new();
     let server = RegistryServer::new();
-    let state = server.registry().clone();
+    let state = server.registry().unwrap().clone();
     let _serving = start(&net, "one", server).await;
     let registry = client(&net, URL);
     let mut all = Vec::new();
@@ -204,7 +204,7 @@ async fn what_weighs_much_is_split_by_its_weight() {
 async fn a_watch_tells_each_change_when_it_happens() {
     let net = Memory::new();
     let server = RegistryServer::new();
-    let state = server.registry().clone();
+    let state = server.registry().unwrap().clone();
     let serving = start(&net, "one", server).await;
     let registry = client(&net, URL);
     let mut updates = registry.watch(&foo()).unwrap();
@@ -367,7 +367,7 @@ async fn what_a_newer_registry_adds_is_passed_over() {
 async fn another_registry_stands_in_and_is_kept() {
     let net = Memory::new();
     let servers = [RegistryServer::new(), RegistryServer::new()];
-    let states = servers.each_ref().map(|server| server.registry().clone());
+    let states = servers.each_ref().map(|server| server.registry().unwrap().clone());
     let [first, second] = servers;
     let first = start(&net, "one", first).await;
     let _second = start(&net, "two", second).await;
@@ -406,7 +406,7 @@ async fn another_registry_stands_in_and_is_kept() {
 async fn one_stray_answer_does_not_mix_services() {
     let net = Memory::new();
     let server = RegistryServer::new();
-    let state = server.registry().clone();
+    let state = server.registry().unwrap().clone();
     let mut bar = registration("two", "tcp@b:2", 1);
     bar.service = "Bar".parse().unwrap();
     state.register(&registration("one", "tcp@a:1", 1)).await.unwrap();
@@ -461,7 +461,7 @@ async fn a_refusal_that_is_no_registrys_leads_to_the_next() {
     let net = Memory::new();
     let _first = scripted(&net, "one", |_| http("404 Not Found", "", "default backend")).await;
     let server = RegistryServer::new();
-    let state = server.registry().clone();
+    let state = server.registry().unwrap().clone();
     let _second = start(&net, "two", server).await;
     let registry = client(&net, BOTH);
     registry.register(&registration("one", "tcp@a:1", 1)).await.unwrap();
@@ -496,7 +496,7 @@ async fn a_registry_that_hangs_does_not_keep_its_callers_from_the_next() {
         }
     });
     let server = RegistryServer::new();
-    let state = server.registry().clone();
+    let state = server.registry().unwrap().clone();
     let _second = start(&net, "two", server).await;
     let registry = Arc::new(client(&net, BOTH));
     let registrar = crate::registry::Registrar::new(registry.clone());
@@ -514,7 +514,7 @@ async fn a_watch_goes_over_to_another_registry() {
     let net = Memory::new();
     let first = start(&net, "one", RegistryServer::new()).await;
     let second = RegistryServer::new();
-    second.registry().register(&registration("one", "tcp@a:1", 2)).await.unwrap();
+    second.registry().unwrap().register(&registration("one", "tcp@a:1", 2)).await.unwrap();
     let _second = start(&net, "two", second).await;
     let registry = client(&net, BOTH);
     let mut updates = registry.watch(&foo()).unwrap();
@@ -668,7 +668,7 @@ async fn a_registry_that_is_asked_too_often_is_left_alone_as_long_as_it_says() {
     let server = RegistryServer::new();
     let _serving = start(&net, "one", server.clone()).await;
     sleep(Duration::from_secs(10)).await;
-    assert_eq!(server.registry().list(None).entries.len(), 1, "it never gives up");
+    assert_eq!(server.registry().unwrap().list(None).entries.len(), 1, "it never gives up");
 }
 
 #[tokio::test(start_paused = true)]
@@ -695,10 +695,10 @@ async fn a_full_registry_is_asked_again_and_no_other_is() {
     }
     registry.deregister(&[held(&first, &lease)]).await.unwrap();
     sleep(Duration::from_secs(11)).await;
-    let listed = one.registry().list(None).entries;
+    let listed = one.registry().unwrap().list(None).entries;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].instance.id, second.instance.id);
-    assert!(two.registry().list(None).entries.is_empty());
+    assert!(two.registry().unwrap().list(None).entries.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use super::failure::{Failure, plain};
 use super::site::Site;
 use crate::backend::exchange::Ask;
 use crate::backend::memory::{Entry, Protection};
-use crate::instance::ServiceName;
+use crate::instance::{Health, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
 pub(super) async fn register(
@@ -91,6 +91,25 @@ pub(super) async fn deregister(site: &Site, held: &[Held]) -> Result<Option<()>,
             retry_after: None,
         }))),
     }
+}
+
+/// False: the instance is not there.
+pub(super) async fn set_health(
+    site: &Site,
+    service: &ServiceName,
+    id: &InstanceId,
+    health: Health,
+) -> Result<Option<bool>, Failure> {
+    let drain = api::Drain { service: service.clone(), id: id.clone(), health };
+    match site.ask_v1::<IgnoredAny>(&post(api::DRAIN, &drain)?, Duration::ZERO).await {
+        Err(Failure::Problem(problem)) if problem.kind == api::UNKNOWN_INSTANCE => Ok(Some(false)),
+        answered => Ok(answered?.map(|_| true)),
+    }
+}
+
+pub(super) async fn services(site: &Site) -> Result<Option<Vec<ServiceName>>, Failure> {
+    let answered = site.ask_v1::<api::Services>(&Ask::get(api::SERVICES), Duration::ZERO).await?;
+    Ok(answered.map(|answered| answered.services))
 }
 
 /// The list; with `after`, once it differs from that revision or that wait is over.

@@ -4,12 +4,14 @@ mod accept;
 mod access;
 mod body;
 mod check;
+mod front;
 mod meter;
 mod problem;
 mod query;
 mod rate;
 mod seed;
 mod stall;
+mod store;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -29,14 +31,21 @@ use serde::Serialize;
 
 use self::accept::Stopping;
 use self::access::{Access, Caller};
+use self::front::Front;
 use self::meter::{Meter, Share};
 use self::problem::Refusal;
 use self::rate::{Rate, Rates, Use};
+use self::store::Store;
 pub use self::tokens::{InvalidTokens, Tokens};
 use super::{DEFAULT_PATH, api};
 use crate::backend::memory::{MemoryRegistry, MemoryRegistryBuilder, Owner};
+use crate::discovery::Discovery;
 use crate::instance::Address;
+use crate::registry::Registry;
 use crate::transport::{Listener, Peer};
+
+/// The lease of an address over a backend, where none is set.
+const LONGEST_OF_BACKEND: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The registry as an HTTP server: `/srpc/registry` and `/v1`. Clones share one state.
 ///
@@ -51,6 +60,15 @@ use crate::transport::{Listener, Peer};
 /// second, long polls, what is registered and answers that are not yet read are capped, in all, for
 /// each address and for each token. Whatever cap is reached, what is registered is renewed.
 ///
+/// # Over a backend
+/// Given [another registry](RegistryServerBuilder::backend), such as etcd, it keeps nothing of its own and
+/// answers the same requests: for programs that speak only HTTP, and so that few clients, not all, connect
+/// to the backend. Several such servers over one backend agree, and each may be killed at any time. What
+/// differs is what a backend does not tell: an instance's `expires_in_ms`, a registration's `revision`, and
+/// protection. A registration's TTL is what the backend makes of it; what was registered by its address
+/// alone and without a service is of the service `srpc.unnamed` there; an address that an instance holds
+/// through `/v1` is left to that instance's own renewals. A backend that is away is a 503.
+///
 /// A request's [`Peer`] is among its extensions; without it, it comes from nowhere.
 #[derive(Clone)]
 pub struct RegistryServer {
@@ -58,7 +76,7 @@ pub struct RegistryServer {
 }
 
 struct Shared {
-    registry: MemoryRegistry,
+    store: Store,
     limits: Limits,
     access: Access,
     insecure: bool,
@@ -101,6 +119,10 @@ impl RegistryServer {
     pub fn builder() -> RegistryServerBuilder {
         RegistryServerBuilder {
             registry: None,
+            backend: None,
+            backend_timeout: Duration::from_secs(10),
+            max_backend_requests: 256,
+            max_backend_watches: 1000,
             ttl: Some(Duration::from_secs(300)),
             caps: MemoryRegistry::builder(),
             tokens: None,
@@ -123,9 +145,12 @@ impl RegistryServer {
         }
     }
 
-    /// The state that is served.
-    pub fn registry(&self) -> &MemoryRegistry {
-        &self.shared.registry
+    /// The state that is served; `None`: it is a backend's.
+    pub fn registry(&self) -> Option<&MemoryRegistry> {
+        match &self.shared.store {
+            Store::Memory(registry) => Some(registry),
+            Store::Front(_) => None,
+        }
     }
 
     /// Puts these tokens in the place of those before, for every request from now on.
@@ -224,7 +249,7 @@ impl RegistryServer {
             return Err(Refusal::too_large(limits.max_body));
         }
         match parts.uri.path() {
-            DEFAULT_PATH => seed::answer(shared, &caller, parts),
+            DEFAULT_PATH => seed::answer(shared, &caller, parts).await,
             _ => v1::answer(shared, &caller, parts, body, stop).await,
         }
     }
@@ -284,6 +309,10 @@ pub struct Unprotected {
 #[must_use]
 pub struct RegistryServerBuilder {
     registry: Option<MemoryRegistry>,
+    backend: Option<(Arc<dyn Discovery>, Arc<dyn Registry>)>,
+    backend_timeout: Duration,
+    max_backend_requests: usize,
+    max_backend_watches: usize,
     ttl: Option<Duration>,
     /// What its own registry holds at most.
     caps: MemoryRegistryBuilder,
@@ -301,9 +330,41 @@ impl RegistryServerBuilder {
         self
     }
 
+    /// Another registry, in front of which the server stands: see
+    /// [Over a backend](RegistryServer#over-a-backend). Both must look at the same one; it must end each
+    /// registration by itself, as
+    /// [`OpenOptions::lease_each`](crate::backend::OpenOptions::lease_each) says. A
+    /// [`registry`](Self::registry) that was given is then not served. Default: none.
+    pub fn backend(mut self, discovery: Arc<dyn Discovery>, registry: Arc<dyn Registry>) -> Self {
+        self.backend = Some((discovery, registry));
+        self
+    }
+
+    /// How long the backend may take for an answer, waiting for a turn included; then it is a 503.
+    /// Default: 10 s.
+    pub fn backend_timeout(mut self, timeout: Duration) -> Self {
+        self.backend_timeout = timeout;
+        self
+    }
+
+    /// How many lists are read, registrations made and renewals passed on at once, each; more wait for
+    /// their turn. Who wants the same list shares one request. Default: 256.
+    pub fn max_backend_requests(mut self, requests: usize) -> Self {
+        self.max_backend_requests = requests;
+        self
+    }
+
+    /// How many services are watched at the backend for the sake of long polls; a long poll of one more is
+    /// answered at once. A watch ends a minute after the last poll. Default: 1,000.
+    pub fn max_backend_watches(mut self, watches: usize) -> Self {
+        self.max_backend_watches = watches;
+        self
+    }
+
     /// How long an entry without a TTL of its own lives, and the longest that is granted; `None`:
     /// such an entry never expires, and what is asked for is granted. Without effect on a registry
-    /// that was given. Default: 5 minutes.
+    /// that was given. Over a backend nothing lives for ever: `None` is 24 hours there. Default:
+    /// 5 minutes.
     pub fn ttl(mut self, ttl: Option<Duration>) -> Self {
         self.ttl = ttl;
         self
@@ -338,7 +399,8 @@ impl RegistryServerBuilder {
     }
 
     /// How many instances are registered at most, of all services and none. Without effect on a
-    /// registry that was given, as the three that follow. Default: 100,000.
+    /// registry that was given, as the three that follow; over a backend what was registered or renewed
+    /// through this server counts, for the time of its lease. Default: 100,000.
     pub fn max_instances(mut self, instances: usize) -> Self {
         self.caps = self.caps.max_instances(instances);
         self
@@ -459,14 +521,26 @@ impl RegistryServerBuilder {
 
     /// The server.
     pub fn build(self) -> RegistryServer {
-        let registry =
-            self.registry.unwrap_or_else(|| self.caps.default_ttl(self.ttl).warming(true).build());
+        let store = match (self.backend, self.registry) {
+            (Some((discovery, registry)), _) => {
+                let limits = front::Limits {
+                    ttl: self.ttl.filter(|ttl| !ttl.is_zero()).unwrap_or(LONGEST_OF_BACKEND),
+                    quota: self.caps.quota(),
+                    timeout: self.backend_timeout,
+                    requests: self.max_backend_requests,
+                    watches: self.max_backend_watches,
+                };
+                Store::Front(Arc::new(Front::new(discovery, registry, limits)))
+            }
+            (None, Some(registry)) => Store::Memory(registry),
+            (None, None) => Store::Memory(self.caps.default_ttl(self.ttl).warming(true).build()),
+        };
         let limits = self.limits;
         let max_polls = limits.max_polls_per_host.unwrap_or(limits.max_connections_per_host / 2);
         let max_polls_per_token = limits.max_in_flight_per_token / 2;
         RegistryServer {
             shared: Arc::new(Shared {
-                registry,
+                store,
                 access: Access::new(self.tokens, self.identified, self.open_seed_path),
                 insecure: self.insecure,
                 rates: Rates::new(&limits.rate),

@@ -11,6 +11,7 @@ use hyper::body::Bytes;
 
 use super::api::{self, Outcome, Problem};
 use super::respond;
+use crate::discovery::{DiscoveryError, DiscoveryErrorKind};
 use crate::registry::{RegistryError, RegistryErrorKind};
 
 /// What is said of a wrong request is bounded: its text comes from the peer.
@@ -103,9 +104,8 @@ impl Refusal {
     }
 
     pub(super) fn unknown_instance() -> Self {
-        let kind = "urn:srpc:unknown-instance";
         let detail = "no instance of this id is registered for this service";
-        Self::new(StatusCode::NOT_FOUND, kind, "Unknown instance", detail)
+        Self::new(StatusCode::NOT_FOUND, api::UNKNOWN_INSTANCE, "Unknown instance", detail)
     }
 
     /// Nobody that is known asks.
@@ -193,6 +193,17 @@ impl Refusal {
     }
 }
 
+impl From<&DiscoveryError> for Refusal {
+    fn from(error: &DiscoveryError) -> Self {
+        let kind = match error.kind() {
+            DiscoveryErrorKind::Unsupported => RegistryErrorKind::Unsupported,
+            // Whatever the backend says of this registry is not the fault of those who ask it.
+            _ => RegistryErrorKind::Unavailable,
+        };
+        RegistryError::new(kind, error.message()).into()
+    }
+}
+
 impl From<RegistryError> for Refusal {
     fn from(error: RegistryError) -> Self {
         let detail = error.message();
@@ -209,6 +220,10 @@ impl From<RegistryError> for Refusal {
             }
             RegistryErrorKind::Invalid => Self::invalid_registration(detail),
             RegistryErrorKind::NotAllowed => Self::not_allowed(detail),
+            RegistryErrorKind::Unsupported => {
+                let status = StatusCode::NOT_IMPLEMENTED;
+                Self::new(status, api::UNSUPPORTED, "Not supported", detail)
+            }
             RegistryErrorKind::Full => {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 Self::new(status, api::FULL, "No room", detail)

@@ -12,8 +12,8 @@ use super::access::Caller;
 use super::meter::Share;
 use super::problem::Refusal;
 use super::query::Query;
+use super::store::Store;
 use super::{Shared, api, respond};
-use crate::backend::memory::MemoryRegistry;
 use crate::instance::{Address, Health, ServiceName};
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -21,8 +21,9 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// Answers a request of this caller.
 ///
 /// # Errors
-/// What is not of this contract: the caller may not, or there is no memory for its answer.
-pub(super) fn answer(
+/// What is not of this contract: the caller may not, there is no memory for its answer, or a backend does
+/// not answer.
+pub(super) async fn answer(
     shared: &Shared,
     caller: &Caller,
     parts: &Parts,
@@ -30,11 +31,11 @@ pub(super) fn answer(
     match parts.method {
         Method::GET => {
             caller.may_read()?;
-            Ok(list(&shared.registry, parts, shared.room(&super::host(parts))?))
+            list(&shared.store, parts, shared.room(&super::host(parts))?).await
         }
         Method::POST => {
             caller.may_write_something()?;
-            register(&shared.registry, caller, parts)
+            register(&shared.store, caller, parts).await
         }
         _ => {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "use GET or POST");
@@ -44,8 +45,8 @@ pub(super) fn answer(
     }
 }
 
-fn register(
-    registry: &MemoryRegistry,
+async fn register(
+    store: &Store,
     caller: &Caller,
     parts: &Parts,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
@@ -71,7 +72,7 @@ fn register(
         }
     };
     let owner = super::owner(parts, caller);
-    if !registry.register_address_by(service.as_ref(), &address, &owner) {
+    if !store.register_address(service.as_ref(), &address, &owner).await? {
         let mut full = text(StatusCode::SERVICE_UNAVAILABLE, "the registry is full");
         full.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
         return Ok(full);
@@ -97,12 +98,12 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|_| "a header is not UTF-8".to_owned())
 }
 
-fn list(registry: &MemoryRegistry, parts: &Parts, room: Share) -> Response<Full<Bytes>> {
+async fn list(store: &Store, parts: &Parts, room: Share) -> Result<Response<Full<Bytes>>, Refusal> {
     let service = match Query::parse(&parts.uri).and_then(|query| query.service()) {
         Ok(service) => service,
-        Err(reason) => return text(StatusCode::BAD_REQUEST, &reason),
+        Err(reason) => return Ok(text(StatusCode::BAD_REQUEST, &reason)),
     };
-    let listing = registry.list(service.as_ref());
+    let listing = store.list(service.as_ref()).await?;
     // One address may serve several services. Who is not up is left out: a client of this contract
     // has no other way to learn it.
     let addresses: BTreeSet<&str> = listing
@@ -121,12 +122,12 @@ fn list(registry: &MemoryRegistry, parts: &Parts, room: Share) -> Response<Full<
         body.push('\n');
     }
     let Ok(header) = HeaderValue::from_str(&header) else {
-        return text(StatusCode::INTERNAL_SERVER_ERROR, "an address does not fit a header");
+        return Ok(text(StatusCode::INTERNAL_SERVER_ERROR, "an address does not fit a header"));
     };
     // Twice: the header says the same.
     let mut response = respond(StatusCode::OK, TEXT, room.of(body.into_bytes(), 2));
     response.headers_mut().insert(api::SERVERS, header);
-    response
+    Ok(response)
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {

@@ -1,5 +1,8 @@
 //! The server, asked request by request and over a network in memory.
 
+#[path = "tests/fronts.rs"]
+mod fronts;
+
 use std::future::pending;
 
 use async_trait::async_trait;
@@ -56,13 +59,24 @@ async fn seed_list(server: &RegistryServer, query: &str) -> String {
     header
 }
 
+/// A server in front of another registry.
+fn front(backend: &MemoryRegistry) -> RegistryServerBuilder {
+    let (discovery, registry) = (Arc::new(backend.clone()), Arc::new(backend.clone()));
+    RegistryServer::builder().backend(discovery, registry)
+}
+
 fn instance(id: &str, address: &str, epoch: u64) -> Value {
     json!({ "id": id, "address": address, "epoch": epoch })
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_row_of_the_seeds_contract() {
-    let server = RegistryServer::new();
+    for server in [RegistryServer::new(), front(&MemoryRegistry::new()).build()] {
+        keeps_every_row_of_the_seeds_contract(server).await;
+    }
+}
+
+async fn keeps_every_row_of_the_seeds_contract(server: RegistryServer) {
     assert_eq!(seed_list(&server, "").await, "", "the header is there, though the list is empty");
     let good = ("srpc-servers", "tcp@b:2");
     for (method, headers, status) in [
@@ -122,7 +136,7 @@ async fn what_a_seed_client_sees_of_other_registrations() {
     ask(&server, "POST", SEED, &[("srpc-servers", "tcp@a:1")], "").await;
     sleep(Duration::from_secs(8)).await;
     assert_eq!(seed_list(&server, "").await, "tcp@a:1", "renewed");
-    assert_eq!(server.registry().list(None).entries.len(), 2, "nothing was added");
+    assert_eq!(server.registry().unwrap().list(None).entries.len(), 2, "nothing was added");
     sleep(Duration::from_secs(8)).await;
     assert_eq!(seed_list(&server, "").await, "");
 }
@@ -199,7 +213,7 @@ async fn the_life_of_a_lease_over_v1() {
         (leaving(lease, None), 0),
     ] {
         assert_eq!(post(&server, api::DEREGISTER, body.clone()).await, (200, json!({})));
-        assert_eq!(server.registry().list(None).entries.len(), left, "{body}");
+        assert_eq!(server.registry().unwrap().list(None).entries.len(), left, "{body}");
     }
 }
 
@@ -269,7 +283,7 @@ const GET_LIST: &str = "GET /srpc/registry HTTP/1.1\r\nconnection: close\r\n\r\n
 async fn a_shutdown_answers_long_polls_at_once_and_ends() {
     let net = Memory::new();
     let server = RegistryServer::new();
-    let revision = server.registry().list(Some(&"Foo".parse().unwrap())).revision;
+    let revision = server.registry().unwrap().list(Some(&"Foo".parse().unwrap())).revision;
     let (stop, serving) = start(&net, server).await;
     let idle = net.connect(&AT.parse().unwrap()).await.unwrap();
     let polling = tokio::spawn({
@@ -425,7 +439,7 @@ async fn each_lease_of_a_batch_is_judged_by_itself() {
         let body = json!({ "service": "Bar", "id": id });
         assert_eq!(post_as(&server, SHOP, api::DRAIN, body).await.0, status);
     }
-    assert_eq!(server.registry().list(None).entries.len(), 2);
+    assert_eq!(server.registry().unwrap().list(None).entries.len(), 2);
 
     let (status, left) = post_as(&server, SHOP, api::DEREGISTER, both).await;
     assert_eq!((status, &left["results"][1]["status"]), (200, &json!("deregistered")));
@@ -433,7 +447,7 @@ async fn each_lease_of_a_batch_is_judged_by_itself() {
         (&left["results"][0]["type"], &left["results"][2]["type"]),
         (&json!(refused), &json!(refused))
     );
-    let left = server.registry().list(None).entries;
+    let left = server.registry().unwrap().list(None).entries;
     assert_eq!(left.len(), 1);
     assert_eq!(left[0].service.as_ref().unwrap().as_str(), "Bar");
 }
@@ -498,7 +512,7 @@ async fn what_others_reach_is_not_served_without_tokens() {
 async fn long_polls_leave_connections_for_renewals() {
     let net = Memory::new();
     let server = RegistryServer::builder().max_connections_per_host(6).build();
-    let revision = server.registry().list(Some(&"Foo".parse().unwrap())).revision;
+    let revision = server.registry().unwrap().list(Some(&"Foo".parse().unwrap())).revision;
     let (_stop, _serving) = start(&net, server).await;
     let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
     let poll = format!("GET {target} HTTP/1.1\r\n\r\n");
@@ -587,7 +601,7 @@ async fn a_token_has_its_caps() {
     sleep(Duration::from_secs(10)).await;
 
     // Of two under way one may be a long poll, which is the half.
-    let revision = server.registry().revision(&"Foo".parse().unwrap());
+    let revision = server.registry().unwrap().revision(&"Foo".parse().unwrap());
     let target = format!("/v1/instances?service=Foo&revision={revision}&wait=30s");
     let polls: Vec<_> = (0..2)
         .map(|_| {

@@ -13,10 +13,11 @@ use super::access::Caller;
 use super::api::{self, Outcome};
 use super::problem::Refusal;
 use super::query::Query;
+use super::store::Store;
 use super::{Shared, body, check, json as ok, json_of};
-use crate::backend::memory::{MemoryRegistry, Owner};
+use crate::backend::memory::Owner;
 use crate::instance::{Address, Instance};
-use crate::registry::{Held, Lease, Registration, Registry, Renewal};
+use crate::registry::{Held, Lease, Registration, Renewal};
 
 /// More leases are not taken in one request: their answers would weigh too much.
 const MAX_HELD: usize = 1000;
@@ -33,7 +34,7 @@ pub(super) async fn answer<B: Body>(
     body: B,
     stop: impl Future<Output = ()>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let Shared { registry, limits, .. } = shared;
+    let Shared { store, limits, .. } = shared;
     let path = parts.uri.path();
     if matches!(path, api::REGISTER | api::RENEW | api::DEREGISTER | api::DRAIN) {
         only("POST", parts)?;
@@ -45,17 +46,18 @@ pub(super) async fn answer<B: Body>(
     match path {
         api::REGISTER => {
             let owner = super::owner(parts, caller);
-            register(registry, caller, &owner, body::read(parts, body, limits).await?)
+            register(store, caller, &owner, body::read(parts, body, limits).await?).await
         }
-        api::RENEW => renew(registry, caller, body::read(parts, body, limits).await?).await,
-        api::DEREGISTER => {
-            deregister(registry, caller, body::read(parts, body, limits).await?).await
+        api::RENEW => {
+            let owner = super::owner(parts, caller);
+            renew(store, caller, &owner, body::read(parts, body, limits).await?).await
         }
-        api::DRAIN => drain(registry, caller, body::read(parts, body, limits).await?),
+        api::DEREGISTER => deregister(store, caller, body::read(parts, body, limits).await?).await,
+        api::DRAIN => drain(store, caller, body::read(parts, body, limits).await?).await,
         api::INSTANCES => instances(shared, caller, parts, stop).await,
         api::SERVICES => {
             let room = shared.room(&super::host(parts))?;
-            json_of(&api::Services { services: registry.services() }, room)
+            json_of(&api::Services { services: store.services().await? }, room)
         }
         _ => Err(Refusal::no_such_path()),
     }
@@ -68,16 +70,15 @@ fn only(method: &'static str, parts: &Parts) -> Result<(), Refusal> {
     Err(Refusal::method_not_allowed(method))
 }
 
-fn register(
-    registry: &MemoryRegistry,
+async fn register(
+    store: &Store,
     caller: &Caller,
     owner: &Owner,
     asked: api::Register,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     caller.may_write(Some(&asked.service))?;
     let registration = check::registration(asked)?;
-    let lease = registry.register_by(&registration, owner)?;
-    let revision = registry.revision(&registration.service);
+    let (lease, revision) = store.register(&registration, owner).await?;
     ok(&api::Granted {
         lease_id: lease.id,
         ttl_ms: lease.ttl.map(|ttl| ttl.as_millis() as u64),
@@ -87,8 +88,9 @@ fn register(
 
 /// Each lease by itself: one that the caller may not touch is not looked up, and harms no other.
 async fn renew(
-    registry: &MemoryRegistry,
+    store: &Store,
     caller: &Caller,
+    owner: &Owner,
     asked: api::Renew,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     few_enough(asked.held.len())?;
@@ -102,7 +104,7 @@ async fn renew(
             Ok(())
         })
         .collect();
-    let mut renewed = registry.renew(&held).await.into_iter();
+    let mut renewed = store.renew(held, owner).await.into_iter();
     let results: Vec<Result<(), Refusal>> = checked
         .into_iter()
         .map(|checked| {
@@ -141,7 +143,7 @@ fn outcomes(results: Vec<Result<(), Refusal>>, done: &Outcome) -> Result<Vec<Out
 }
 
 async fn deregister(
-    registry: &MemoryRegistry,
+    store: &Store,
     caller: &Caller,
     asked: api::Deregister,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
@@ -159,20 +161,20 @@ async fn deregister(
             Ok(())
         })
         .collect();
-    registry.deregister(&held).await?;
+    store.deregister(&held).await?;
     if results.iter().all(Result::is_ok) {
         return ok(&json!({}));
     }
     ok(&api::Deregistered { results: outcomes(results, &Outcome::Deregistered)? })
 }
 
-fn drain(
-    registry: &MemoryRegistry,
+async fn drain(
+    store: &Store,
     caller: &Caller,
     asked: api::Drain,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     caller.may_write(Some(&asked.service))?;
-    if !registry.set_health(&asked.service, &asked.id, asked.health) {
+    if !store.set_health(&asked.service, &asked.id, asked.health).await? {
         return Err(Refusal::unknown_instance());
     }
     ok(&json!({}))
@@ -184,7 +186,7 @@ async fn instances(
     parts: &Parts,
     stop: impl Future<Output = ()>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let registry = &shared.registry;
+    let store = &shared.store;
     let host = super::host(parts);
     let mut polls_enough = false;
     let query = Query::parse(&parts.uri).map_err(Refusal::invalid)?;
@@ -201,7 +203,7 @@ async fn instances(
             // Answered at once, whoever holds too many: it is slower news, and no failure.
             let wait = if polls_enough { Duration::ZERO } else { wait };
             tokio::select! {
-                () = registry.changed(service, revision) => {}
+                changed = store.changed(service, revision) => changed?,
                 () = tokio::time::sleep(wait) => {}
                 () = stop => {}
             }
@@ -210,7 +212,7 @@ async fn instances(
         _ => {}
     }
     let room = shared.room(&host)?;
-    let listing = registry.list(service.as_ref());
+    let listing = store.list(service.as_ref()).await?;
     let instances = listing
         .entries
         .into_iter()

@@ -1,0 +1,106 @@
+//! Tells of a service whose list may have changed: one watch for all long polls of it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, interval};
+
+use crate::backend::wrap::endless;
+use crate::discovery::Discovery;
+use crate::instance::ServiceName;
+
+/// How often a service is read whose source has no watch.
+const POLL: Duration = Duration::from_secs(1);
+/// How long a watch goes on that nobody waits for: whoever was told asks again at once.
+const LINGER: Duration = Duration::from_secs(60);
+
+type Watched = Mutex<HashMap<ServiceName, Watch>>;
+
+pub(super) struct News {
+    discovery: Arc<dyn Discovery>,
+    watched: Arc<Watched>,
+    max: usize,
+}
+
+/// A task that follows the service. It ends when nobody has waited for a while, and with this.
+struct Watch {
+    rung: watch::Sender<()>,
+    task: AbortHandle,
+}
+
+impl News {
+    pub(super) fn new(discovery: Arc<dyn Discovery>, max: usize) -> Self {
+        Self { discovery, watched: Arc::default(), max }
+    }
+
+    /// Changes whenever the service's list may have, from now on. `None`: as many services as may be are
+    /// watched.
+    pub(super) fn of(&self, service: &ServiceName) -> Option<watch::Receiver<()>> {
+        let mut watched = self.watched.lock();
+        if let Some(watch) = watched.get(service)
+            && !watch.task.is_finished()
+        {
+            return Some(watch.rung.subscribe());
+        }
+        watched.remove(service);
+        if watched.len() >= self.max {
+            return None;
+        }
+        let (rung, news) = watch::channel(());
+        let following = follow(
+            Arc::clone(&self.discovery),
+            service.clone(),
+            rung.clone(),
+            Arc::downgrade(&self.watched),
+        );
+        let task = tokio::spawn(following).abort_handle();
+        watched.insert(service.clone(), Watch { rung, task });
+        Some(news)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn follow(
+    source: Arc<dyn Discovery>,
+    service: ServiceName,
+    rung: watch::Sender<()>,
+    watched: Weak<Watched>,
+) {
+    let mut updates = endless(source, service.clone(), POLL);
+    let mut awaited = Instant::now();
+    let mut looks = interval(LINGER / 4);
+    loop {
+        tokio::select! {
+            update = updates.next() => match update {
+                Some(Ok(_)) => {
+                    rung.send_replace(());
+                }
+                // What cannot be read now has not changed, as far as is known.
+                Some(Err(error)) => tracing::debug!(%service, %error, "a watch for long polls failed"),
+                None => return,
+            },
+            _ = looks.tick() => {
+                if rung.receiver_count() > 0 {
+                    awaited = Instant::now();
+                } else if awaited.elapsed() >= LINGER {
+                    let Some(watched) = watched.upgrade() else { return };
+                    let mut watched = watched.lock();
+                    // Nobody comes to wait while this is locked.
+                    if rung.receiver_count() == 0 {
+                        watched.remove(&service);
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
