@@ -61,10 +61,15 @@ const MOST_ALIASES: usize = 8;
 #[derive(Clone)]
 pub struct Dns {
     question: Question,
-    resolver: TokioResolver,
     config: ResolverConfig,
-    ndots: usize,
+    options: ResolverOpts,
     timeout: Duration,
+}
+
+/// What one list is asked over. dnsmasq answers a connection by what it knew when that was made, for as
+/// long as it lasts: so no list is asked over one that an earlier list was.
+struct Asking {
+    resolver: TokioResolver,
 }
 
 #[derive(Clone, Debug)]
@@ -97,29 +102,34 @@ impl Dns {
 
     async fn answer(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
         let mut found = Found::default();
+        let resolver = resolver(&self.config, &self.options);
+        let resolver = resolver
+            .map_err(|error| DiscoveryError::unavailable(error.to_string()).because(error))?;
+        let asking = Asking { resolver };
+        let candidates = |name: &Name| candidates(name, &self.config, self.options.ndots);
         match &self.question {
             Question::Addresses { name, port } => {
                 let name = parse(name, service)?;
                 if let Some(ip) = name.1 {
                     found.add(ip, *port, 1)?;
                 }
-                for name in candidates(&name.0, &self.config, self.ndots) {
+                for name in candidates(&name.0) {
                     if !found.instances.is_empty() {
                         break;
                     }
-                    let addresses = self.addresses_of(&name).await?;
+                    let addresses = asking.addresses_of(&name).await?;
                     found.add_all(&addresses, *port, 1)?;
                 }
             }
             Question::Srv { name } => {
-                for name in candidates(&parse(name, service)?.0, &self.config, self.ndots) {
-                    let targets = self.targets(name, &mut found).await?;
+                for name in candidates(&parse(name, service)?.0) {
+                    let targets = asking.targets(name, &mut found).await?;
                     if targets.is_empty() {
                         continue;
                     }
                     let first = targets.iter().map(|srv| srv.priority).min().unwrap_or_default();
                     for targets in targets.chunks(AT_ONCE) {
-                        let asked = targets.iter().map(|srv| self.addresses_of(&srv.target));
+                        let asked = targets.iter().map(|srv| asking.addresses_of(&srv.target));
                         let answers = all(asked.map(|asked| Box::pin(asked) as _).collect()).await;
                         for (srv, answer) in targets.iter().zip(answers) {
                             let is_first = srv.priority == first;
@@ -133,7 +143,9 @@ impl Dns {
         }
         Ok(found.resolved())
     }
+}
 
+impl Asking {
     /// Both kinds of addresses. Each is asked for by itself: one that fails is not the other's absence.
     async fn addresses_of(&self, name: &Name) -> Result<Addresses, DiscoveryError> {
         let (v4, v6) = tokio::join!(
@@ -365,14 +377,15 @@ impl DnsBuilder {
         options.attempts = 1;
         options.timeout = self.timeout / 4;
         options.use_hosts_file = ResolveHosts::Never;
-        let ndots = options.ndots;
-        let provider = TokioRuntimeProvider::default();
-        let resolver = Resolver::builder_with_config(config.clone(), provider)
-            .with_options(options)
-            .build()
-            .map_err(|error| refused(error.to_string()))?;
-        Ok(Dns { question: self.question, resolver, config, ndots, timeout: self.timeout })
+        resolver(&config, &options).map_err(|error| refused(error.to_string()))?;
+        Ok(Dns { question: self.question, config, options, timeout: self.timeout })
     }
+}
+
+fn resolver(config: &ResolverConfig, options: &ResolverOpts) -> Result<TokioResolver, NetError> {
+    let provider = TokioRuntimeProvider::default();
+    let builder = Resolver::builder_with_config(config.clone(), provider);
+    builder.with_options(options.clone()).build()
 }
 
 fn name_server(server: SocketAddr) -> NameServerConfig {
