@@ -23,6 +23,12 @@ pub(crate) struct Text {
 pub(crate) struct Greeter(SocketAddr);
 
 impl Greeter {
+    /// One that says that it listens there.
+    #[allow(dead_code, reason = "who serves it in his own way makes it so")]
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self(address)
+    }
+
     /// Serves on a port of its own, until the task is aborted.
     pub(crate) async fn start() -> std::io::Result<(SocketAddr, JoinHandle<()>)> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;

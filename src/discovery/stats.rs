@@ -110,6 +110,13 @@ impl EndpointStats {
         self.load.load(Relaxed)
     }
 
+    /// How long ago an attempt there last ended, well or not: so old are the latency and the reported
+    /// load. If none has, since it is known.
+    pub fn since_heard(&self, now: Instant) -> Duration {
+        let observed = self.observed.load(Relaxed);
+        Duration::from_micros(self.micros(now).saturating_sub(observed))
+    }
+
     /// The decaying mean of the latency; `None` before the first answer.
     pub fn latency(&self) -> Option<Duration> {
         let micros = f64::from_bits(self.latency.load(Relaxed));

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::guarded::is_open;
 use super::{PickContext, Picker, Selector};
 use crate::discovery::{Endpoint, EndpointSet};
@@ -11,7 +13,10 @@ use crate::discovery::{Endpoint, EndpointSet};
 const HEAR_AGAIN: f64 = 1.0 / 16.0;
 const HEAR_AGAIN_LEAST: f64 = 1.0 / 1024.0;
 
-/// The least latency, in seconds: at 0 a load would count nothing.
+/// Latencies that differ by no more than this factor differ by chance.
+const ALIKE: f64 = 2.0;
+
+/// The least latency, in seconds: at 0 no two could be compared.
 const LEAST_LATENCY: f64 = 1e-6;
 
 /// The least success rate: below it, endpoints that hardly ever answer could not be compared.
@@ -24,18 +29,22 @@ const LEAST_SUCCESS: f64 = 1.0 / 16.0;
 ///
 /// # What an endpoint costs
 /// ```text
-/// cost = latency x (in flight + reported load + 1) / (success rate ^ 3 x weight)
+/// cost = (in flight + reported load + 1) x slowness / (success rate ^ 3 x weight)
 /// ```
-/// - **latency**, the decaying mean, times the calls there with this one is about the wait. It is
-///   taken to be at least 1 us.
-/// - **in flight** is this client's own, and tells of a burst at once. **Reported load** is what
-///   the server last said it had in flight from everyone. In a large fleet a client has less than
-///   one call of its own at each server and would be blind without it; there it counts most. The
-///   client's own calls are in both, but so they are for every endpoint.
+/// - **in flight** is this client's own, and tells of a burst at once.
+/// - **reported load** is what the server last said it had in flight from everyone. It is taken for
+///   what it was as far as it is fresh: `latency / (latency + age)` of it counts, and for the rest the
+///   mean of the two that were drawn. A server has changed all that it does within the time that
+///   one of its answers takes; with many clients before it, each hears of it seldom, and a choice by old
+///   counts is worse than one without them.
+/// - **slowness** is 1 as long as the latency, the decaying peak of answers, is at most twice that
+///   of the other one; above, it is half of how many times higher. Servers that are alike differ so
+///   much by chance alone, and a choice by chance is none; but a server that is stuck or weak differs by
+///   more.
 /// - **success rate** is there because a server that fails at once is never busy and looks quick;
 ///   latency is that of answers alone. Divided by it once, the cost would be that of trying until
 ///   it works. But a failure is not free, so the third power: an endpoint that fails half of its
-///   calls must be eight times as quick to be taken. It is taken to be at least 1/16.
+///   calls costs eight times as much. It is taken to be at least 1/16.
 /// - **weight** divides: twice the weight has twice the calls in flight at the same cost. While
 ///   there is little to do the heavier of the two is taken, since it has more room.
 ///
@@ -44,10 +53,11 @@ const LEAST_SUCCESS: f64 = 1.0 / 16.0;
 /// times its own calls in flight plus one. So it is tried soon, with about two calls at a time
 /// until the first of them is answered.
 ///
-/// An endpoint that lost by old numbers has to be heard again to show that they are old. So the
-/// dearer of the two is taken all the same with a probability of 1/16, divided by how many times
-/// dearer it is: that makes no more than 1/16 of the mean cost. But it is 1/1024 at least, so that
-/// even a single answer that took an hour is lived down.
+/// An endpoint that lost by old numbers, its latency or its success rate, has to be heard again to
+/// show that they are old. So the dearer of the two, unless it has more to do, is taken all the same with
+/// a probability of 1/16, divided by how many times dearer it is: that makes no more than 1/16 of
+/// the mean cost. But it is 1/1024 at least, so that even a single answer that took an hour is lived
+/// down.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct P2c;
@@ -81,15 +91,22 @@ impl Picker for P2c {
             // If neither is, the guard refuses the answer and asks for another two.
             (_, false) => return Some(first),
         }
-        let (one, other) = (Seen::of(one), Seen::of(other));
-        // Both costs times both merits: the same order without a division.
-        let cost = one.work(&other) * other.merit;
-        let other_cost = other.work(&one) * one.merit;
-        let (cheap, dear, less, more) = if cost <= other_cost {
-            (first, second, cost, other_cost)
+        let (one, other) = (Seen::of(one, cx.now), Seen::of(other, cx.now));
+        // Both costs times both merits, and both loads times both weights: the same order without a
+        // division.
+        let load = one.load(&other);
+        let other_load = other.load(&one);
+        let cost = load * one.slowness(&other) * other.merit;
+        let other_cost = other_load * other.slowness(&one) * one.merit;
+        let (load, other_load) = (load * other.weight, other_load * one.weight);
+        let (cheap, dear, less, more, is_busy) = if cost <= other_cost {
+            (first, second, cost, other_cost, other_load > load)
         } else {
-            (second, first, other_cost, cost)
+            (second, first, other_cost, cost, load > other_load)
         };
+        if is_busy {
+            return Some(cheap);
+        }
         let chance = (less * HEAR_AGAIN).max(more * HEAR_AGAIN_LEAST);
         Some(if fraction(cx.random()) * more < chance { dear } else { cheap })
     }
@@ -100,35 +117,56 @@ struct Seen {
     /// In seconds; `None` before the first answer.
     latency: Option<f64>,
     in_flight: f64,
+    /// For each unit of weight.
     reported: f64,
+    /// How much of it still holds, from 0 to 1.
+    fresh: f64,
+    weight: f64,
     /// What its work is divided by.
     merit: f64,
 }
 
 impl Seen {
-    fn of(endpoint: &Endpoint) -> Self {
+    fn of(endpoint: &Endpoint, now: Instant) -> Self {
         let stats = endpoint.stats();
         let success = stats.success_rate().max(LEAST_SUCCESS);
         // Weight 0 loses against any other, and two of them can still be compared.
         let weight = f64::from(endpoint.instance().weight).max(1e-6);
+        let latency = stats.latency().map(|latency| latency.as_secs_f64().max(LEAST_LATENCY));
+        let age = stats.since_heard(now).as_secs_f64();
         Self {
-            latency: stats.latency().map(|latency| latency.as_secs_f64().max(LEAST_LATENCY)),
+            latency,
             in_flight: f64::from(stats.in_flight()),
-            reported: f64::from(stats.reported_load()),
+            reported: f64::from(stats.reported_load()) / weight,
+            fresh: latency.map_or(0.0, |latency| latency / (latency + age)),
+            weight,
             merit: success * success * success * weight,
         }
     }
 
-    fn work(&self, rival: &Self) -> f64 {
+    /// What it has to do, this call included.
+    fn load(&self, rival: &Self) -> f64 {
         match (self.latency, rival.latency) {
-            (Some(latency), _) => latency * self.load(),
-            (None, Some(latency)) => latency * rival.load() * (self.in_flight + 1.0) / 2.0,
+            (Some(_), Some(_)) => {
+                let mean = (self.reported + rival.reported) / 2.0;
+                let reported = mean + self.fresh * (self.reported - mean);
+                self.in_flight + reported * self.weight + 1.0
+            }
+            (Some(_), None) => self.told(),
+            (None, Some(_)) => rival.told() * (self.in_flight + 1.0) / 2.0,
             (None, None) => self.in_flight + 1.0,
         }
     }
 
-    fn load(&self) -> f64 {
-        self.in_flight + self.reported + 1.0
+    fn told(&self) -> f64 {
+        self.in_flight + self.reported * self.weight + 1.0
+    }
+
+    fn slowness(&self, rival: &Self) -> f64 {
+        match (self.latency, rival.latency) {
+            (Some(latency), Some(other)) => (latency / (ALIKE * other)).max(1.0),
+            _ => 1.0,
+        }
     }
 }
 
