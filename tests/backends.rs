@@ -13,6 +13,9 @@ mod engines;
 mod etcd;
 #[path = "backends/fronts.rs"]
 mod fronts;
+#[cfg(feature = "tls")]
+#[path = "support/pki.rs"]
+mod pki;
 #[path = "backends/zookeeper.rs"]
 mod zookeeper;
 

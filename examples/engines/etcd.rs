@@ -1,5 +1,6 @@
 //! etcd, run by its own program.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ pub(crate) struct Etcd {
     client: u16,
     peer: u16,
     cluster: String,
+    /// The files of a certificate and its key; `None`: without TLS.
+    certificate: Option<[PathBuf; 2]>,
 }
 
 impl Etcd {
@@ -37,12 +40,28 @@ impl Etcd {
             client: ports[n].0,
             peer: ports[n].1,
             cluster: cluster.clone(),
+            certificate: None,
         });
         members.iter().for_each(|member: &Self| member.run(false));
         for member in &members {
             member.answers().await;
         }
         members
+    }
+
+    /// A cluster of one that speaks TLS by these files, and may not answer yet.
+    pub(crate) fn secured(certificate: PathBuf, key: PathBuf) -> Self {
+        let [client, peer] = [free_port(), free_port()];
+        let etcd = Self {
+            program: Program::new("etcd"),
+            name: "m0".to_owned(),
+            client,
+            peer,
+            cluster: format!("m0=http://127.0.0.1:{peer}"),
+            certificate: Some([certificate, key]),
+        };
+        etcd.run(false);
+        etcd
     }
 
     pub(crate) fn address(&self) -> String {
@@ -55,7 +74,8 @@ impl Etcd {
         if empty {
             let _ = std::fs::remove_dir_all(&data);
         }
-        let client = format!("http://127.0.0.1:{}", self.client);
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        let client = format!("{scheme}://127.0.0.1:{}", self.client);
         let peer = format!("http://127.0.0.1:{}", self.peer);
         let mut command = Command::new("etcd");
         command
@@ -66,6 +86,9 @@ impl Etcd {
             .args(["--initial-cluster", &self.cluster, "--logger", "zap"])
             // Faster than on disks of machines far apart, so that a test need not wait for long.
             .args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
+        if let Some([certificate, key]) = &self.certificate {
+            command.arg("--cert-file").arg(certificate).arg("--key-file").arg(key);
+        }
         self.program.run(&mut command, "etcd-server");
     }
 

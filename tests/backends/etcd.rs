@@ -269,3 +269,37 @@ async fn where_it_asks_who_calls_only_the_right_password_is_let_in() {
     allowed.register(&registration).await.unwrap();
     assert!(matches!(watch.next().await.unwrap().unwrap(), Update::Upsert(_)));
 }
+
+#[cfg(feature = "tls")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server"]
+async fn over_tls_it_registers_with_whom_it_trusts() {
+    use crate::pki::{Authority, Folder};
+    use srpc::transport::{ClientTls, Tls};
+
+    let (authority, folder) = (Authority::new("an authority"), Folder::new());
+    let [chain, key] = ["etcd.pem", "etcd.key"].map(|name| folder.file(name));
+    authority.issue(&["127.0.0.1"]).write(&chain, &key);
+    let etcd = Etcd::secured(chain, key);
+    let client = |authority: &Authority| {
+        let tls = Tls::client(ClientTls::new(authority.pem())).build().unwrap();
+        EtcdRegistry::builder(&etcd.address()).tls(Arc::new(tls)).build().unwrap()
+    };
+    let trusting = client(&authority);
+    let service: ServiceName = "Foo".parse().unwrap();
+    let start = Instant::now();
+    while trusting.resolve(&service).await.is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "it answers");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let mut watch = trusting.watch(&service).unwrap();
+    watch.next().await.unwrap().unwrap();
+    let instance = Instance::at("tcp@10.0.0.7:7001".parse().unwrap());
+    let registration = Registration::new(service.clone(), instance.clone());
+    trusting.register(&registration).await.unwrap();
+    assert_eq!(watch.next().await.unwrap().unwrap(), Update::Upsert(vec![instance]));
+
+    let stranger = client(&Authority::new("another"));
+    let error = stranger.resolve(&service).await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+}
