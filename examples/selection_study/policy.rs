@@ -12,7 +12,7 @@ pub(crate) enum Policy {
     RoundRobin,
     /// The one of two with fewer calls of this client's own.
     TwoChoices,
-    /// The default policy where servers do not say how busy they are: by latency and calls of its own.
+    /// The one of two with the lower latency times calls of this client's own, as Finagle has it.
     PeakEwma,
     /// The default policy: servers say with each reply how busy they are.
     Reported,
@@ -68,7 +68,8 @@ impl Policy {
             Self::Random => Arc::new(Random::new()),
             Self::RoundRobin => Arc::new(RoundRobin::starting_at(seed as usize)),
             Self::TwoChoices => Arc::new(from_fn(fewer_own_calls)),
-            Self::PeakEwma | Self::Reported | Self::Subset => Arc::new(P2c::new()),
+            Self::PeakEwma => Arc::new(from_fn(peak_ewma)),
+            Self::Reported | Self::Subset => Arc::new(P2c::new()),
             Self::Asked => {
                 let busy = Arc::clone(busy);
                 Arc::new(from_fn(move |_, cx| less_busy(&busy, cx)))
@@ -92,6 +93,18 @@ fn fewer_own_calls(endpoints: &EndpointSet, cx: &PickContext<'_>) -> Option<usiz
     let other = cx.random_below(endpoints.len());
     let calls = |index| Some(endpoints.at(index)?.stats().in_flight());
     Some(if calls(other)? < calls(one)? { other } else { one })
+}
+
+/// By the decaying peak of latencies that every endpoint's statistics have.
+fn peak_ewma(endpoints: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
+    let one = cx.random_below(endpoints.len());
+    let other = cx.random_below(endpoints.len());
+    let cost = |index| {
+        let stats = endpoints.at(index)?.stats();
+        let latency = stats.latency().unwrap_or_default().as_secs_f64();
+        Some(latency * f64::from(stats.in_flight() + 1))
+    };
+    Some(if cost(other)? < cost(one)? { other } else { one })
 }
 
 fn less_busy(busy: &[AtomicU32], cx: &PickContext<'_>) -> Option<usize> {

@@ -34,6 +34,18 @@ pub(crate) fn is_of(instance: &Instance, value: &[u8]) -> bool {
         .is_ok_and(|stored| Instance { health: instance.health, ..stored } == *instance)
 }
 
+/// The instance as it is written where this value stands: of the same epoch it keeps the health that is
+/// there, which somebody has set.
+pub(crate) fn over(instance: &Instance, stored: Option<&[u8]>) -> Instance {
+    let stored = stored.and_then(|value| decode(instance.id.as_str(), value).ok());
+    match stored {
+        Some(stored) if stored.epoch == instance.epoch && stored.address == instance.address => {
+            instance.clone().health(stored.health)
+        }
+        _ => instance.clone(),
+    }
+}
+
 /// The value with another health; `None`: it is no instance.
 pub(crate) fn with_health(id: &str, value: &[u8], health: Health) -> Option<String> {
     decode(id, value).ok().map(|stored| encode(&stored.health(health)))
@@ -50,6 +62,9 @@ mod tests {
         assert_eq!(decode("a", set.as_bytes()).unwrap(), up.clone().health(Health::Draining));
         assert!(is_of(&up, set.as_bytes()));
         assert!(!is_of(&up.clone().epoch(8), set.as_bytes()));
+        assert_eq!(over(&up, Some(set.as_bytes())).health, Health::Draining);
+        assert_eq!(over(&up.clone().epoch(8), Some(set.as_bytes())).health, Health::Up);
+        assert_eq!(over(&up, Some(b"nonsense")), up);
         assert!(!is_of(&up.weight(2), set.as_bytes()));
         assert_eq!(with_health("a", b"nonsense", Health::Up), None);
     }

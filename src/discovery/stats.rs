@@ -119,8 +119,13 @@ impl EndpointStats {
 
     /// The decaying mean of the latency; `None` before the first answer.
     pub fn latency(&self) -> Option<Duration> {
-        let micros = f64::from_bits(self.latency.load(Relaxed));
+        let micros = self.latency_micros();
         (!micros.is_nan()).then(|| Duration::from_secs_f64(micros / 1e6))
+    }
+
+    /// The same in microseconds; NaN before the first answer.
+    pub(crate) fn latency_micros(&self) -> f64 {
+        f64::from_bits(self.latency.load(Relaxed))
     }
 
     /// The decaying share of attempts that did not blame the endpoint, from 0 to 1; 1 at first.

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::guarded::is_open;
 use super::{PickContext, Picker, Selector};
-use crate::discovery::{Endpoint, EndpointSet};
+use crate::discovery::{Endpoint, EndpointSet, EndpointStats};
 
 /// The chance that the dearer of the two is taken all the same, where both cost the same; it falls
 /// in proportion to how many times dearer it is, but not below the least.
@@ -16,8 +16,8 @@ const HEAR_AGAIN_LEAST: f64 = 1.0 / 1024.0;
 /// Latencies that differ by no more than this factor differ by chance.
 const ALIKE: f64 = 2.0;
 
-/// The least latency, in seconds: at 0 no two could be compared.
-const LEAST_LATENCY: f64 = 1e-6;
+/// The least latency, in microseconds: at 0 no two could be compared.
+const LEAST_LATENCY: f64 = 1.0;
 
 /// The least success rate: below it, endpoints that hardly ever answer could not be compared.
 const LEAST_SUCCESS: f64 = 1.0 / 16.0;
@@ -53,8 +53,9 @@ const LEAST_SUCCESS: f64 = 1.0 / 16.0;
 /// times its own calls in flight plus one. So it is tried soon, with about two calls at a time
 /// until the first of them is answered.
 ///
-/// An endpoint that lost by old numbers, its latency or its success rate, has to be heard again to
-/// show that they are old. So the dearer of the two, unless it has more to do, is taken all the same with
+/// An endpoint that lost by old numbers, its latency, its success rate or what it reported, has to be
+/// heard again to show that they are old. So the dearer of the two, unless this client has more in flight
+/// there, is taken all the same with
 /// a probability of 1/16, divided by how many times dearer it is: that makes no more than 1/16 of
 /// the mean cost. But it is 1/1024 at least, so that even a single answer that took an hour is lived
 /// down.
@@ -91,18 +92,16 @@ impl Picker for P2c {
             // If neither is, the guard refuses the answer and asks for another two.
             (_, false) => return Some(first),
         }
-        let (one, other) = (Seen::of(one, cx.now), Seen::of(other, cx.now));
-        // Both costs times both merits, and both loads times both weights: the same order without a
-        // division.
-        let load = one.load(&other);
-        let other_load = other.load(&one);
-        let cost = load * one.slowness(&other) * other.merit;
-        let other_cost = other_load * other.slowness(&one) * one.merit;
-        let (load, other_load) = (load * other.weight, other_load * one.weight);
+        let (one, other) = (Seen::of(one), Seen::of(other));
+        // Both costs times both merits: the same order without a division.
+        let cost = one.load(&other, cx.now) * one.slowness(&other) * other.merit;
+        let other_cost = other.load(&one, cx.now) * other.slowness(&one) * one.merit;
+        // Of this client's own calls: they are known as they are.
+        let (own, other_own) = (one.in_flight * other.weight, other.in_flight * one.weight);
         let (cheap, dear, less, more, is_busy) = if cost <= other_cost {
-            (first, second, cost, other_cost, other_load > load)
+            (first, second, cost, other_cost, other_own > own)
         } else {
-            (second, first, other_cost, cost, load > other_load)
+            (second, first, other_cost, cost, own > other_own)
         };
         if is_busy {
             return Some(cheap);
@@ -113,45 +112,38 @@ impl Picker for P2c {
 }
 
 /// What is seen of an endpoint from here, read once so that both costs are of the same numbers.
-struct Seen {
-    /// In seconds; `None` before the first answer.
+struct Seen<'a> {
+    stats: &'a EndpointStats,
+    /// In microseconds; `None` before the first answer.
     latency: Option<f64>,
     in_flight: f64,
-    /// For each unit of weight.
     reported: f64,
-    /// How much of it still holds, from 0 to 1.
-    fresh: f64,
     weight: f64,
     /// What its work is divided by.
     merit: f64,
 }
 
-impl Seen {
-    fn of(endpoint: &Endpoint, now: Instant) -> Self {
+impl<'a> Seen<'a> {
+    fn of(endpoint: &'a Endpoint) -> Self {
         let stats = endpoint.stats();
         let success = stats.success_rate().max(LEAST_SUCCESS);
         // Weight 0 loses against any other, and two of them can still be compared.
         let weight = f64::from(endpoint.instance().weight).max(1e-6);
-        let latency = stats.latency().map(|latency| latency.as_secs_f64().max(LEAST_LATENCY));
-        let age = stats.since_heard(now).as_secs_f64();
+        let latency = stats.latency_micros();
         Self {
-            latency,
+            stats,
+            latency: (!latency.is_nan()).then_some(latency.max(LEAST_LATENCY)),
             in_flight: f64::from(stats.in_flight()),
-            reported: f64::from(stats.reported_load()) / weight,
-            fresh: latency.map_or(0.0, |latency| latency / (latency + age)),
+            reported: f64::from(stats.reported_load()),
             weight,
             merit: success * success * success * weight,
         }
     }
 
     /// What it has to do, this call included.
-    fn load(&self, rival: &Self) -> f64 {
+    fn load(&self, rival: &Self, now: Instant) -> f64 {
         match (self.latency, rival.latency) {
-            (Some(_), Some(_)) => {
-                let mean = (self.reported + rival.reported) / 2.0;
-                let reported = mean + self.fresh * (self.reported - mean);
-                self.in_flight + reported * self.weight + 1.0
-            }
+            (Some(latency), Some(_)) => self.in_flight + self.believed(latency, rival, now) + 1.0,
             (Some(_), None) => self.told(),
             (None, Some(_)) => rival.told() * (self.in_flight + 1.0) / 2.0,
             (None, None) => self.in_flight + 1.0,
@@ -159,12 +151,23 @@ impl Seen {
     }
 
     fn told(&self) -> f64 {
-        self.in_flight + self.reported * self.weight + 1.0
+        self.in_flight + self.reported + 1.0
+    }
+
+    /// What it reported as far as that is fresh, and for the rest what it would have if both did the
+    /// same for their weight.
+    fn believed(&self, latency: f64, rival: &Self, now: Instant) -> f64 {
+        if self.reported * rival.weight == rival.reported * self.weight {
+            return self.reported;
+        }
+        let even = (self.reported + rival.reported * self.weight / rival.weight) / 2.0;
+        let age = self.stats.since_heard(now).as_secs_f64() * 1e6;
+        even + (self.reported - even) * latency / (latency + age)
     }
 
     fn slowness(&self, rival: &Self) -> f64 {
         match (self.latency, rival.latency) {
-            (Some(latency), Some(other)) => (latency / (ALIKE * other)).max(1.0),
+            (Some(latency), Some(other)) if latency > ALIKE * other => latency / (ALIKE * other),
             _ => 1.0,
         }
     }

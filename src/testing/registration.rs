@@ -89,6 +89,12 @@ pub async fn health_is_set(harness: &dyn Harness) -> Outcome {
     if !is(&scene.resolve().await.instances, Health::Draining) {
         scene.fails("a renewal leaves a health as it was set");
     }
+    scene.register(&up, scene.ttl()).await?;
+    if !is(&scene.resolve().await.instances, Health::Draining) {
+        scene.fails(
+            "to register the same epoch again changes nothing, and leaves a health as it was set",
+        );
+    }
     let next = up.clone().epoch(2);
     scene.register(&next, scene.ttl()).await?;
     let promise = "an instance that registers anew says itself how it is";

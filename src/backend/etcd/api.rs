@@ -223,6 +223,20 @@ pub(super) struct LeaseId {
     pub(super) id: Int,
 }
 
+#[derive(Debug, Serialize)]
+pub(super) struct LeaseKeys {
+    #[serde(rename = "ID")]
+    pub(super) id: Int,
+    pub(super) keys: bool,
+}
+
+/// What a lease keeps.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct LeaseTime {
+    pub(super) keys: Vec<Blob>,
+}
+
 /// A lease as it was granted or kept alive. A TTL of 0: it is not there.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::api::{Done, Grant, Int, LeaseId, Leased, Streamed};
+use super::api::{Done, Grant, Int, LeaseId, LeaseKeys, LeaseTime, Leased, Streamed};
 use super::failure::Failure;
 use super::gateway::Gateway;
 use crate::call::after;
@@ -150,11 +150,52 @@ impl Leases {
         kept.filter(|kept| kept.until <= now).map(|kept| kept.member.clone()).collect()
     }
 
+    /// What was taken for this registration keeps nothing of it.
+    pub(super) async fn unused(&self, gateway: &Gateway, id: Int, member: &Member) {
+        if self.each {
+            self.revoke(gateway, id).await;
+        } else {
+            // It is there for the others, or runs out.
+            self.left(id, member);
+        }
+    }
+
+    /// This registration has another lease now: the one before may keep nothing.
+    pub(super) async fn replaced(&self, gateway: &Gateway, former: Int) {
+        if self.each {
+            self.revoke_if_empty(gateway, former).await;
+        }
+    }
+
+    /// This registration was taken back, and had this lease if it `is_ours`.
+    pub(super) async fn given_back(
+        &self,
+        gateway: &Gateway,
+        id: Int,
+        member: &Member,
+        is_ours: bool,
+    ) {
+        if self.each {
+            if is_ours {
+                self.revoke_if_empty(gateway, id).await;
+            }
+        } else if self.left(id, member) {
+            self.revoke(gateway, id).await;
+        }
+    }
+
+    /// A lease may be of others too, who made it by hand: then it stays.
+    async fn revoke_if_empty(&self, gateway: &Gateway, id: Int) {
+        let asked = LeaseKeys { id, keys: true };
+        match gateway.ask::<LeaseTime>("/v3/lease/timetolive", &asked).await {
+            Ok(lease) if lease.keys.is_empty() => self.revoke(gateway, id).await,
+            Ok(_) => {}
+            Err(failure) => tracing::debug!(%failure, "a lease is not revoked: it runs out"),
+        }
+    }
+
     /// It does not keep this registration any more; true: nor any other, and nobody joins it.
     pub(super) fn left(&self, id: Int, member: &Member) -> bool {
-        if self.each {
-            return true;
-        }
         let mut table = self.table.lock();
         let Some(members) = table.members.get_mut(&id) else { return false };
         members.remove(&member.key);
@@ -167,7 +208,7 @@ impl Leases {
     }
 
     /// Gives a lease back that keeps nothing. That it fails is no harm: the lease runs out.
-    pub(super) async fn revoke(&self, gateway: &Gateway, id: Int) {
+    async fn revoke(&self, gateway: &Gateway, id: Int) {
         let revoked = gateway.ask::<Done>("/v3/lease/revoke", &LeaseId { id }).await;
         if let Err(failure) = revoked {
             tracing::debug!(%failure, "a lease is not revoked: it runs out");

@@ -33,23 +33,42 @@ pub(super) async fn register(
 ) -> Result<Lease, RegistryError> {
     let member = member(inner, registration);
     let mut known = Known::default();
+    let mut granted = None;
     for _ in 0..TRIES {
-        let granted = inner.leases.take(&inner.gateway, registration.ttl, &member).await?;
-        match put(inner, registration, granted.id, &known).await {
-            Ok(None) => return Ok(Lease::new(granted.id.0.to_string(), Some(granted.ttl))),
-            Ok(Some(found)) => {
-                known = found;
-                if let Err(stale) = check_epoch(known.instance.as_ref(), registration) {
-                    // Nothing of it was written: the lease is there for the others, or runs out.
-                    inner.leases.left(granted.id, &member);
-                    return Err(stale);
+        let lease = match granted {
+            Some(lease) => lease,
+            None => inner.leases.take(&inner.gateway, registration.ttl, &member).await?,
+        };
+        granted = Some(lease);
+        let found = match put(inner, registration, lease.id, &known).await {
+            Ok(None) => {
+                let former = known.instance.map_or(Int(0), |kv| kv.lease);
+                if former != Int(0) && former != lease.id {
+                    inner.leases.replaced(&inner.gateway, former).await;
                 }
-                known.replaced = replaced(inner, registration, &known).await?;
+                return Ok(Lease::new(lease.id.0.to_string(), Some(lease.ttl)));
             }
+            Ok(Some(found)) => found,
             // The lease has ended since it was last renewed.
-            Err(failure) if failure.is_not_found() => inner.leases.forget(granted.id),
-            Err(failure) => return Err(failure.into()),
+            Err(failure) if failure.is_not_found() => {
+                inner.leases.forget(lease.id);
+                granted = None;
+                continue;
+            }
+            Err(failure) => {
+                inner.leases.unused(&inner.gateway, lease.id, &member).await;
+                return Err(failure.into());
+            }
+        };
+        known = found;
+        if let Err(stale) = check_epoch(known.instance.as_ref(), registration) {
+            inner.leases.unused(&inner.gateway, lease.id, &member).await;
+            return Err(stale);
         }
+        known.replaced = replaced(inner, registration, &known).await?;
+    }
+    if let Some(lease) = granted {
+        inner.leases.unused(&inner.gateway, lease.id, &member).await;
     }
     Err(RegistryError::unavailable("others change the same keys again and again"))
 }
@@ -65,13 +84,14 @@ async fn put(
     let key = inner.keys.instance(service, &instance.id);
     let holder = inner.keys.address(service, &instance.address);
     let revision = |kv: &Option<KeyValue>| kv.as_ref().map_or(Int(0), |kv| kv.mod_revision);
+    let written = value::over(instance, known.instance.as_ref().map(|kv| &*kv.value.0));
     let put = |key: &str, value: &str| Op::Put(Put { key: key.into(), value: value.into(), lease });
     let mut txn = Txn {
         compare: vec![
             Compare::revision(&key, revision(&known.instance)),
             Compare::revision(&holder, revision(&known.address)),
         ],
-        success: vec![put(&key, &value::encode(instance)), put(&holder, instance.id.as_str())],
+        success: vec![put(&key, &value::encode(&written)), put(&holder, instance.id.as_str())],
         failure: vec![Op::Range(Range::one(&key)), Op::Range(Range::one(&holder))],
     };
     if let Some((other, revision)) = &known.replaced {
@@ -123,31 +143,47 @@ async fn replaced(
 }
 
 pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
-    let leases: BTreeSet<Int> = held.iter().filter_map(lease_of).collect();
+    let mut results = Vec::with_capacity(held.len());
+    let mut leases = BTreeSet::new();
+    for batch in held.chunks(BATCH) {
+        let states = match look(inner, batch).await {
+            Ok(states) => states,
+            Err(failure) => {
+                results.extend(batch.iter().map(|_| Err(failure.registry_error())));
+                continue;
+            }
+        };
+        for (at, held) in batch.iter().enumerate() {
+            let renewal = match lease_of(held) {
+                Some(lease) => renewed(held, lease, states.get(at)),
+                None => Ok(Renewal::Lost),
+            };
+            // Only those that keep what is to be renewed: whoever asks may not be the one who was granted it.
+            if matches!(renewal, Ok(Renewal::Renewed)) {
+                leases.extend(lease_of(held));
+            }
+            results.push(renewal);
+        }
+    }
     let leases: Vec<Int> = leases.into_iter().collect();
-    let mut kept = HashMap::new();
+    let mut kept: HashMap<Int, Result<bool, Failure>> = HashMap::new();
     for leases in leases.chunks(AT_ONCE) {
         let keep = leases.iter().map(|id| inner.leases.keep(&inner.gateway, *id));
         let answers = all(keep.map(|keep| Box::pin(keep) as _).collect()).await;
         kept.extend(leases.iter().copied().zip(answers));
     }
-    let mut results = Vec::with_capacity(held.len());
-    for batch in held.chunks(BATCH) {
-        let states = look(inner, batch).await;
-        for (at, held) in batch.iter().enumerate() {
-            let kept = lease_of(held).map(|id| (id, &kept[&id]));
-            results.push(match (kept, &states) {
-                (None, _) | (Some((_, Ok(false))), _) => Ok(Renewal::Lost),
-                (Some((_, Err(failure))), _) | (_, Err(failure)) => Err(failure.registry_error()),
-                (Some((id, Ok(true))), Ok(states)) => {
-                    let renewal = renewed(held, id, states.get(at));
-                    if matches!(renewal, Ok(Renewal::Renewed)) {
-                        let registration = &held.registration;
-                        inner.leases.renewed(id, &member(inner, registration), registration.ttl);
-                    }
-                    renewal
-                }
-            });
+    for (held, result) in held.iter().zip(&mut results) {
+        if !matches!(result, Ok(Renewal::Renewed)) {
+            continue;
+        }
+        let Some(id) = lease_of(held) else { continue };
+        match kept.get(&id) {
+            Some(Ok(true)) => {
+                let registration = &held.registration;
+                inner.leases.renewed(id, &member(inner, registration), registration.ttl);
+            }
+            Some(Err(failure)) => *result = Err(failure.registry_error()),
+            Some(Ok(false)) | None => *result = Ok(Renewal::Lost),
         }
     }
     for id in leases {
@@ -230,19 +266,27 @@ fn renewed(
 
 pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failure> {
     for batch in held.chunks(BATCH) {
+        // The address that each has in truth: who takes it back for another may know only its id.
+        let states = look(inner, batch).await?;
         let mut txn = Txn::default();
-        for held in batch {
+        let mut given_back = Vec::new();
+        for (held, (stored, _)) in batch.iter().zip(states) {
             let Some(lease) = lease_of(held) else { continue };
-            txn.success.extend(deletions(&member(inner, &held.registration), lease));
+            let mut member = member(inner, &held.registration);
+            let ours = stored.filter(|kv| kv.lease == lease);
+            let stored =
+                ours.as_ref().and_then(|kv| value::decode(member.id.as_str(), &kv.value.0).ok());
+            if let Some(stored) = stored {
+                member.holder = inner.keys.address(&held.registration.service, &stored.address);
+            }
+            txn.success.extend(deletions(&member, lease));
+            given_back.push((lease, member, ours.is_some()));
         }
         if !txn.success.is_empty() {
             inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await?;
         }
-        for held in batch {
-            let Some(lease) = lease_of(held) else { continue };
-            if inner.leases.left(lease, &member(inner, &held.registration)) {
-                inner.leases.revoke(&inner.gateway, lease).await;
-            }
+        for (lease, member, is_ours) in given_back {
+            inner.leases.given_back(&inner.gateway, lease, &member, is_ours).await;
         }
     }
     Ok(())

@@ -101,7 +101,7 @@ impl Ledger {
     }
 
     /// Lets an instance take more, or less. What does not grow is never refused.
-    pub(in crate::backend) fn resize(
+    pub(super) fn resize(
         &mut self,
         account: &mut Account,
         bytes: usize,
@@ -114,6 +114,13 @@ impl Ledger {
         self.bytes = rest + bytes;
         account.bytes = bytes;
         Ok(())
+    }
+
+    /// Lets an instance take what it takes, be there room for it or not.
+    #[cfg(feature = "http")]
+    pub(in crate::backend) fn resize_to(&mut self, account: &mut Account, bytes: usize) {
+        self.bytes = self.bytes - account.bytes + bytes;
+        account.bytes = bytes;
     }
 
     #[cfg(test)]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, timeout};
 use zookeeper_client::{
-    Acls, Client, CreateMode, CreateOptions, Error, MultiReadResult, MultiWriteError, Stat,
+    Acls, Client, CreateMode, CreateOptions, Error, MultiReadResult, MultiWriteError,
+    MultiWriteResult, Stat,
 };
 
 use super::Inner;
@@ -74,7 +75,7 @@ async fn put(
 ) -> Result<(), RegistryError> {
     let Registration { service, instance, .. } = registration;
     let target = Target::of(&inner.paths, registration);
-    let data = value::encode(instance);
+    let mut data = value::encode(instance);
     // What is there already, as far as is known.
     let mut present: Vec<(String, i32)> = Vec::new();
     for _ in 0..TRIES {
@@ -101,23 +102,26 @@ async fn put(
             }) => {}
             Err(error) => return Err(Failure::from(error).into()),
         }
-        present = look_around(inner, client, registration, &target).await?;
+        let (found, written) = look_around(inner, client, registration, &target).await?;
+        present = found;
+        data = value::encode(&written);
     }
     Err(RegistryError::unavailable("others change the same nodes again and again"))
 }
 
-/// The nodes that stand where this registration goes, and that of another instance at its address. All
-/// of them give way to a newer registration.
+/// The nodes that stand where this registration goes, and that of another instance at its address, all
+/// of which give way to a newer registration; and the instance as it is written then.
 async fn look_around(
     inner: &Inner,
     client: &Client,
     registration: &Registration,
     target: &Target,
-) -> Result<Vec<(String, i32)>, RegistryError> {
+) -> Result<(Vec<(String, i32)>, Instance), RegistryError> {
     let Registration { service, instance, .. } = registration;
     let mut found = nodes(client, &[&target.instance, &target.address]).await?.into_iter();
     let (own, holder) = (found.next().flatten(), found.next().flatten());
     check_epoch(own.as_ref(), instance)?;
+    let written = value::over(instance, own.as_ref().map(|own| &*own.data));
     let mut present = Vec::new();
     if let Some(own) = own {
         present.push((target.instance.clone(), own.stat.version));
@@ -137,7 +141,7 @@ async fn look_around(
             present.push((path, other.stat.version));
         }
     }
-    Ok(present)
+    Ok((present, written))
 }
 
 fn check_epoch(node: Option<&Node>, instance: &Instance) -> Result<(), RegistryError> {
@@ -295,7 +299,21 @@ pub(super) async fn set_health(
                 .and_then(|()| writer.add_delete(&bell, None))
                 .map_err(Failure::from)?;
             match writer.commit().await {
-                Ok(_) => return Ok(true),
+                Ok(results) => {
+                    let set = results.into_iter().find_map(|result| match result {
+                        MultiWriteResult::SetData { stat } => Some(stat),
+                        _ => None,
+                    });
+                    let Some(set) = set.filter(|set| set.czxid != own.stat.czxid) else {
+                        return Ok(true);
+                    };
+                    // A node that was made anew between the two has the same version: what it was is
+                    // lost, and its owner makes it again once it is gone.
+                    match client.delete(&path, Some(set.version)).await {
+                        Ok(()) | Err(Error::NoNode | Error::BadVersion) => {}
+                        Err(error) => return Err(Failure::from(error).into()),
+                    }
+                }
                 Err(MultiWriteError::OperationFailed {
                     source: Error::NoNode | Error::BadVersion,
                     ..

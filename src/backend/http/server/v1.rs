@@ -202,10 +202,12 @@ async fn instances(
             polls_enough = places.is_none();
             // Answered at once, whoever holds too many: it is slower news, and no failure.
             let wait = if polls_enough { Duration::ZERO } else { wait };
-            tokio::select! {
-                changed = store.changed(service, revision) => changed?,
-                () = tokio::time::sleep(wait) => {}
-                () = stop => {}
+            if !wait.is_zero() {
+                tokio::select! {
+                    changed = store.changed(service, revision) => changed?,
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop => {}
+                }
             }
         }
         // Who knows no revision yet has nothing to wait for.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backend::memory::{Account, Ledger, Owner, Quota, weight};
+use crate::call::after;
 use crate::instance::{Instance, InstanceId, ServiceName};
-use crate::registry::{Held, RegistryError};
+use crate::registry::{Held, Registration, RegistryError};
 
 /// How often what has run out is looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -26,7 +27,7 @@ struct Item {
     account: Account,
     /// Until when its lease holds, as far as this front has heard.
     until: Instant,
-    /// Of an address: what it is renewed by, as its own requests do not say.
+    /// Of what was registered here: how it is renewed.
     held: Option<Held>,
 }
 
@@ -35,10 +36,11 @@ impl Book {
         Self { ledger: Ledger::new(quota), items: HashMap::new(), swept: Instant::now() }
     }
 
-    /// Takes an instance in, or goes on with it. True: it is new.
+    /// Takes an instance in, or goes on with it, whatever it has become: what is there may stay. True: it is
+    /// new.
     ///
     /// # Errors
-    /// There is no room for it, or not for all that it has become.
+    /// There is no room for it.
     pub(super) fn admit(
         &mut self,
         service: &ServiceName,
@@ -52,7 +54,7 @@ impl Book {
             Entry::Occupied(mut known) => {
                 let item = known.get_mut();
                 item.until = item.until.max(until);
-                self.ledger.resize(&mut item.account, bytes)?;
+                self.ledger.resize_to(&mut item.account, bytes);
                 Ok(false)
             }
             Entry::Vacant(vacant) => {
@@ -63,30 +65,61 @@ impl Book {
         }
     }
 
-    pub(super) fn extend(&mut self, service: &ServiceName, id: &InstanceId, until: Instant) {
-        if let Some(item) = self.items.get_mut(&(service.clone(), id.clone())) {
+    /// It was registered.
+    pub(super) fn hold(&mut self, held: Held, until: Instant) {
+        if let Some(item) = self.items.get_mut(&key(&held)) {
             item.until = until;
-        }
-    }
-
-    /// It is not there any more.
-    pub(super) fn close(&mut self, service: &ServiceName, id: &InstanceId) {
-        if let Some(item) = self.items.remove(&(service.clone(), id.clone())) {
-            self.ledger.close(&item.account);
-        }
-    }
-
-    /// Keeps what an address is renewed by.
-    pub(super) fn hold(&mut self, held: Held) {
-        let Held { registration, .. } = &held;
-        let key = (registration.service.clone(), registration.instance.id.clone());
-        if let Some(item) = self.items.get_mut(&key) {
             item.held = Some(held);
+        }
+    }
+
+    /// It was renewed, for as long as was granted, or for `longest` where another front did that.
+    pub(super) fn renewed(
+        &mut self,
+        renewed: &Held,
+        owner: &Owner,
+        longest: Duration,
+        now: Instant,
+    ) {
+        let Registration { service, instance, .. } = &renewed.registration;
+        let granted = self.items.get(&key(renewed)).and_then(|item| {
+            let held = item.held.as_ref().filter(|held| held.lease.id == renewed.lease.id)?;
+            held.lease.ttl
+        });
+        let until = after(now, granted.unwrap_or(longest));
+        // Without room for it, it is renewed all the same.
+        let _ = self.admit(service, instance, owner, until);
+    }
+
+    /// It was not registered, as far as this request is concerned.
+    pub(super) fn refused(&mut self, service: &ServiceName, id: &InstanceId) {
+        let key = (service.clone(), id.clone());
+        if self.items.get(&key).is_some_and(|item| item.held.is_none()) {
+            self.close(&key);
+        }
+    }
+
+    /// It was taken back by one who knows its lease.
+    pub(super) fn taken_back(&mut self, back: &Held) {
+        let key = key(back);
+        let is_same =
+            self.items.get(&key).and_then(|item| item.held.as_ref()).is_some_and(|held| {
+                let epoch = held.registration.instance.epoch;
+                held.lease.id == back.lease.id && epoch <= back.registration.instance.epoch
+            });
+        if is_same {
+            self.close(&key);
         }
     }
 
     pub(super) fn held(&self, service: &ServiceName, id: &InstanceId) -> Option<Held> {
         self.items.get(&(service.clone(), id.clone()))?.held.clone()
+    }
+
+    fn close(&mut self, key: &Key) {
+        if let Some(item) = self.items.remove(key) {
+            self.ledger.close(&item.account);
+        }
     }
 
     fn sweep(&mut self) {
@@ -104,4 +137,9 @@ impl Book {
             holds
         });
     }
+}
+
+fn key(held: &Held) -> Key {
+    let Registration { service, instance, .. } = &held.registration;
+    (service.clone(), instance.id.clone())
 }

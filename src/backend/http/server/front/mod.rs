@@ -24,7 +24,7 @@ use crate::call::after;
 use crate::discovery::Discovery;
 use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
 use crate::registry::{
-    Held, Lease, Registration, Registry, RegistryError, RegistryErrorKind, Renewal,
+    DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, RegistryErrorKind, Renewal,
 };
 
 /// The service that addresses are of which were registered without one: the doors know none without a
@@ -33,8 +33,8 @@ const UNNAMED: &str = "srpc.unnamed";
 
 pub(super) struct Front {
     registry: Arc<dyn Registry>,
-    discovery: Arc<dyn Discovery>,
     limits: Limits,
+    started: Instant,
     book: Mutex<Book>,
     readings: Readings,
     news: News,
@@ -67,9 +67,9 @@ impl Front {
         Self {
             registry,
             book: Mutex::new(Book::new(limits.quota.clone())),
-            readings: Readings::new(Arc::clone(&discovery), requests),
-            news: News::new(Arc::clone(&discovery), limits.watches),
-            discovery,
+            readings: Readings::new(Arc::clone(&discovery), requests, limits.timeout),
+            news: News::new(discovery, limits.watches),
+            started: Instant::now(),
             renewals: Semaphore::new(requests),
             writes: Semaphore::new(requests),
             limits,
@@ -88,21 +88,18 @@ impl Front {
         let registration = self.capped(registration.clone());
         let Registration { service, instance, ttl, .. } = &registration;
         let until = after(Instant::now(), *ttl);
-        let is_new = self.book.lock().admit(service, instance, owner, until)?;
+        self.book.lock().admit(service, instance, owner, until)?;
         let registered = self.asked(&self.writes, self.registry.register(&registration)).await;
         let mut book = self.book.lock();
         match &registered {
             Ok(lease) => {
-                book.extend(
-                    service,
-                    &instance.id,
-                    after(Instant::now(), lease.ttl.unwrap_or(*ttl)),
-                );
+                let until = after(Instant::now(), lease.ttl.unwrap_or(*ttl));
+                let (registration, lease) = (registration.clone(), lease.clone());
+                book.hold(Held { registration, lease }, until);
             }
             // It may be there all the same, for the time of its lease.
             Err(error) if error.kind() == RegistryErrorKind::Unavailable => {}
-            Err(_) if is_new => book.close(service, &instance.id),
-            Err(_) => {}
+            Err(_) => book.refused(service, &instance.id),
         }
         registered
     }
@@ -121,6 +118,7 @@ impl Front {
         };
         let instance = Instance::at(address.clone());
         let known = self.book.lock().held(&group, &instance.id);
+        let known = known.filter(|held| held.registration.instance == instance);
         if let Some(held) = known {
             match self.renew(vec![held], owner).await.pop() {
                 Some(Ok(Renewal::Renewed)) => return Ok(true),
@@ -128,26 +126,22 @@ impl Front {
                 _ => {}
             }
         }
-        let listed = self.list(service).await?;
-        let is_held = listed.entries.iter().any(|entry| {
-            let is_other =
-                entry.instance.id != instance.id || (service.is_none() && entry.service.is_some());
-            entry.instance.address == *address && is_other
-        });
-        // An id that is this address's text may have been registered for another address: it stays.
-        let is_taken = listed.entries.iter().any(|entry| {
-            let is_here = entry.service.as_ref() == service;
-            is_here && entry.instance.id == instance.id && entry.instance.address != *address
-        });
-        if is_held || is_taken {
-            return Ok(is_held);
+        // Whoever is there under this text or at this address, and is more than an address.
+        let own = self.list(Some(&group)).await?.entries;
+        let is_address = |one: &Instance| one.clone().health(instance.health) == instance;
+        let mut others = own.iter().map(|entry| &entry.instance).filter(|one| !is_address(one));
+        if let Some(other) = others.find(|one| one.address == *address || one.id == instance.id) {
+            return Ok(other.address == *address);
         }
-        let registration = Registration::new(group, instance).ttl(self.limits.ttl);
-        match self.register(&registration, owner).await {
-            Ok(lease) => {
-                self.book.lock().hold(Held { registration, lease });
-                Ok(true)
+        if service.is_none() {
+            // Without a list of all, which not every backend has, nobody is known to hold it.
+            let all = self.list(None).await.map(|all| all.entries).unwrap_or_default();
+            if all.iter().any(|one| one.service.is_some() && one.instance.address == *address) {
+                return Ok(true);
             }
+        }
+        match self.register(&Registration::new(group, instance).ttl(self.limits.ttl), owner).await {
+            Ok(_) => Ok(true),
             Err(error) if error.kind() == RegistryErrorKind::Full => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -177,15 +171,10 @@ impl Front {
             }
         };
         let (mut book, now) = (self.book.lock(), Instant::now());
-        for (Held { registration, .. }, renewal) in held.iter().zip(&renewed) {
-            let Registration { service, instance, ttl, .. } = registration;
-            match renewal {
-                // What another front took in counts here from now on. It is renewed all the same.
-                Ok(Renewal::Renewed) => {
-                    let _ = book.admit(service, instance, owner, after(now, *ttl));
-                }
-                Ok(Renewal::Lost) => book.close(service, &instance.id),
-                Err(_) => {}
+        for (held, renewal) in held.iter().zip(&renewed) {
+            // What is lost stays on its account until its time is over: it may be on its way back.
+            if matches!(renewal, Ok(Renewal::Renewed)) {
+                book.renewed(held, owner, self.limits.ttl, now);
             }
         }
         renewed
@@ -194,9 +183,7 @@ impl Front {
     pub(super) async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
         self.asked(&self.writes, self.registry.deregister(held)).await?;
         let mut book = self.book.lock();
-        for Held { registration, .. } in held {
-            book.close(&registration.service, &registration.instance.id);
-        }
+        held.iter().for_each(|held| book.taken_back(held));
         Ok(())
     }
 
@@ -211,20 +198,22 @@ impl Front {
 
     pub(super) async fn list(&self, service: Option<&ServiceName>) -> Result<Listing, Refusal> {
         let listed = timeout(self.limits.timeout, self.readings.list(service)).await;
-        match listed.map_err(|_| self.late())? {
-            Ok(listing) => Ok(Listing::clone(&listing)),
-            Err(error) => Err(Refusal::from(&*error)),
-        }
+        let mut listing = match listed.map_err(|_| self.late())? {
+            Ok(listing) => Listing::clone(&listing),
+            Err(error) => return Err(Refusal::from(&*error)),
+        };
+        // A backend that came back without what it had may have done so before this process began.
+        listing.warming |= self.started.elapsed() < DEFAULT_TTL;
+        Ok(listing)
     }
 
     pub(super) async fn services(&self) -> Result<Vec<ServiceName>, Refusal> {
-        let listed = timeout(self.limits.timeout, self.discovery.services()).await;
-        let mut services = match listed.map_err(|_| self.late())? {
+        let listed = timeout(self.limits.timeout, self.readings.services()).await;
+        let services = match listed.map_err(|_| self.late())? {
             Ok(services) => services,
-            Err(error) => return Err(Refusal::from(&error)),
+            Err(error) => return Err(Refusal::from(&*error)),
         };
-        services.retain(|service| service.as_str() != UNNAMED);
-        Ok(services)
+        Ok(services.iter().filter(|service| service.as_str() != UNNAMED).cloned().collect())
     }
 
     /// Returns once the list has another revision, at once if it has; also at once if no further service
@@ -234,15 +223,23 @@ impl Front {
         service: &ServiceName,
         revision: &str,
     ) -> Result<(), Refusal> {
+        // Nobody else's watch ends for the sake of one who has nothing to wait for.
+        if !self.news.has(service) && self.differs(service, revision).await? {
+            return Ok(());
+        }
         loop {
             // Before the list is read: what changes meanwhile is told.
             let Some(mut news) = self.news.of(service) else { return Ok(()) };
-            if *self.list(Some(service)).await?.revision != *revision {
+            if self.differs(service, revision).await? {
                 return Ok(());
             }
             // An end of news is one, too.
             let _ = news.changed().await;
         }
+    }
+
+    async fn differs(&self, service: &ServiceName, revision: &str) -> Result<bool, Refusal> {
+        Ok(*self.list(Some(service)).await?.revision != *revision)
     }
 
     /// No lease is longer than the server grants.

@@ -37,6 +37,11 @@ impl News {
         Self { discovery, watched: Arc::default(), max }
     }
 
+    /// Whether it is watched already.
+    pub(super) fn has(&self, service: &ServiceName) -> bool {
+        self.watched.lock().get(service).is_some_and(|watch| !watch.task.is_finished())
+    }
+
     /// Changes whenever the service's list may have, from now on. `None`: as many services as may be are
     /// watched.
     pub(super) fn of(&self, service: &ServiceName) -> Option<watch::Receiver<()>> {
@@ -48,7 +53,10 @@ impl News {
         }
         watched.remove(service);
         if watched.len() >= self.max {
-            return None;
+            // One that lingers without anybody who waits gives way.
+            let idle = watched.iter().find(|(_, watch)| watch.rung.receiver_count() == 0);
+            let idle = idle.map(|(service, _)| service.clone())?;
+            watched.remove(&idle);
         }
         let (rung, news) = watch::channel(());
         let following = follow(

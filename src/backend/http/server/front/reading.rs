@@ -4,63 +4,130 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
 
 use super::UNNAMED;
 use crate::backend::join::all;
 use crate::backend::memory::{Entry, Listing};
-use crate::discovery::{Discovery, DiscoveryError};
+use crate::discovery::{Discovery, DiscoveryError, Resolved};
 use crate::instance::ServiceName;
 
 /// How many services are read at once for a list of all.
 const AT_ONCE: usize = 8;
 
-type Answer = Result<Arc<Listing>, Arc<DiscoveryError>>;
+type Answer<T> = Result<Arc<T>, Arc<DiscoveryError>>;
+/// When a reading began, and what it came to.
+type Last<T> = Mutex<Option<(u64, Answer<T>)>>;
 
 pub(super) struct Readings {
     discovery: Arc<dyn Discovery>,
-    turns: Semaphore,
+    limit: Duration,
+    turns: Arc<Semaphore>,
     /// Tells which came first, a question or a reading.
-    clock: AtomicU64,
+    clock: Arc<AtomicU64>,
     /// By service, or all.
-    places: Mutex<HashMap<Option<ServiceName>, Weak<Place>>>,
+    lists: Mutex<HashMap<Option<ServiceName>, Weak<Place<Listing>>>>,
+    services: Place<Vec<ServiceName>>,
 }
 
-/// Where those wait who want the same list.
-struct Place {
-    turn: Semaphore,
-    /// When the last reading began, and what it came to.
-    last: Mutex<Option<(u64, Answer)>>,
+/// Where those wait who want the same.
+struct Place<T> {
+    turn: Arc<Semaphore>,
+    last: Arc<Last<T>>,
+    /// The reading that is under way: not of the one who asked for it first, since his time may end before
+    /// that of those who wait for it too.
+    reading: Mutex<Option<AbortHandle>>,
+}
+
+impl<T> Place<T> {
+    fn new() -> Self {
+        let (turn, last) = (Arc::new(Semaphore::new(1)), Arc::default());
+        Self { turn, last, reading: Mutex::default() }
+    }
+}
+
+impl<T> Drop for Place<T> {
+    fn drop(&mut self) {
+        if let Some(reading) = self.reading.get_mut().take() {
+            reading.abort();
+        }
+    }
 }
 
 impl Readings {
-    pub(super) fn new(discovery: Arc<dyn Discovery>, requests: usize) -> Self {
-        let (turns, clock) = (Semaphore::new(requests), AtomicU64::new(0));
-        Self { discovery, turns, clock, places: Mutex::default() }
+    pub(super) fn new(discovery: Arc<dyn Discovery>, requests: usize, limit: Duration) -> Self {
+        Self {
+            discovery,
+            limit,
+            turns: Arc::new(Semaphore::new(requests)),
+            clock: Arc::default(),
+            lists: Mutex::default(),
+            services: Place::new(),
+        }
     }
 
     /// The list as it is now or later: the answer of no request that began before.
-    pub(super) async fn list(&self, service: Option<&ServiceName>) -> Answer {
+    pub(super) async fn list(&self, service: Option<&ServiceName>) -> Answer<Listing> {
         let place = self.place(service);
+        let (discovery, service) = (Arc::clone(&self.discovery), service.cloned());
+        self.shared(&place, async move {
+            match service {
+                Some(service) => one(&*discovery, &service).await,
+                None => every(&*discovery).await,
+            }
+        })
+        .await
+    }
+
+    /// The same of the names of all services.
+    pub(super) async fn services(&self) -> Answer<Vec<ServiceName>> {
+        let discovery = Arc::clone(&self.discovery);
+        self.shared(&self.services, async move { discovery.services().await }).await
+    }
+
+    /// What `read` comes to, or a reading by another that began after this one was asked for.
+    async fn shared<T: Send + Sync + 'static>(
+        &self,
+        place: &Place<T>,
+        read: impl Future<Output = Result<T, DiscoveryError>> + Send + 'static,
+    ) -> Answer<T> {
         let asked = self.clock.fetch_add(1, Relaxed);
-        let _mine = place.turn.acquire().await;
+        let closed = |_| Arc::new(DiscoveryError::unavailable("the registry is closed"));
+        let turn = Arc::clone(&place.turn).acquire_owned().await.map_err(closed)?;
         let last = place.last.lock().clone();
         if let Some((began, answer)) = last
             && began > asked
         {
             return answer;
         }
-        let _turn = self.turns.acquire().await;
-        let began = self.clock.fetch_add(1, Relaxed);
-        let answer = self.read(service).await;
-        *place.last.lock() = Some((began, answer.clone()));
-        answer
+        let (turns, clock) = (Arc::clone(&self.turns), Arc::clone(&self.clock));
+        let (last, limit) = (Arc::clone(&place.last), self.limit);
+        let reading = tokio::spawn(async move {
+            let _turn = turn;
+            let _place = turns.acquire().await;
+            let began = clock.fetch_add(1, Relaxed);
+            let answer = timeout(limit, read).await.unwrap_or_else(|_| {
+                let message = format!("the backend has not answered within {limit:?}");
+                Err(DiscoveryError::unavailable(message))
+            });
+            let answer = answer.map(Arc::new).map_err(Arc::new);
+            *last.lock() = Some((began, answer.clone()));
+            answer
+        });
+        *place.reading.lock() = Some(reading.abort_handle());
+        reading.await.unwrap_or_else(|error| {
+            // A backend of the user's own may panic.
+            Err(Arc::new(DiscoveryError::unavailable(format!("the reading ended: {error}"))))
+        })
     }
 
-    fn place(&self, service: Option<&ServiceName>) -> Arc<Place> {
-        let mut places = self.places.lock();
+    fn place(&self, service: Option<&ServiceName>) -> Arc<Place<Listing>> {
+        let mut places = self.lists.lock();
         let key = service.cloned();
         if let Some(place) = places.get(&key).and_then(Weak::upgrade) {
             return place;
@@ -69,33 +136,28 @@ impl Readings {
         if places.len() == places.capacity() {
             places.retain(|_, place| place.strong_count() > 0);
         }
-        let place = Arc::new(Place { turn: Semaphore::new(1), last: Mutex::new(None) });
+        let place = Arc::new(Place::new());
         places.insert(key, Arc::downgrade(&place));
         place
     }
+}
 
-    async fn read(&self, service: Option<&ServiceName>) -> Answer {
-        let mut read = Read::default();
-        match service {
-            Some(service) => self.add(service, &mut read).await?,
-            None => {
-                let services = self.discovery.services().await?;
-                for services in services.chunks(AT_ONCE) {
-                    let resolve = |service| self.discovery.resolve(service);
-                    let lists = all(services.iter().map(resolve).collect()).await;
-                    for (service, resolved) in services.iter().zip(lists) {
-                        read.take(service, resolved?);
-                    }
-                }
-            }
+async fn one(discovery: &dyn Discovery, service: &ServiceName) -> Result<Listing, DiscoveryError> {
+    let mut read = Read::default();
+    read.take(service, discovery.resolve(service).await?);
+    Ok(read.listing())
+}
+
+async fn every(discovery: &dyn Discovery) -> Result<Listing, DiscoveryError> {
+    let mut read = Read::default();
+    let services = discovery.services().await?;
+    for services in services.chunks(AT_ONCE) {
+        let lists = all(services.iter().map(|service| discovery.resolve(service)).collect()).await;
+        for (service, resolved) in services.iter().zip(lists) {
+            read.take(service, resolved?);
         }
-        Ok(Arc::new(read.listing()))
     }
-
-    async fn add(&self, service: &ServiceName, read: &mut Read) -> Result<(), DiscoveryError> {
-        read.take(service, self.discovery.resolve(service).await?);
-        Ok(())
-    }
+    Ok(read.listing())
 }
 
 #[derive(Default)]
@@ -106,7 +168,7 @@ struct Read {
 }
 
 impl Read {
-    fn take(&mut self, service: &ServiceName, resolved: crate::discovery::Resolved) {
+    fn take(&mut self, service: &ServiceName, resolved: Resolved) {
         self.warming |= !resolved.is_proven();
         let name = (service.as_str() != UNNAMED).then(|| service.clone());
         let entry = |instance| Entry::new(name.clone(), instance, None);
@@ -119,19 +181,16 @@ impl Read {
             let by_service = one.service.cmp(&other.service);
             by_service.then_with(|| one.instance.address.cmp(&other.instance.address))
         });
-        Listing::new(revision(&entries, warming), warming, entries)
+        Listing::new(revision(&entries), warming, entries)
     }
 }
 
 /// What names a list: the same for all fronts, whatever the backend calls it, so that another front can
 /// tell whether its own differs. Of 128 bits, for a difference that is not seen is a change that is not
 /// told.
-fn revision(entries: &[Entry], warming: bool) -> String {
+fn revision(entries: &[Entry]) -> String {
     let mut halves = [DefaultHasher::new(), DefaultHasher::new()];
     halves[1].write_u8(1);
-    for half in &mut halves {
-        half.write_u8(u8::from(warming));
-    }
     for entry in entries {
         // An instance is texts and numbers: it always serializes.
         let text = serde_json::to_vec(&entry.instance).unwrap_or_default();

@@ -122,19 +122,63 @@ async fn caps_count_what_came_through_it_until_it_ends() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_place_is_given_back_by_who_holds_the_lease_alone() {
+    let server = front(&MemoryRegistry::new()).max_instances(1).build();
+    let (_, granted) = register(&server, "a", "tcp@a:1").await;
+    let leave = async |lease: &Value| {
+        let leaving = json!({ "lease_id": lease, "service": "Foo", "id": "a" });
+        assert_eq!(post(&server, api::DEREGISTER, json!({ "held": [leaving] })).await.0, 200);
+    };
+    leave(&json!("another")).await;
+    let (_, lost) = renew(&server, &json!("another"), "a", "tcp@a:1").await;
+    assert_eq!(lost["type"], api::UNKNOWN_LEASE);
+    assert_eq!(register(&server, "b", "tcp@b:1").await.1["type"], api::FULL);
+    leave(&granted["lease_id"]).await;
+    assert_eq!(register(&server, "b", "tcp@b:1").await.0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_has_the_address_for_its_id_is_no_mere_address() {
+    let server = front(&MemoryRegistry::new()).build();
+    let instance = json!({ "id": "tcp@a:1", "address": "tcp@a:1", "epoch": 3, "weight": 5 });
+    let body = json!({ "service": "Foo", "ttl_ms": 10_000, "instance": instance });
+    assert_eq!(post(&server, api::REGISTER, body).await.0, 200);
+    for headers in [
+        &[("srpc-servers", "tcp@a:1"), ("srpc-service", "Foo")][..],
+        &[("srpc-servers", "tcp@a:1")],
+    ] {
+        assert_eq!(ask(&server, "POST", SEED, headers, "").await.0, 200);
+    }
+    let (_, all) = get(&server, api::INSTANCES).await;
+    let all = all["instances"].as_array().unwrap();
+    assert_eq!((all.len(), &all[0]["weight"]), (1, &json!(5)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_more_services_are_watched_than_may_be() {
     let server = front(&MemoryRegistry::new()).max_backend_watches(1).build();
     let (_, revision) = foo(&server, "").await;
-    let poll = async |service: &str| {
+    let poll = async |service: &str, wait: u64| {
         let start = Instant::now();
-        let query = format!("/v1/instances?service={service}&revision={revision}&wait=5s");
+        let query = format!("/v1/instances?service={service}&revision={revision}&wait={wait}s");
         assert_eq!(get(&server, &query).await.0, 200);
-        start.elapsed()
+        start.elapsed().as_secs()
     };
-    assert!(poll("Foo").await >= Duration::from_secs(5));
-    assert_eq!(poll("Bar").await, Duration::ZERO);
-    sleep(Duration::from_secs(90)).await;
-    assert!(poll("Bar").await >= Duration::from_secs(5), "that of Foo has ended");
+    let (foo, bar) = tokio::join!(poll("Foo", 5), async {
+        sleep(Duration::from_secs(1)).await;
+        poll("Bar", 5).await
+    });
+    assert_eq!((foo, bar), (5, 0));
+    assert_eq!(poll("Bar", 5).await, 5, "nobody waits for Foo any more");
+    // Whoever has nothing to wait for takes no place.
+    let (bar, others) = tokio::join!(poll("Bar", 5), async {
+        sleep(Duration::from_secs(1)).await;
+        for query in ["revision=x&wait=30s", &format!("revision={revision}&wait=0s")] {
+            get(&server, &format!("/v1/instances?service=Baz&{query}")).await;
+        }
+        poll("Bar", 2).await
+    });
+    assert_eq!((bar, others), (5, 2));
 }
 
 /// Fails as it is told, and counts.
@@ -201,6 +245,16 @@ async fn who_wants_the_same_list_shares_a_request() {
     assert_eq!(backend.asked.load(Relaxed), asked + 1);
 }
 
+/// Those who wait for a list get it though the one who asked for it first has left.
+#[tokio::test(start_paused = true)]
+async fn a_reading_is_nobodys_own() {
+    let (server, backend) = moody(Moody::default());
+    let leaving = tokio::time::timeout(Duration::from_millis(5), foo(&server, ""));
+    let (left, listed) = tokio::join!(leaving, foo(&server, ""));
+    assert!(left.is_err() && listed.0.is_empty());
+    assert_eq!(backend.asked.load(Relaxed), 1, "it was not begun anew");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_the_backend_lacks_or_refuses_is_told_as_such() {
     for kind in [DiscoveryErrorKind::Unavailable, DiscoveryErrorKind::NotAllowed] {
@@ -235,7 +289,9 @@ async fn a_backend_that_hangs_is_left_after_a_while() {
 async fn a_list_of_which_the_backend_is_unsure_proves_nothing() {
     for unsure in [false, true] {
         let (server, _) = moody(Moody { unsure, ..Moody::default() });
-        let (_, listed) = get(&server, "/v1/instances?service=Foo").await;
-        assert_eq!(listed["warming"], unsure, "{listed}");
+        let warming = async || get(&server, "/v1/instances?service=Foo").await.1["warming"].clone();
+        assert_eq!(warming().await, true, "it may have been started with its backend");
+        sleep(Duration::from_secs(15)).await;
+        assert_eq!(warming().await, unsure);
     }
 }
