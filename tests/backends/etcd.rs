@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use srpc::backend::etcd::EtcdRegistry;
 use srpc::discovery::{Discovery, DiscoveryErrorKind, Update};
-use srpc::registry::{Registrar, Registration, Registry, RegistryErrorKind};
+use srpc::registry::{Held, Registrar, Registration, Registry, RegistryErrorKind, Renewal};
 use srpc::testing::{discovery_suite, registry_suite};
 use srpc::{Instance, Listener, Server, Service, ServiceName, XClient};
 use tokio::time::{Instant, sleep};
@@ -302,4 +302,37 @@ async fn over_tls_it_registers_with_whom_it_trusts() {
     let stranger = client(&Authority::new("another"));
     let error = stranger.resolve(&service).await.unwrap_err();
     assert!(error.to_string().contains("certificate"), "{error}");
+}
+
+/// Whoever names another's lease neither ends it nor keeps it, and nothing is left of what was taken back.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server and etcd-client"]
+async fn a_lease_is_its_own_registrations_alone() {
+    let etcd = Etcd::alone().await;
+    let registry = EtcdRegistry::builder(&etcd.address()).lease_each(true).build().unwrap();
+    let [foo, bar]: [ServiceName; 2] = ["Foo", "Bar"].map(|name| name.parse().unwrap());
+    let instance = Instance::new("a", "tcp@10.0.0.7:7001".parse().unwrap());
+    let registration = |service: &ServiceName| Registration::new(service.clone(), instance.clone());
+    let ours = registry.register(&registration(&foo)).await.unwrap();
+    let theirs = registry.register(&registration(&bar)).await.unwrap();
+
+    let stranger = [Held { registration: registration(&foo), lease: theirs.clone() }];
+    assert!(matches!(registry.renew(&stranger).await[..], [Ok(Renewal::Lost)]));
+    registry.deregister(&stranger).await.unwrap();
+    for service in [&foo, &bar] {
+        assert_eq!(registry.resolve(service).await.unwrap().instances, [instance.clone()]);
+    }
+
+    // Registered again and taken back, by one who does not know the address.
+    let again = registry.register(&registration(&foo)).await.unwrap();
+    assert_ne!(again, ours);
+    let unknown = Instance::new("a", "tcp@10.0.0.8:1".parse().unwrap());
+    let registration = Registration::new(foo.clone(), unknown);
+    registry.deregister(&[Held { registration, lease: again }]).await.unwrap();
+    assert_eq!(etcdctl(&etcd, &["get", "--prefix", "--keys-only", "/srpc/Foo/"]), "");
+    assert_eq!(etcdctl(&etcd, &["get", "--prefix", "--keys-only", "/srpc/@addresses/Foo/"]), "");
+    let left = etcdctl(&etcd, &["lease", "list"]);
+    assert!(left.contains("found 1 leases"), "{left}");
+    let held = [Held { registration: Registration::new(bar.clone(), instance), lease: theirs }];
+    assert!(matches!(registry.renew(&held).await[..], [Ok(Renewal::Renewed)]));
 }
