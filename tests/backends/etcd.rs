@@ -1,5 +1,6 @@
 //! etcd, one member and three.
 
+use std::io;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -10,7 +11,9 @@ use srpc::backend::etcd::EtcdRegistry;
 use srpc::discovery::{Discovery, DiscoveryErrorKind, Update};
 use srpc::registry::{Held, Registrar, Registration, Registry, RegistryErrorKind, Renewal};
 use srpc::testing::{discovery_suite, registry_suite};
-use srpc::{Instance, Listener, Server, Service, ServiceName, XClient};
+use srpc::transport::{Net, Stream, Transport};
+use srpc::{Address, Instance, Listener, Server, Service, ServiceName, XClient};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::engines::etcd::Etcd;
@@ -320,7 +323,8 @@ async fn a_lease_is_its_own_registrations_alone() {
     assert!(matches!(registry.renew(&stranger).await[..], [Ok(Renewal::Lost)]));
     registry.deregister(&stranger).await.unwrap();
     for service in [&foo, &bar] {
-        assert_eq!(registry.resolve(service).await.unwrap().instances, [instance.clone()]);
+        let listed = registry.resolve(service).await.unwrap().instances;
+        assert_eq!(listed, std::slice::from_ref(&instance));
     }
 
     // Registered again and taken back, by one who does not know the address.
@@ -335,4 +339,60 @@ async fn a_lease_is_its_own_registrations_alone() {
     assert!(left.contains("found 1 leases"), "{left}");
     let held = [Held { registration: Registration::new(bar.clone(), instance), lease: theirs }];
     assert!(matches!(registry.renew(&held).await[..], [Ok(Renewal::Renewed)]));
+}
+
+/// Real sockets, of which each connection but the first waits until it may be made.
+struct Gate {
+    below: Net,
+    places: Semaphore,
+}
+
+#[async_trait]
+impl Transport for Gate {
+    fn speaks(&self, protocol: &str) -> bool {
+        self.below.speaks(protocol)
+    }
+
+    async fn connect(&self, address: &Address) -> io::Result<Stream> {
+        self.places.acquire().await.unwrap().forget();
+        self.below.connect(address).await
+    }
+
+    async fn bind(&self, address: &Address) -> io::Result<Listener> {
+        self.below.bind(address).await
+    }
+}
+
+/// What happened below a compaction cannot be had any more: the watch says so, and the next one begins with
+/// the list.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server and etcd-client"]
+async fn a_watch_below_a_compaction_is_begun_anew() {
+    let etcd = Etcd::alone().await;
+    let gate = Arc::new(Gate { below: Net::default(), places: Semaphore::new(1) });
+    let builder = EtcdRegistry::builder(&etcd.address()).transport(gate.clone());
+    let registry = builder.timeout(Duration::from_secs(20)).build().unwrap();
+    let service: ServiceName = "Foo".parse().unwrap();
+    let mut watch = registry.watch(&service).unwrap();
+    let first = tokio::spawn(async move { (watch.next().await, watch.next().await) });
+    // It has the list, and waits for a connection to watch what comes after.
+    while gate.places.available_permits() > 0 {
+        sleep(Duration::from_millis(5)).await;
+    }
+    sleep(Duration::from_millis(200)).await;
+    for n in 1..=5 {
+        etcdctl(&etcd, &["put", "/srpc/Foo/a", &format!("tcp@10.0.0.{n}:1")]);
+    }
+    let fields = etcdctl(&etcd, &["get", "/srpc/Foo/a", "-w", "fields"]);
+    let revision = fields.lines().find_map(|line| line.strip_prefix("\"Revision\" : ")).unwrap();
+    etcdctl(&etcd, &["compact", revision]);
+    gate.places.add_permits(100);
+    let (told, after) =
+        tokio::time::timeout(Duration::from_secs(10), first).await.unwrap().unwrap();
+    let error = told.expect("it says why").expect_err("nothing is left out in silence");
+    assert!(error.to_string().contains("compacted"), "{error}");
+    assert!(after.is_none());
+    let first = registry.watch(&service).unwrap().next().await.unwrap().unwrap();
+    let Update::Set(resolved) = first else { panic!("{first:?}") };
+    assert_eq!(resolved.instances[0].address.as_str(), "tcp@10.0.0.5:1");
 }
