@@ -96,8 +96,9 @@ impl Picker for P2c {
         // Both costs times both merits: the same order without a division.
         let cost = one.load(&other, cx.now) * one.slowness(&other) * other.merit;
         let other_cost = other.load(&one, cx.now) * other.slowness(&one) * one.merit;
-        // Of this client's own calls: they are known as they are.
-        let (own, other_own) = (one.in_flight * other.weight, other.in_flight * one.weight);
+        // Of this client's own calls, this one included: they are known as they are.
+        let own = (one.in_flight + 1.0) * other.weight;
+        let other_own = (other.in_flight + 1.0) * one.weight;
         let (cheap, dear, less, more, is_busy) = if cost <= other_cost {
             (first, second, cost, other_cost, other_own > own)
         } else {

@@ -150,13 +150,11 @@ impl Leases {
         kept.filter(|kept| kept.until <= now).map(|kept| kept.member.clone()).collect()
     }
 
-    /// What was taken for this registration keeps nothing of it.
-    pub(super) async fn unused(&self, gateway: &Gateway, id: Int, member: &Member) {
+    /// What was taken for a registration surely keeps nothing of it. One that is shared is there for the
+    /// others, and may keep the registration as it was before: what nobody renews ends by itself.
+    pub(super) async fn unused(&self, gateway: &Gateway, id: Int) {
         if self.each {
             self.revoke(gateway, id).await;
-        } else {
-            // It is there for the others, or runs out.
-            self.left(id, member);
         }
     }
 

@@ -56,19 +56,22 @@ pub(super) async fn register(
                 continue;
             }
             Err(failure) => {
-                inner.leases.unused(&inner.gateway, lease.id, &member).await;
+                // Without an answer it may be there, and then has its time.
+                if matches!(failure, Failure::Refused { .. }) {
+                    inner.leases.unused(&inner.gateway, lease.id).await;
+                }
                 return Err(failure.into());
             }
         };
         known = found;
         if let Err(stale) = check_epoch(known.instance.as_ref(), registration) {
-            inner.leases.unused(&inner.gateway, lease.id, &member).await;
+            inner.leases.unused(&inner.gateway, lease.id).await;
             return Err(stale);
         }
         known.replaced = replaced(inner, registration, &known).await?;
     }
     if let Some(lease) = granted {
-        inner.leases.unused(&inner.gateway, lease.id, &member).await;
+        inner.leases.unused(&inner.gateway, lease.id).await;
     }
     Err(RegistryError::unavailable("others change the same keys again and again"))
 }
@@ -265,11 +268,11 @@ fn renewed(
 }
 
 pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failure> {
+    let mut given_back = Vec::with_capacity(held.len());
     for batch in held.chunks(BATCH) {
         // The address that each has in truth: who takes it back for another may know only its id.
         let states = look(inner, batch).await?;
         let mut txn = Txn::default();
-        let mut given_back = Vec::new();
         for (held, (stored, _)) in batch.iter().zip(states) {
             let Some(lease) = lease_of(held) else { continue };
             let mut member = member(inner, &held.registration);
@@ -277,6 +280,10 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
             let stored =
                 ours.as_ref().and_then(|kv| value::decode(member.id.as_str(), &kv.value.0).ok());
             if let Some(stored) = stored {
+                if stored.epoch > held.registration.instance.epoch {
+                    // A newer registration under the same lease stays.
+                    continue;
+                }
                 member.holder = inner.keys.address(&held.registration.service, &stored.address);
             }
             txn.success.extend(deletions(&member, lease));
@@ -285,9 +292,13 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
         if !txn.success.is_empty() {
             inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await?;
         }
-        for (lease, member, is_ours) in given_back {
-            inner.leases.given_back(&inner.gateway, lease, &member, is_ours).await;
-        }
+    }
+    // Once all are gone: what is not given back in time runs out.
+    for some in given_back.chunks(AT_ONCE) {
+        let give = some.iter().map(|(lease, member, is_ours)| {
+            Box::pin(inner.leases.given_back(&inner.gateway, *lease, member, *is_ours)) as _
+        });
+        all(give.collect()).await;
     }
     Ok(())
 }

@@ -313,6 +313,8 @@ pub(super) async fn set_health(
                         Ok(()) | Err(Error::NoNode | Error::BadVersion) => {}
                         Err(error) => return Err(Failure::from(error).into()),
                     }
+                    let message = "it was registered anew at the same time: try again";
+                    return Err(RegistryError::unavailable(message));
                 }
                 Err(MultiWriteError::OperationFailed {
                     source: Error::NoNode | Error::BadVersion,

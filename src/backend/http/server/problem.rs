@@ -160,6 +160,11 @@ impl Refusal {
         self.status
     }
 
+    /// A backend cannot do it.
+    pub(super) fn is_unsupported(&self) -> bool {
+        self.problem.kind == api::UNSUPPORTED
+    }
+
     pub(super) fn detail(&self) -> &str {
         &self.problem.detail
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::backend::memory::{Account, Ledger, Owner, Quota, weight};
 use crate::call::after;
 use crate::instance::{Instance, InstanceId, ServiceName};
-use crate::registry::{Held, Registration, RegistryError};
+use crate::registry::{Held, Lease, Registration, RegistryError};
 
 /// How often what has run out is looked for.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -66,14 +66,18 @@ impl Book {
     }
 
     /// It was registered.
-    pub(super) fn hold(&mut self, held: Held, until: Instant) {
+    pub(super) fn hold(&mut self, held: Held, owner: &Owner, until: Instant) {
+        let Registration { service, instance, .. } = &held.registration;
+        // It may have gone meanwhile: then it comes back, if there is room.
+        let _ = self.admit(service, instance, owner, until);
         if let Some(item) = self.items.get_mut(&key(&held)) {
             item.until = until;
             item.held = Some(held);
         }
     }
 
-    /// It was renewed, for as long as was granted, or for `longest` where another front did that.
+    /// It was renewed, for as long as was granted; for `longest` where another front did that, since who
+    /// asks is not to be believed.
     pub(super) fn renewed(
         &mut self,
         renewed: &Held,
@@ -82,13 +86,16 @@ impl Book {
         now: Instant,
     ) {
         let Registration { service, instance, .. } = &renewed.registration;
-        let granted = self.items.get(&key(renewed)).and_then(|item| {
-            let held = item.held.as_ref().filter(|held| held.lease.id == renewed.lease.id)?;
-            held.lease.ttl
-        });
-        let until = after(now, granted.unwrap_or(longest));
+        let known = self.items.get(&key(renewed)).and_then(|item| item.held.as_ref());
+        let lease = known.map(|held| &held.lease).filter(|lease| lease.id == renewed.lease.id);
+        // The backend says that this is its lease.
+        let lease = lease.cloned().unwrap_or(Lease::new(renewed.lease.id.clone(), Some(longest)));
+        let until = after(now, lease.ttl.unwrap_or(longest));
         // Without room for it, it is renewed all the same.
         let _ = self.admit(service, instance, owner, until);
+        if let Some(item) = self.items.get_mut(&key(renewed)) {
+            item.held = Some(Held { registration: renewed.registration.clone(), lease });
+        }
     }
 
     /// It was not registered, as far as this request is concerned.

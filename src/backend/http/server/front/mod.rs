@@ -95,7 +95,7 @@ impl Front {
             Ok(lease) => {
                 let until = after(Instant::now(), lease.ttl.unwrap_or(*ttl));
                 let (registration, lease) = (registration.clone(), lease.clone());
-                book.hold(Held { registration, lease }, until);
+                book.hold(Held { registration, lease }, owner, until);
             }
             // It may be there all the same, for the time of its lease.
             Err(error) if error.kind() == RegistryErrorKind::Unavailable => {}
@@ -134,8 +134,12 @@ impl Front {
             return Ok(other.address == *address);
         }
         if service.is_none() {
-            // Without a list of all, which not every backend has, nobody is known to hold it.
-            let all = self.list(None).await.map(|all| all.entries).unwrap_or_default();
+            let all = match self.list(None).await {
+                Ok(all) => all.entries,
+                // Where a backend has no such list, nobody is known to hold it.
+                Err(refusal) if refusal.is_unsupported() => Vec::new(),
+                Err(refusal) => return Err(refusal),
+            };
             if all.iter().any(|one| one.service.is_some() && one.instance.address == *address) {
                 return Ok(true);
             }

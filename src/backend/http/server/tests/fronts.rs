@@ -135,6 +135,16 @@ async fn a_place_is_given_back_by_who_holds_the_lease_alone() {
     assert_eq!(register(&server, "b", "tcp@b:1").await.1["type"], api::FULL);
     leave(&granted["lease_id"]).await;
     assert_eq!(register(&server, "b", "tcp@b:1").await.0, 200);
+
+    // What another one granted counts as soon as it is renewed here, and until it is taken back here.
+    let backend = MemoryRegistry::new();
+    let [one, two] = [0; 2].map(|_| front(&backend).max_instances(1).build());
+    let (_, granted) = register(&one, "a", "tcp@a:1").await;
+    renew(&two, &granted["lease_id"], "a", "tcp@a:1").await;
+    assert_eq!(register(&two, "b", "tcp@b:1").await.1["type"], api::FULL);
+    let leaving = json!({ "lease_id": granted["lease_id"], "service": "Foo", "id": "a" });
+    post(&two, api::DEREGISTER, json!({ "held": [leaving] })).await;
+    assert_eq!(register(&two, "b", "tcp@b:1").await.0, 200);
 }
 
 #[tokio::test(start_paused = true)]
