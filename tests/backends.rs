@@ -92,7 +92,10 @@ async fn hangs(backend: &(impl Discovery + Registry), signal: impl Fn(&str)) {
     signal("-STOP");
     let start = Instant::now();
     let limit = Duration::from_millis(5500);
-    assert!(timeout(limit, backend.resolve(&service)).await.expect("within 5 s").is_err());
+    // A process with many threads does not stop at once.
+    while timeout(limit, backend.resolve(&service)).await.expect("within 5 s").is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(5), "it stops");
+    }
     assert!(timeout(limit, backend.register(&registration)).await.expect("within 5 s").is_err());
     let ended = async { while let Some(Ok(_)) = watch.next().await {} };
     timeout(Duration::from_secs(12), ended).await.expect("a silent watch ends");

@@ -267,7 +267,10 @@ fn renewed(
     Ok(if is_ours && !is_replaced { Renewal::Renewed } else { Renewal::Lost })
 }
 
-pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failure> {
+/// What of a deregistration is left to do once its keys are gone.
+pub(super) struct GivingBack(Vec<(Int, Member, bool)>);
+
+pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<GivingBack, Failure> {
     let mut given_back = Vec::with_capacity(held.len());
     for batch in held.chunks(BATCH) {
         // The address that each has in truth: who takes it back for another may know only its id.
@@ -293,14 +296,17 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
             inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await?;
         }
     }
-    // Once all are gone: what is not given back in time runs out.
-    for some in given_back.chunks(AT_ONCE) {
+    Ok(GivingBack(given_back))
+}
+
+/// Gives the leases back that keep nothing any more. One that is not given back runs out.
+pub(super) async fn give_back(inner: &Inner, GivingBack(leases): GivingBack) {
+    for some in leases.chunks(AT_ONCE) {
         let give = some.iter().map(|(lease, member, is_ours)| {
             Box::pin(inner.leases.given_back(&inner.gateway, *lease, member, *is_ours)) as _
         });
         all(give.collect()).await;
     }
-    Ok(())
 }
 
 /// Puts the instance anew with another health, under the lease that it has. False: it is not there.
