@@ -1,4 +1,4 @@
-//! tonic and reqwest over a discovery, on real sockets: TLS, Unix sockets, and requests too large to keep.
+//! tonic over a discovery, on real sockets: TLS, Unix sockets, and requests too large to keep.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 #![allow(clippy::disallowed_methods, reason = "other people's servers have sockets of their own")]
@@ -11,20 +11,12 @@ mod pki;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use reqwest::Method;
-use srpc::adapt::reqwest::Client;
 use srpc::adapt::tonic::{Channels, Idempotent};
 use srpc::backend::static_list::StaticList;
 use srpc::discovery::Resolver;
 use srpc::selector::RoundRobin;
 use srpc::{Address, Instance};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Code, Request};
@@ -126,80 +118,4 @@ async fn an_idempotent_request_that_is_too_large_to_keep_is_refused() {
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
     assert!(refused.message().contains("kept"), "{refused}");
     serving.abort();
-}
-
-/// Answers every request with 204, and tells the name that TLS asked for and the header `Host`.
-async fn web(authority: &Authority) -> (SocketAddr, mpsc::Receiver<(String, String)>) {
-    let certificate = authority.issue(&[NAME]);
-    let chain = CertificateDer::pem_slice_iter(certificate.chain.as_bytes());
-    let chain = chain.collect::<Result<Vec<_>, _>>().unwrap();
-    let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();
-    let config = ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key);
-    let acceptor = TlsAcceptor::from(Arc::new(config.unwrap()));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let at = listener.local_addr().unwrap();
-    let (tell, told) = mpsc::channel(100);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, tell) = (acceptor.clone(), tell.clone());
-            tokio::spawn(async move {
-                // Who does not trust the certificate leaves.
-                let Ok(stream) = acceptor.accept(stream).await else { return };
-                let name = stream.get_ref().1.server_name().unwrap_or_default().to_owned();
-                let mut stream = BufReader::new(stream);
-                let (mut host, mut line) = (String::new(), String::new());
-                while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {
-                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("host:") {
-                        host = value.trim().to_owned();
-                    }
-                    if line.trim().is_empty() {
-                        tell.send((name.clone(), host.clone())).await.unwrap();
-                        let answer = b"HTTP/1.1 204 No Content\r\n\r\n";
-                        stream.write_all(answer).await.unwrap();
-                        stream.flush().await.unwrap();
-                    }
-                    line.clear();
-                }
-            });
-        }
-    });
-    (at, told)
-}
-
-fn reqwest_trusting(authority: &Authority, addresses: &[String]) -> Client {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(authority.text().as_bytes()).unwrap()).unwrap();
-    let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    Client::options(resolver(addresses), NAME)
-        .builder(move || reqwest::Client::builder().tls_backend_preconfigured(config.clone()))
-        .build()
-}
-
-fn get(url: &str) -> reqwest::Request {
-    reqwest::Request::new(Method::GET, url.parse().unwrap())
-}
-
-#[tokio::test]
-async fn reqwest_over_tls_asks_each_instance_for_the_name_of_the_url() {
-    let authority = Authority::new("an authority");
-    let (one, mut by_one) = web(&authority).await;
-    let (two, mut by_two) = web(&authority).await;
-    let addresses = [format!("tls@{one}"), format!("tls@{two}")];
-    let client = reqwest_trusting(&authority, &addresses);
-    for _ in 0..10 {
-        let response = client.execute(get(&format!("https://{NAME}/cart"))).await.unwrap();
-        assert_eq!(response.status(), 204);
-    }
-    for told in [&mut by_one, &mut by_two] {
-        for _ in 0..5 {
-            assert_eq!(told.recv().await.unwrap(), (NAME.to_owned(), NAME.to_owned()));
-        }
-    }
-    let stranger = reqwest_trusting(&Authority::new("another"), &addresses);
-    let refused = stranger.execute(get(&format!("https://{NAME}/"))).await.unwrap_err();
-    assert!(
-        refused.to_string().contains(&one.ip().to_string()),
-        "it names the instance: {refused}"
-    );
-    assert!(by_one.try_recv().is_err() && by_two.try_recv().is_err(), "nothing was asked");
 }
