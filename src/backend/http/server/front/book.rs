@@ -36,8 +36,7 @@ impl Book {
         Self { ledger: Ledger::new(quota), items: HashMap::new(), swept: Instant::now() }
     }
 
-    /// Takes an instance in, or goes on with it, whatever it has become: what is there may stay. True: it is
-    /// new.
+    /// Takes an instance in, or goes on with it, whatever it has become: what is there may stay.
     ///
     /// # Errors
     /// There is no room for it.
@@ -47,7 +46,7 @@ impl Book {
         instance: &Instance,
         owner: &Owner,
         until: Instant,
-    ) -> Result<bool, RegistryError> {
+    ) -> Result<(), RegistryError> {
         self.sweep();
         let bytes = weight(&Some(service.clone()), instance);
         match self.items.entry((service.clone(), instance.id.clone())) {
@@ -55,14 +54,13 @@ impl Book {
                 let item = known.get_mut();
                 item.until = item.until.max(until);
                 self.ledger.resize_to(&mut item.account, bytes);
-                Ok(false)
             }
             Entry::Vacant(vacant) => {
                 let account = self.ledger.open(owner, bytes, None)?;
                 vacant.insert(Item { account, until, held: None });
-                Ok(true)
             }
         }
+        Ok(())
     }
 
     /// It was registered.

@@ -266,6 +266,19 @@ async fn a_reading_is_nobodys_own() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn no_more_lists_are_read_at_once_than_may_be() {
+    let took = async |requests: usize| {
+        let backend = Arc::new(Moody::default());
+        let server = RegistryServer::builder().backend(backend.clone(), backend);
+        let server = server.max_backend_requests(requests).build();
+        let start = Instant::now();
+        tokio::join!(foo(&server, ""), get(&server, "/v1/instances?service=Bar"));
+        start.elapsed().as_millis()
+    };
+    assert_eq!((took(2).await, took(1).await), (10, 20), "a list takes 10 ms");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_backend_lacks_or_refuses_is_told_as_such() {
     for kind in [DiscoveryErrorKind::Unavailable, DiscoveryErrorKind::NotAllowed] {
         let (server, _) = moody(Moody { fails: Some(kind), ..Moody::default() });
