@@ -26,7 +26,8 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
 /// - A registration that is not renewed vanishes after its TTL, never before it.
 /// - `renew` answers one result for each of `held`, in order. A lease that the registry does not
 ///   know is [`Renewal::Lost`], a value and not an error; it does not register again.
-/// - `deregister` of what is not there succeeds.
+/// - `deregister` of what is not there succeeds, and so does that of an instance that has been
+///   registered with a higher epoch since: it changes nothing.
 /// - One try per call: repetition, backoff and jitter live in the [`Registrar`].
 ///
 /// # Cancellation

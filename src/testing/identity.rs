@@ -30,6 +30,10 @@ pub async fn epochs(harness: &dyn Harness) -> Outcome {
         scene.fails("the renewal of a lower epoch is refused");
     }
     scene.sees("a lower epoch changes nothing", slice::from_ref(&new)).await;
+    if scene.has(Capability::Deregister) {
+        scene.deregister(slice::from_ref(&older)).await?;
+        scene.sees("a lower epoch takes nothing back", slice::from_ref(&new)).await;
+    }
     scene.keep(&newer).await?;
     raised_by_renewal(&mut scene, newer).await?;
     scene.clear().await;

@@ -11,8 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Inner;
 use super::registering::expire;
+use crate::call::after;
 use crate::instance::{InstanceId, ServiceName};
-use crate::registry::Held;
+use crate::registry::{Held, Registration};
 
 /// How often it looks.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -25,66 +26,82 @@ pub(super) struct Keeper(Mutex<Table>);
 
 #[derive(Default)]
 struct Table {
-    until: HashMap<Key, Instant>,
+    kept: HashMap<Key, Kept>,
     task: Option<AbortHandle>,
 }
 
+struct Kept {
+    until: Instant,
+    epoch: u64,
+}
+
+impl Kept {
+    fn is_over(&self) -> bool {
+        self.until <= Instant::now()
+    }
+}
+
 impl Keeper {
-    /// The registration holds until then.
-    pub(super) fn note(
-        &self,
-        inner: &Arc<Inner>,
-        service: &ServiceName,
-        id: &InstanceId,
-        until: Instant,
-    ) {
+    /// The registration holds for its TTL from now on.
+    pub(super) fn note(&self, inner: &Arc<Inner>, registration: &Registration) {
+        let Registration { service, instance, ttl, .. } = registration;
+        let kept = Kept { until: after(Instant::now(), *ttl), epoch: instance.epoch };
         let mut table = self.0.lock();
-        table.until.insert((service.clone(), id.clone()), until);
+        let key = (service.clone(), instance.id.clone());
+        // What was registered with a higher epoch is not this one's to keep.
+        if table.kept.get(&key).is_none_or(|other| other.epoch <= kept.epoch || other.is_over()) {
+            table.kept.insert(key, kept);
+        }
         if table.task.as_ref().is_none_or(AbortHandle::is_finished) {
             let task = tokio::spawn(sweep(Arc::downgrade(inner)));
             table.task = Some(task.abort_handle());
         }
     }
 
-    /// It was taken back.
-    pub(super) fn forget(&self, service: &ServiceName, id: &InstanceId) {
-        self.0.lock().until.remove(&(service.clone(), id.clone()));
+    /// They were taken back; what was registered with a higher epoch since is kept.
+    pub(super) fn forget(&self, held: &[Held]) {
+        let mut table = self.0.lock();
+        for Held { registration: Registration { service, instance, .. }, .. } in held {
+            let key = (service.clone(), instance.id.clone());
+            if table.kept.get(&key).is_some_and(|kept| kept.epoch <= instance.epoch) {
+                table.kept.remove(&key);
+            }
+        }
     }
 
     /// Whether nothing else is registered.
     pub(super) fn keeps_only(&self, held: &[Held]) -> bool {
         let table = self.0.lock();
-        let is_held = |(service, id): &Key| {
-            let same = |held: &Held| {
-                held.registration.service == *service && held.registration.instance.id == *id
-            };
-            held.iter().any(same)
-        };
-        table.until.keys().all(is_held)
+        table.kept.iter().all(|((service, id), kept)| {
+            held.iter().map(|held| &held.registration).any(|registration| {
+                let Registration { service: of, instance, .. } = registration;
+                of == service && instance.id == *id && kept.epoch <= instance.epoch
+            })
+        })
     }
 
     /// Whether its time is over.
     pub(super) fn is_due(&self, service: &ServiceName, id: &InstanceId) -> bool {
         let key = (service.clone(), id.clone());
-        self.0.lock().until.get(&key).is_some_and(|until| *until <= Instant::now())
+        self.0.lock().kept.get(&key).is_some_and(Kept::is_over)
     }
 
     /// Those whose time is over. `None`: nothing is registered.
     fn due(&self) -> Option<Vec<Key>> {
-        let (mut table, now) = (self.0.lock(), Instant::now());
-        if table.until.is_empty() {
+        let mut table = self.0.lock();
+        if table.kept.is_empty() {
             table.task = None;
             return None;
         }
-        let due = table.until.iter().filter(|(_, until)| **until <= now);
+        let due = table.kept.iter().filter(|(_, kept)| kept.is_over());
         Some(due.map(|(key, _)| key.clone()).collect())
     }
 
     /// It is gone, unless it was renewed meanwhile.
     fn settle(&self, key: &Key) {
         let mut table = self.0.lock();
-        if table.until.get(key).is_some_and(|until| *until <= Instant::now()) {
-            table.until.remove(key);
+        if table.kept.get(key).is_some_and(Kept::is_over) {
+            table.kept.remove(key);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use zookeeper_client::{
     Acls, Client, CreateMode, CreateOptions, Error, MultiReadResult, MultiWriteError,
     MultiWriteResult, Stat,
@@ -12,7 +12,6 @@ use super::Inner;
 use super::failure::Failure;
 use super::paths::Paths;
 use crate::backend::value;
-use crate::call::after;
 use crate::instance::{Health, Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
@@ -52,10 +51,9 @@ pub(super) async fn register(
     inner: &Arc<Inner>,
     registration: &Registration,
 ) -> Result<Lease, RegistryError> {
-    let Registration { service, instance, ttl, .. } = registration;
     // Noted first: what is asked may be done long after nobody waits for it any more, and then ends as
     // what is not renewed does.
-    inner.keeper.note(inner, service, &instance.id, after(Instant::now(), *ttl));
+    inner.keeper.note(inner, registration);
     let registered = async {
         let client = inner.keeping.client(inner.timeout).await?;
         put(inner, &client, registration).await?;
@@ -64,8 +62,8 @@ pub(super) async fn register(
     let session = timeout(inner.timeout, registered)
         .await
         .unwrap_or_else(|_| Err(Failure::late(inner.timeout).into()))?;
-    inner.keeper.note(inner, service, &instance.id, after(Instant::now(), *ttl));
-    Ok(Lease::new(format!("{session:x}"), Some(*ttl)))
+    inner.keeper.note(inner, registration);
+    Ok(Lease::new(format!("{session:x}"), Some(registration.ttl)))
 }
 
 async fn put(
@@ -199,8 +197,7 @@ pub(super) async fn renew(
             let (own, holder) = (nodes.next().flatten(), nodes.next().flatten());
             let renewal = renewed(held, session, own, holder);
             if matches!(renewal, Ok(Renewal::Renewed)) {
-                let Registration { service, instance, ttl, .. } = &held.registration;
-                inner.keeper.note(inner, service, &instance.id, after(Instant::now(), *ttl));
+                inner.keeper.note(inner, &held.registration);
             }
             renewal
         })
@@ -256,7 +253,7 @@ async fn leaving<'a>(
         })
         .collect();
     let found = nodes(client, &paths.iter().map(String::as_str).collect::<Vec<_>>()).await?;
-    let leaving = held.iter().zip(paths).zip(found).map(|((held, path), own)| {
+    let leaving = held.iter().zip(paths).zip(found).filter_map(|((held, path), own)| {
         let Registration { service, instance, .. } = &held.registration;
         // What an earlier session made ends with it.
         let own = own.filter(|own| own.stat.ephemeral_owner == session);
@@ -265,10 +262,12 @@ async fn leaving<'a>(
         });
         let address = stored.as_ref().map_or(&instance.address, |(_, stored)| &stored.address);
         let address = inner.paths.address(service, address);
-        // What another has put there since stays.
-        let ours = stored.filter(|(_, stored)| stored.epoch <= instance.epoch);
-        let version = ours.map(|(version, _)| version);
-        Leaving { id: &instance.id, instance: path, version, address }
+        // What another has put there since stays, and its address with it.
+        if stored.as_ref().is_some_and(|(_, stored)| stored.epoch > instance.epoch) {
+            return None;
+        }
+        let version = stored.map(|(version, _)| version);
+        Some(Leaving { id: &instance.id, instance: path, version, address })
     });
     Ok(leaving.collect())
 }
@@ -363,9 +362,7 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
     let deleted = timeout(inner.timeout, deleted).await;
     let deleted = deleted.unwrap_or_else(|_| Err(Failure::late(inner.timeout)));
     if deleted.is_ok() {
-        for Held { registration: Registration { service, instance, .. }, .. } in held {
-            inner.keeper.forget(service, &instance.id);
-        }
+        inner.keeper.forget(held);
     } else if inner.keeper.keeps_only(held) {
         // The end of the session takes all nodes with it, whenever the server hears of it.
         inner.keeping.close();
