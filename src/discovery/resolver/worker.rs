@@ -48,6 +48,8 @@ pub(super) struct Worker {
     asking: Option<Asking>,
     /// Requests that failed since the last one answered.
     failures: u32,
+    /// Whether it has ever answered.
+    has_answered: bool,
     /// When it was asked last.
     asked: Instant,
     /// When to ask next, unless it is being asked.
@@ -97,6 +99,7 @@ impl Worker {
             rng: StdRng::seed_from_u64(seed),
             asking: None,
             failures: 0,
+            has_answered: false,
             asked: now,
             due: now + FIRST_ITEM,
             watch: None,
@@ -189,6 +192,7 @@ impl Worker {
                     self.rewatch_at = self.rewatch_at.map(|at| at.min(now));
                 }
                 self.failures = 0;
+                self.has_answered = true;
                 self.due = now + self.pause(valid_for);
                 self.shared.flights.landed(None);
             }
@@ -208,7 +212,8 @@ impl Worker {
         let stream = self.discovery.watch(&self.shared.service);
         self.rewatch_at = None;
         self.watch = stream.map(|stream| Watch { stream, opened: now, listed: false });
-        if self.watch.is_none() && self.failures == 0 {
+        // Whoever refreshes a new resolver has asked already; when to ask again is settled then.
+        if self.watch.is_none() && self.failures == 0 && !self.has_answered {
             self.due = self.due.min(now);
         }
     }

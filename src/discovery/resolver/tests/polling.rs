@@ -60,6 +60,16 @@ async fn refreshes_at_one_time_are_one_request() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_refreshes_a_new_resolver_has_asked_for_its_first_list() {
+    let fake = Fake::listing(proven(&[1]));
+    let resolver = fake.builder().build();
+    resolver.refresh().await.unwrap();
+    assert_eq!((fake.asked(), ports(&resolver)), (1, vec![1]));
+    seconds(5.0).await;
+    assert_eq!(fake.asked(), 1, "the next request is that of the poll interval");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_refresh_leaves_the_request_to_the_others() {
     let fake = Fake::listing(proven(&[1]));
     let resolver = fake.resolver().await;
