@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Codec, CodecError, CodecId};
+use super::{Codec, CodecError, CodecId, Packed};
 
 /// Bytes as they are, whatever codec the call names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,12 @@ pub trait FromBody: Sized {
     /// # Errors
     /// If the body is not an encoding of this type.
     fn from_body(codec: Option<&Codec>, body: &Bytes) -> Result<Self, CodecError>;
+
+    /// The same, without an allocation or a count of references for a small one.
+    #[doc(hidden)]
+    fn from_packed(codec: Option<&Codec>, body: Packed) -> Result<Self, CodecError> {
+        Self::from_body(codec, &body.into_bytes())
+    }
 }
 
 /// What can be encoded as a body: every `Serialize`, and [`Raw`].
@@ -26,17 +32,34 @@ pub trait IntoBody {
     /// # Errors
     /// If the value has no such encoding.
     fn into_body(self, codec: Option<&Codec>) -> Result<Bytes, CodecError>;
+
+    /// The same, without an allocation or a count of references for a small one.
+    #[doc(hidden)]
+    fn into_packed(self, codec: Option<&Codec>) -> Result<Packed, CodecError>
+    where
+        Self: Sized,
+    {
+        self.into_body(codec).map(Packed::Shared)
+    }
 }
 
 impl<T: DeserializeOwned> FromBody for T {
     fn from_body(codec: Option<&Codec>, body: &Bytes) -> Result<Self, CodecError> {
         codec.ok_or_else(not_a_value)?.decode(body)
     }
+
+    fn from_packed(codec: Option<&Codec>, body: Packed) -> Result<Self, CodecError> {
+        codec.ok_or_else(not_a_value)?.decode(body.as_slice())
+    }
 }
 
 impl<T: Serialize> IntoBody for T {
     fn into_body(self, codec: Option<&Codec>) -> Result<Bytes, CodecError> {
         codec.ok_or_else(not_a_value)?.encode_bytes(&self)
+    }
+
+    fn into_packed(self, codec: Option<&Codec>) -> Result<Packed, CodecError> {
+        codec.ok_or_else(not_a_value)?.encode_packed(&self)
     }
 }
 

@@ -18,14 +18,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-pub(crate) use self::block::in_block;
 pub use self::body::{FromBody, IntoBody, Raw};
 pub use self::codec::{Codec, CodecError, CodecId, CustomCodec};
 pub(crate) use self::inherited::enter;
 pub use self::inherited::{inherited, within};
 pub use self::metadata::{InvalidMetadata, Metadata};
 pub use self::method::{InvalidMethod, MethodName};
-pub(crate) use self::packed::{BodyRef, Packed};
+pub(crate) use self::packed::BodyRef;
+#[doc(hidden)]
+pub use self::packed::Packed;
 pub(crate) use self::race::Racer;
 pub(crate) use self::time::after;
 use crate::error::{Error, Fate, Kind};

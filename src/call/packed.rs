@@ -7,8 +7,15 @@ use super::block::{LARGEST_IN_BLOCK, in_block};
 /// A body; a small one lies in place. To share it, its threads would have to count references in turn,
 /// and that costs more than to copy it.
 #[derive(Debug)]
-pub(crate) enum Packed {
-    Small { len: u8, bytes: [u8; SMALL] },
+pub enum Packed {
+    /// In place.
+    Small {
+        /// How many of the bytes it is.
+        len: u8,
+        /// They, and what follows them.
+        bytes: [u8; SMALL],
+    },
+    /// Shared, or too large for the place.
     Shared(Bytes),
 }
 
@@ -46,6 +53,11 @@ impl Packed {
             Self::Small { len, bytes } => BodyRef::Small(&bytes[..usize::from(*len)]),
             Self::Shared(bytes) => BodyRef::Shared(bytes),
         }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.by_ref().len()
     }
 
     /// Its bytes, on their own.

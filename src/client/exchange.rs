@@ -1,5 +1,6 @@
 //! One call on one connection, from its first poll to its answer.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -170,8 +171,8 @@ impl Flight {
         }
         let remaining = self.deadline.saturating_duration_since(now);
         let bytes = body.len();
-        let is_named = ticket.is_some() || MethodName::is_valid(&call.method);
         let mut state = shared.state.lock();
+        let is_named = ticket.is_some() || is_named(&call.method, &mut state.named);
         if let Some(error) = refusal(shared, call, bytes, &state, ticket, is_named) {
             return self.refuse(shared, state, ticket, error);
         }
@@ -313,6 +314,21 @@ impl Flight {
         if let Some(endpoint) = &shared.endpoint {
             self.ended(shared, outcome(error, endpoint));
         }
+    }
+}
+
+/// Whether a method's name is valid, or is the one that was found so before.
+#[allow(clippy::ptr_arg, reason = "what is not static may be other letters at the same place")]
+fn is_named(method: &Cow<'static, str>, known: &mut Option<&'static str>) -> bool {
+    match method {
+        Cow::Borrowed(name) => {
+            if known.is_some_and(|known| std::ptr::eq(*name, known)) {
+                return true;
+            }
+            *known = Some(*name).filter(|name| MethodName::is_valid(name));
+            known.is_some()
+        }
+        Cow::Owned(name) => MethodName::is_valid(name),
     }
 }
 

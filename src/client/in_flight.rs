@@ -96,10 +96,21 @@ impl InFlight {
     /// Ends a call, and tells what it was; `None`: no call of this id waits, so the answer is late,
     /// doubled or a lie.
     pub(super) fn answer(&mut self, id: u64, answer: Result<Answer, Error>) -> Option<Pending> {
+        self.answer_with(id, |_| answer)
+    }
+
+    /// The same with an answer that depends on the call.
+    pub(super) fn answer_with(
+        &mut self,
+        id: u64,
+        answer: impl FnOnce(&Pending) -> Result<Answer, Error>,
+    ) -> Option<Pending> {
         let slot = self.slots.get_mut((id & SLOT_MASK) as usize)?;
-        if slot.id != id || !matches!(slot.state, State::Waiting(_)) {
+        let State::Waiting(pending) = &slot.state else { return None };
+        if slot.id != id {
             return None;
         }
+        let answer = answer(pending);
         let State::Waiting(pending) = std::mem::replace(&mut slot.state, State::Done(answer))
         else {
             return None;

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::answer::Answer;
 use super::keeper::overdue;
 use super::shared::{Phase, Shared, State};
-use crate::call::Packed;
 use crate::discovery::Answers;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{
@@ -118,10 +117,15 @@ fn take_frame(
     match header.frame {
         FrameType::Reply => {
             let answer = answer(payload)?;
-            let late = state.calls.pending(header.id).is_some_and(|call| call.deadline <= now);
-            let answer = if late { Err(overdue(Fate::Overdue)) } else { answer };
-            let load = answer.as_ref().ok().map(Answer::load);
-            match state.calls.answer(header.id, answer) {
+            let mut load = None;
+            let answered = state.calls.answer_with(header.id, |call| {
+                if call.deadline <= now {
+                    return Err(overdue(Fate::Overdue));
+                }
+                load = answer.as_ref().ok().map(Answer::load);
+                answer
+            });
+            match answered {
                 Some(call) => {
                     brought.wakers.push(call.waker);
                     // A failure is counted by its call, which knows what it means.
@@ -177,13 +181,7 @@ fn answer(payload: Payload<'_>) -> Result<Result<Answer, Error>, WireError> {
     let (head, body) = decode_reply(payload.as_slice())?;
     let before_body = payload.as_slice().len() - body.len();
     Ok(match head.status {
-        Ok(()) => {
-            let body = match payload {
-                Payload::Read(_) => Packed::copied(body),
-                Payload::Shared(_) => Packed::Shared(payload.from(before_body)),
-            };
-            Ok(Answer::new(body, head.metadata, head.load))
-        }
+        Ok(()) => Ok(Answer::new(payload.packed(before_body), head.metadata, head.load)),
         Err((kind, execution)) => {
             let message = String::from_utf8_lossy(body).into_owned();
             Err(Error::answered(kind, execution, message))

@@ -49,6 +49,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     pub(super) calls: InFlight,
     pub(super) waiting: Waiting,
+    /// The name of a method that was found valid: the same letters at the same place need no other look.
+    pub(super) named: Option<&'static str>,
     pub(super) outbox: Outbox,
     pub(super) phase: Phase,
     /// When the last byte came.
@@ -106,6 +108,7 @@ impl Shared {
         let state = State {
             calls: InFlight::default(),
             waiting: Waiting::default(),
+            named: None,
             outbox: Outbox::default(),
             phase: Phase::Open,
             heard: now,

@@ -132,8 +132,8 @@ impl Resolver {
     }
 
     /// The list as of now without a count of references, for the call path.
-    pub(crate) fn current(&self) -> arc_swap::Guard<Arc<Snapshot>> {
-        self.handle.shared.current()
+    pub(crate) fn generation(&self) -> u64 {
+        self.handle.shared.generation()
     }
 
     /// Chooses an endpoint from the list as of now; `None` if it has none to offer. Never waits.

@@ -3,12 +3,12 @@
 use bytes::{Buf, Bytes, BytesMut};
 
 use super::{HEADER_LEN, Header, Next, WireError, next_frame};
-use crate::call::in_block;
+use crate::call::Packed;
 
 /// What the buffer starts with and, when all of it was consumed, returns to.
 const SMALL: usize = 4 * 1024;
 /// What it grows to when reads fill it: at 4 KiB, messages of 1 KiB cost three times the CPU.
-const LARGE: usize = 128 * 1024;
+const LARGE: usize = 256 * 1024;
 /// A frame longer than this shares the memory that it was read into.
 const LONG: usize = 1024;
 
@@ -55,12 +55,12 @@ impl Payload<'_> {
     }
 
     /// What is left of it from `at` on, on its own.
-    pub fn from(self, at: usize) -> Bytes {
+    pub(crate) fn packed(self, at: usize) -> Packed {
         match self {
-            Self::Read(bytes) => in_block(bytes.get(at..).unwrap_or_default()),
+            Self::Read(bytes) => Packed::copied(bytes.get(at..).unwrap_or_default()),
             Self::Shared(mut bytes) => {
                 bytes.advance(at.min(bytes.len()));
-                bytes
+                Packed::Shared(bytes)
             }
         }
     }
@@ -121,7 +121,9 @@ impl FrameReader {
     /// As [`cut`](Self::cut).
     pub fn next_frame(&mut self) -> Result<Option<OwnedFrame>, WireError> {
         Ok(self.cut()?.map(|cut| match cut {
-            Cut::Whole(header, payload) => OwnedFrame::Whole(header, payload.from(0)),
+            Cut::Whole(header, payload) => {
+                OwnedFrame::Whole(header, payload.packed(0).into_bytes())
+            }
             Cut::Oversized(header) => OwnedFrame::Oversized(header),
         }))
     }

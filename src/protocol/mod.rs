@@ -12,6 +12,7 @@ mod reply;
 mod wire;
 
 pub use self::call::{CallHead, MethodRef, decode_call, encode_call};
+pub(crate) use self::call::{CallRest, Named, decode_call_of};
 pub use self::frame::{
     Flags, Frame, FrameType, HEADER_LEN, Header, MAX_SKIPPED, Next, encode_connection_error,
     encode_frame, encode_frame_before, next_frame, void_frame,

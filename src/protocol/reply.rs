@@ -1,7 +1,7 @@
 //! What a reply frame carries.
 
 use super::WireError;
-use super::wire::{Fields, put_metadata};
+use super::wire::{Fields, put_entries};
 use crate::call::Metadata;
 use crate::error::{Execution, Kind};
 
@@ -25,9 +25,10 @@ pub fn encode_reply(out: &mut Vec<u8>, head: &ReplyHead, body: &[u8]) {
         Err((kind, Execution::Rejected | Execution::NotSent)) => (kind.code(), 1),
         Err((kind, Execution::MaybeExecuted)) => (kind.code(), 2),
     };
-    out.extend_from_slice(&[status, class]);
-    out.extend_from_slice(&head.load.to_be_bytes());
-    put_metadata(out, &head.metadata);
+    // In one piece: each write of its own would ask again whether there is room.
+    let [a, b, c, d] = head.load.to_be_bytes();
+    out.extend_from_slice(&[status, class, a, b, c, d, head.metadata.len() as u8]);
+    put_entries(out, &head.metadata);
     out.extend_from_slice(body);
 }
 

@@ -60,6 +60,10 @@ pub enum WireError {
     Side(u8),
 }
 
+pub(super) fn text(bytes: &[u8]) -> Result<&str, WireError> {
+    std::str::from_utf8(bytes).map_err(|_| WireError::Utf8)
+}
+
 /// The rest of a payload, read field by field.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
@@ -89,12 +93,19 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn text(&mut self, len: usize) -> Result<&'a str, WireError> {
-        std::str::from_utf8(self.bytes(len)?).map_err(|_| WireError::Utf8)
+        text(self.bytes(len)?)
     }
 
+    #[inline]
     pub(super) fn metadata(&mut self) -> Result<Metadata, WireError> {
+        match self.u8()? {
+            0 => Ok(Metadata::default()),
+            entries => self.entries(entries),
+        }
+    }
+
+    fn entries(&mut self, entries: u8) -> Result<Metadata, WireError> {
         let mut metadata = Metadata::default();
-        let entries = self.u8()?;
         // Counted as they came: one key given often is not one entry.
         if usize::from(entries) > Metadata::MAX_ENTRIES {
             return Err(InvalidMetadata::TooMany.into());
@@ -115,9 +126,9 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Appends metadata. Its own limits keep every length within its field.
-pub(super) fn put_metadata(out: &mut Vec<u8>, metadata: &Metadata) {
-    out.push(metadata.len() as u8);
+/// Appends the entries of metadata, whose number comes before them. Its own limits keep every length
+/// within its field.
+pub(super) fn put_entries(out: &mut Vec<u8>, metadata: &Metadata) {
     for (key, value) in metadata.iter() {
         out.push(key.len() as u8);
         out.extend_from_slice(key.as_bytes());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::call::{CodecId, Metadata};
+use crate::call::{CodecId, Metadata, Packed};
 use crate::transport::Peer;
 
 /// What a handler may know of the call beside its arguments. Cheap to clone.
@@ -78,6 +78,62 @@ impl Response {
     /// A response with this body, already encoded in the request's codec.
     pub fn new(body: impl Into<Bytes>) -> Self {
         Self { body: body.into(), metadata: Metadata::default() }
+    }
+}
+
+/// A call as it comes from the connection; see [`Request`].
+#[derive(Debug)]
+pub struct Asked {
+    pub(super) context: Context,
+    pub(super) codec: CodecId,
+    pub(super) body: Packed,
+}
+
+impl From<Request> for Asked {
+    fn from(request: Request) -> Self {
+        let Request { context, codec, body } = request;
+        Self { context, codec, body: Packed::Shared(body) }
+    }
+}
+
+impl From<Asked> for Request {
+    fn from(asked: Asked) -> Self {
+        let Asked { context, codec, body } = asked;
+        Self { context, codec, body: body.into_bytes() }
+    }
+}
+
+/// What a handler answered, as it goes to the connection; see [`Response`].
+#[derive(Debug)]
+pub struct Answered {
+    pub(super) body: Packed,
+    pub(super) metadata: Metadata,
+}
+
+impl Answered {
+    /// With this body and no metadata.
+    pub(super) fn new(body: Packed) -> Self {
+        Self { body, metadata: Metadata::default() }
+    }
+}
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self::from(Response::default())
+    }
+}
+
+impl From<Response> for Answered {
+    fn from(response: Response) -> Self {
+        let Response { body, metadata } = response;
+        Self { body: Packed::Shared(body), metadata }
+    }
+}
+
+impl From<Answered> for Response {
+    fn from(answered: Answered) -> Self {
+        let Answered { body, metadata } = answered;
+        Self { body: body.into_bytes(), metadata }
     }
 }
 

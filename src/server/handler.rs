@@ -10,12 +10,12 @@ use std::task::{Context as TaskContext, Poll};
 use tokio::time::Instant;
 use tower::{Service as TowerService, ServiceExt};
 
-use super::context::{Context, Request, Response, State};
-use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody, enter};
+use super::context::{Answered, Asked, Context, Request, Response, State};
+use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody, Packed, enter};
 use crate::error::{BoxError, Execution, Fate, Kind, Status};
 
 /// What a handler's future comes to.
-pub type Outcome = Result<Response, Failure>;
+pub type Outcome = Result<Answered, Failure>;
 
 /// A handler at work.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -67,7 +67,7 @@ impl Failure {
 /// A method's code, erased: takes a request, answers in its codec.
 pub trait Handler: Send + Sync + 'static {
     /// Starts the handler; it runs as its future is polled.
-    fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture;
+    fn handle(&self, asked: Asked, codec: Option<Codec>) -> HandlerFuture;
 
     /// A seat for this handler, if it has any: its calls can take it one after another, each without
     /// an allocation. `None`, the default: each call has a box of its own.
@@ -79,7 +79,7 @@ pub trait Handler: Send + Sync + 'static {
 /// Memory in which one call of a handler after another runs.
 pub trait Seat: Send {
     /// Starts a call, whose future takes the place of the last one's.
-    fn start(&mut self, request: Request, codec: Option<Codec>);
+    fn start(&mut self, asked: Asked, codec: Option<Codec>);
 
     /// Polls the call that was started last. Its future is dropped when it is ready.
     fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Outcome>;
@@ -107,14 +107,13 @@ macro_rules! method_form {
             E: Into<Status> + 'static,
         {
             fn into_handler(self, state: Arc<S>) -> Arc<dyn Handler> {
-                Arc::new(Function(move |request: Request, codec: Option<Codec>| {
+                Arc::new(Function(move |asked: Asked, codec: Option<Codec>| {
                     let function = self.clone();
                     let $state = Arc::clone(&state);
                     async move {
-                        let args = decode::<A>(&codec, &request)?;
-                        // The body keeps a whole read alive: it goes before the handler runs.
-                        let Request { context: $context, body, .. } = request;
-                        drop(body);
+                        let Asked { context: $context, body, .. } = asked;
+                        // A large body keeps a whole read alive: it goes before the handler runs.
+                        let args = decode::<A>(&codec, body)?;
                         let _ = (&$state, &$context);
                         let result = function($($arg,)* args).await;
                         encode(codec, result)
@@ -132,10 +131,10 @@ method_form!(fn(State<S>, Context, A), (State<S>, Context), |state, context| Sta
 
 impl<F> Handler for F
 where
-    F: Fn(Request, Option<Codec>) -> HandlerFuture + Send + Sync + 'static,
+    F: Fn(Asked, Option<Codec>) -> HandlerFuture + Send + Sync + 'static,
 {
-    fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture {
-        self(request, codec)
+    fn handle(&self, asked: Asked, codec: Option<Codec>) -> HandlerFuture {
+        self(asked, codec)
     }
 }
 
@@ -144,11 +143,11 @@ struct Function<F>(F);
 
 impl<F, Fut> Handler for Function<F>
 where
-    F: Fn(Request, Option<Codec>) -> Fut + Clone + Send + Sync + 'static,
+    F: Fn(Asked, Option<Codec>) -> Fut + Clone + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,
 {
-    fn handle(&self, request: Request, codec: Option<Codec>) -> HandlerFuture {
-        Box::pin((self.0)(request, codec))
+    fn handle(&self, asked: Asked, codec: Option<Codec>) -> HandlerFuture {
+        Box::pin((self.0)(asked, codec))
     }
 
     fn seat(&self) -> Option<Box<dyn Seat>> {
@@ -163,11 +162,11 @@ struct Seated<F, Fut> {
 
 impl<F, Fut> Seat for Seated<F, Fut>
 where
-    F: Fn(Request, Option<Codec>) -> Fut + Send,
+    F: Fn(Asked, Option<Codec>) -> Fut + Send,
     Fut: Future<Output = Outcome> + Send,
 {
-    fn start(&mut self, request: Request, codec: Option<Codec>) {
-        let future = (self.function)(request, codec);
+    fn start(&mut self, asked: Asked, codec: Option<Codec>) {
+        let future = (self.function)(asked, codec);
         self.future.set(Some(future));
     }
 
@@ -181,18 +180,18 @@ where
     }
 }
 
-fn decode<A: FromBody>(codec: &Option<Codec>, request: &Request) -> Result<A, Failure> {
-    A::from_body(codec.as_ref(), &request.body).map_err(|error: CodecError| {
+fn decode<A: FromBody>(codec: &Option<Codec>, body: Packed) -> Result<A, Failure> {
+    A::from_packed(codec.as_ref(), body).map_err(|error: CodecError| {
         Failure::rejected(Kind::InvalidArgument, format!("the arguments: {error}"))
     })
 }
 
 fn encode<R: IntoBody, E: Into<Status>>(codec: Option<Codec>, result: Result<R, E>) -> Outcome {
     let result = result.map_err(|error| Failure::failed(error.into()))?;
-    let body = result.into_body(codec.as_ref()).map_err(|error| {
+    let body = result.into_packed(codec.as_ref()).map_err(|error| {
         Failure::new(Kind::Internal, Fate::Failed, format!("the result: {error}"))
     })?;
-    Ok(Response::new(body))
+    Ok(Answered::new(body))
 }
 
 /// A method as a tower service, for layers to wrap.
@@ -213,8 +212,8 @@ impl TowerService<Request> for MethodService {
 
     fn call(&mut self, request: Request) -> Self::Future {
         let codec = codec_of(request.codec, &self.codecs);
-        let answer = self.handler.handle(request, codec);
-        Box::pin(async move { Ok(answer.await?) })
+        let answer = self.handler.handle(request.into(), codec);
+        Box::pin(async move { Ok(answer.await?.into()) })
     }
 }
 
@@ -238,10 +237,11 @@ where
     T::Error: Into<BoxError> + Send,
     T::Future: Send,
 {
-    fn handle(&self, request: Request, _: Option<Codec>) -> HandlerFuture {
+    fn handle(&self, asked: Asked, _: Option<Codec>) -> HandlerFuture {
         let stack = self.0.clone();
         Box::pin(async move {
-            stack.oneshot(request).await.map_err(|error| Failure::from_boxed(error.into()))
+            let answer = stack.oneshot(Request::from(asked)).await;
+            answer.map(Answered::from).map_err(|error| Failure::from_boxed(error.into()))
         })
     }
 }
@@ -265,16 +265,16 @@ impl Guarded {
     pub(super) fn start(
         seat: Option<Box<dyn Seat>>,
         handler: &dyn Handler,
-        request: Request,
+        asked: Asked,
         codec: Option<Codec>,
         deadline: Instant,
     ) -> Result<Self, Failure> {
         let start = || match seat {
             Some(mut seat) => {
-                seat.start(request, codec);
+                seat.start(asked, codec);
                 Work::Seated(seat)
             }
-            None => Work::Boxed(handler.handle(request, codec)),
+            None => Work::Boxed(handler.handle(asked, codec)),
         };
         // It may panic before there is a future.
         let work = catch_unwind(AssertUnwindSafe(|| enter(deadline, start)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::context::{Context, Request, Response};
+use super::context::{Answered, Asked, Context};
 use super::handler::{Failure, Guarded, Outcome, codec_of};
 use super::job::{Job, Ticket};
 use super::methods::Methods;
@@ -17,7 +17,7 @@ use super::shared::deadline_in;
 use crate::call::CodecId;
 use crate::error::Kind;
 use crate::protocol::{
-    CallHead, Flags, FrameType, Header, Payload, WireError, decode_call, encode_frame,
+    CallRest, Flags, FrameType, Header, Payload, WireError, decode_call_of, encode_frame,
 };
 
 /// A handler that computes for longer than this when polled in place, twice, gets a task of its own
@@ -79,9 +79,9 @@ impl Intake {
         now: Instant,
         since: &mut Instant,
     ) -> Result<(), WireError> {
-        let (head, body) = decode_call(payload.as_slice())?;
+        let (method, rest) = decode_call_of(payload.as_slice(), self.methods.names())?;
+        let CallRest { codec, remaining_ms, metadata, body } = rest;
         let before_body = payload.as_slice().len() - body.len();
-        let CallHead { method, codec, remaining_ms, metadata } = head;
         let method = self.methods.find(session, method)?;
         let (id, bytes) = (header.id, body.len());
         let deadline = deadline_in(now, remaining_ms);
@@ -119,11 +119,11 @@ impl Intake {
             metadata,
             idempotent: header.flags.has(Flags::IDEMPOTENT),
         };
-        let request = Request { context, codec, body: payload.from(before_body) };
+        let asked = Asked { context, codec, body: payload.packed(before_body) };
         let in_place = known.entry.runs_in_place();
         let handler = &*known.entry.handler;
         let seat = if in_place { known.seat.take().or_else(|| handler.seat()) } else { None };
-        let mut handler = match Guarded::start(seat, handler, request, own, deadline) {
+        let mut handler = match Guarded::start(seat, handler, asked, own, deadline) {
             Ok(handler) => handler,
             Err(failure) => {
                 self.answer(session, id, Err(failure));
@@ -144,13 +144,13 @@ impl Intake {
                 Poll::Ready(outcome) => {
                     known.seat = handler.leave();
                     let answered = outcome.is_ok();
-                    let told = outcome.map(|it| if notify { Response::default() } else { it });
+                    let told = outcome.map(|it| if notify { Answered::default() } else { it });
                     self.answer(session, id, told);
                     ticket.end(answered);
                     return Ok(());
                 }
                 Poll::Pending if notify => {
-                    self.answer(session, id, Ok(Response::default()));
+                    self.answer(session, id, Ok(Answered::default()));
                     awaited = false;
                 }
                 Poll::Pending => {}

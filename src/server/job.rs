@@ -9,7 +9,7 @@ use std::task::Poll;
 
 use tokio::time::Instant;
 
-use super::context::Response;
+use super::context::Answered;
 use super::handler::{Failure, Guarded, Outcome};
 use super::limit::Ended;
 use super::reply::{expired, send_reply};
@@ -54,7 +54,7 @@ impl Session {
                 let started = poll_fn(|cx| Poll::Ready(Pin::new(&mut handler).poll(cx))).await;
                 match started {
                     Poll::Ready(outcome) => {
-                        return place.end(outcome.map(|_| Response::default()), max_reply).await;
+                        return place.end(outcome.map(|_| Answered::default()), max_reply).await;
                     }
                     Poll::Pending => place.acknowledge(),
                 }
@@ -120,7 +120,7 @@ impl Place {
     fn acknowledge(&self) {
         let mut state = self.session.state.lock();
         if state.running.acknowledged(self.id) {
-            let (load, done) = (self.session.server.load(), Ok(Response::default()));
+            let (load, done) = (self.session.server.load(), Ok(Answered::default()));
             send_reply(&mut state.outbox, self.id, done, load, usize::MAX);
             state.writer.wake();
         }

@@ -7,7 +7,7 @@ use super::handler::{Failure, Seat};
 use super::session::Session;
 use super::shared::Entry;
 use crate::error::Kind;
-use crate::protocol::{MethodRef, WireError};
+use crate::protocol::{MethodRef, Named, WireError};
 
 /// How many methods are remembered; most connections call fewer.
 const RECENT: usize = 8;
@@ -31,23 +31,26 @@ pub(super) struct Known {
 }
 
 impl Methods {
-    /// The method that a call names, or why there is none.
+    /// The names of those that are remembered.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.recent.iter().map(|known| &*known.entry.name)
+    }
+
+    /// The method that a call names, by its place among the names or anew, or why there is none.
     ///
     /// # Errors
     /// If the call names a number that was never given: that breaks the protocol.
     pub(super) fn find(
         &mut self,
         session: &Session,
-        method: MethodRef<'_>,
+        method: Named<'_>,
     ) -> Result<Result<&mut Known, Failure>, WireError> {
+        let method = match method {
+            Named::Known(at) => return Ok(Ok(&mut self.recent[at])),
+            Named::Anew(method) => method,
+        };
         let entry = match method {
-            MethodRef::Name(name) => {
-                let recent = self.recent.iter().position(|known| *known.entry.name == *name);
-                if let Some(at) = recent {
-                    return Ok(Ok(&mut self.recent[at]));
-                }
-                find(session, name)
-            }
+            MethodRef::Name(name) => find(session, name),
             MethodRef::Define(number, name) => {
                 let at = usize::from(number);
                 if self.numbers.len() <= at {

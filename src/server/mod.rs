@@ -32,7 +32,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-pub use self::context::{Context, Request, Response, State};
+pub use self::context::{Answered, Asked, Context, Request, Response, State};
 pub use self::handler::{Failure, Handler, HandlerFuture, Method, MethodService, Outcome, Seat};
 use self::house::House;
 use self::limit::Limit;

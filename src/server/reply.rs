@@ -1,7 +1,8 @@
 //! How an outcome becomes a reply frame.
 
+use super::context::Answered;
 use super::handler::{Failure, Outcome};
-use crate::call::Metadata;
+use crate::call::{Metadata, Packed};
 use crate::error::{Fate, Kind};
 use crate::protocol::{
     FrameType, LARGE_BODY, Outbox, ReplyHead, encode_frame, encode_frame_before, encode_reply,
@@ -35,10 +36,12 @@ pub(super) fn send_reply(
     max_reply: usize,
 ) {
     match &outcome {
-        Ok(response) if is_large(&outcome) && response.body.len() <= max_reply => {
-            let head = ReplyHead { status: Ok(()), load, metadata: response.metadata.clone() };
-            outbox.append_before(&response.body, |out| {
-                let rest = response.body.len();
+        Ok(Answered { body: Packed::Shared(body), metadata })
+            if body.len() >= LARGE_BODY && body.len() <= max_reply =>
+        {
+            let head = ReplyHead { status: Ok(()), load, metadata: metadata.clone() };
+            outbox.append_before(body, |out| {
+                let rest = body.len();
                 encode_frame_before(out, FrameType::Reply, 0, id, rest, |out| {
                     encode_reply(out, &head, &[]);
                 });
@@ -63,9 +66,9 @@ pub(super) fn put_reply(out: &mut Vec<u8>, id: u64, outcome: Outcome, load: u32,
         Ok(response)
     });
     encode_frame(out, FrameType::Reply, 0, id, |out| match &outcome {
-        Ok(response) => {
-            let metadata = response.metadata.clone();
-            encode_reply(out, &ReplyHead { status: Ok(()), load, metadata }, &response.body);
+        Ok(Answered { body, metadata }) => {
+            let head = ReplyHead { status: Ok(()), load, metadata: metadata.clone() };
+            encode_reply(out, &head, body.as_slice());
         }
         Err(failure) => {
             let head = ReplyHead {

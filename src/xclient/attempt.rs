@@ -1,7 +1,7 @@
 //! One try of a call on one endpoint, as a user's attempt layers see it.
 
 use std::fmt;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::channels::Channels;
 use super::core::exchange;
-use super::covered;
+use super::covered::Below;
 use crate::call::{Call, Reply};
 use crate::discovery::Endpoint;
 use crate::error::Error;
@@ -51,7 +51,7 @@ impl tower::Service<Attempt> for AttemptService {
             let now = Instant::now();
             let deadline = call.deadline.unwrap_or(now + FALLBACK);
             let channel = channels.to(&endpoint);
-            covered::below(exchange(&channel, &call, now, deadline)).await
+            Below::new(pin!(exchange(&channel, &call, now, deadline))).await
         })
     }
 }

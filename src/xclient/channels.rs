@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::call::Reply;
 use crate::client::{Channel, ConnectionSettings, Lanes};
-use crate::discovery::{Endpoint, EndpointSet, Probe, Snapshot};
+use crate::discovery::{Endpoint, Probe, Resolver, Snapshot};
 use crate::error::BoxError;
 use crate::instance::Address;
 use crate::transport::Transport;
@@ -27,8 +27,7 @@ pub(super) struct Channels {
     /// By the endpoint's key, which its channel keeps from being used again.
     open: RwLock<HashMap<usize, Arc<Channel>>>,
     closed: AtomicBool,
-    /// What the call path reads: the ways to the endpoints of the newest list, by their places in
-    /// it.
+    /// What the call path reads, and all that it reads: the newest list and the ways to its endpoints.
     routes: ArcSwap<Routes>,
 }
 
@@ -48,12 +47,11 @@ impl Route {
     }
 }
 
-/// The ways to the endpoints of one list. Each is made when it is first taken: of a long list most
-/// never are.
-struct Routes {
-    /// Which list it is.
-    generation: Option<u64>,
-    endpoints: Arc<EndpointSet>,
+/// A list and the ways to its endpoints, by their places in it. Each is made when it is first taken: of
+/// a long list most never are.
+pub(super) struct Routes {
+    /// The first snapshot with this set of endpoints, and so with this picker; `None` before any.
+    snapshot: Option<Arc<Snapshot>>,
     routes: Lanes<Box<[OnceLock<Arc<Route>>]>>,
 }
 
@@ -61,10 +59,20 @@ struct Routes {
 const MOST_ROUTES: usize = 16 * 1024;
 
 impl Routes {
-    fn new(generation: Option<u64>, endpoints: &Arc<EndpointSet>) -> Self {
-        let lanes = MOST_ROUTES / endpoints.len().max(1);
-        let routes = Lanes::at_most(lanes, || endpoints.iter().map(|_| OnceLock::new()).collect());
-        Self { generation, endpoints: Arc::clone(endpoints), routes }
+    fn new(snapshot: Option<Arc<Snapshot>>) -> Self {
+        let len = snapshot.as_ref().map_or(0, |snapshot| snapshot.endpoints.len());
+        let lanes = MOST_ROUTES / len.max(1);
+        let routes = Lanes::at_most(lanes, || (0..len).map(|_| OnceLock::new()).collect());
+        Self { snapshot, routes }
+    }
+
+    /// The list.
+    pub(super) fn snapshot(&self) -> Option<&Snapshot> {
+        self.snapshot.as_deref()
+    }
+
+    fn generation(&self) -> Option<u64> {
+        self.snapshot.as_ref().map(|snapshot| snapshot.generation)
     }
 }
 
@@ -75,7 +83,7 @@ impl Channels {
             settings,
             open: RwLock::default(),
             closed: AtomicBool::new(false),
-            routes: ArcSwap::from_pointee(Routes::new(None, &Arc::default())),
+            routes: ArcSwap::from_pointee(Routes::new(None)),
         }
     }
 
@@ -97,33 +105,39 @@ impl Channels {
         Arc::clone(channel)
     }
 
-    /// The way to the endpoint at an index of a snapshot. The first call after a change of the list
-    /// lets go of endpoints that are no longer on it; their connections end with their last call.
-    pub(super) fn route(&self, snapshot: &Snapshot, index: usize) -> Option<Arc<Route>> {
-        let mut routes = self.routes.load();
-        if !Arc::ptr_eq(&routes.endpoints, &snapshot.endpoints) {
-            routes = self.follow(snapshot);
+    /// The list of now, and the ways to its endpoints. The first call after a change of the list lets go
+    /// of endpoints that are no longer on it; their connections end with their last call.
+    pub(super) fn routes(&self, resolver: &Resolver) -> Guard<Arc<Routes>> {
+        let routes = self.routes.load();
+        if routes.generation() == Some(resolver.generation()) {
+            return routes;
         }
-        let endpoint = snapshot.endpoints.at(index)?;
+        self.follow(resolver)
+    }
+
+    /// The way to the endpoint at an index of the list.
+    pub(super) fn route(&self, routes: &Routes, index: usize) -> Option<Arc<Route>> {
+        let way = routes.routes.mine().get(index)?;
+        if let Some(route) = way.get() {
+            return Some(Arc::clone(route));
+        }
+        let endpoint = routes.snapshot()?.endpoints.at(index)?;
         let make = || {
             let address = endpoint.instance().address.copied();
             Arc::new(Route { endpoint: endpoint.clone(), address, channel: self.to(endpoint) })
         };
-        if Arc::ptr_eq(&routes.endpoints, &snapshot.endpoints) {
-            return Some(Arc::clone(routes.routes.mine().get(index)?.get_or_init(make)));
-        }
-        // Another call has seen a newer list meanwhile.
-        Some(make())
+        Some(Arc::clone(way.get_or_init(make)))
     }
 
     #[cold]
-    fn follow(&self, snapshot: &Snapshot) -> Guard<Arc<Routes>> {
+    fn follow(&self, resolver: &Resolver) -> Guard<Arc<Routes>> {
         let mut open = self.open.write();
-        if self.routes.load().generation.is_none_or(|seen| seen < snapshot.generation) {
+        // Under the lock: whoever comes later sees no older one.
+        let snapshot = resolver.snapshot();
+        if self.routes.load().generation().is_none_or(|seen| seen < snapshot.generation) {
             let listed: HashSet<_> = snapshot.endpoints.iter().map(Endpoint::key).collect();
             open.retain(|key, _| listed.contains(key));
-            let routes = Routes::new(Some(snapshot.generation), &snapshot.endpoints);
-            self.routes.store(Arc::new(routes));
+            self.routes.store(Arc::new(Routes::new(Some(snapshot))));
         }
         self.routes.load()
     }

@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt::Attempt;
 use super::channels::{Channels, Route};
-use super::covered;
+use super::covered::Below;
 use super::retry::Retry;
-use super::sending::Sending;
+use super::sending::{Landed, Sending};
 use super::stack::Stack;
 use crate::call::{Call, Racer, Reply, after, inherited};
 use crate::client::{Channel, Lanes};
@@ -202,7 +202,8 @@ impl Core {
         if self.closed.load(Relaxed) {
             return None;
         }
-        let snapshot = self.resolver.current();
+        let routes = self.channels.routes(&self.resolver);
+        let snapshot = routes.snapshot()?;
         let index = match &call.only {
             Some(only) => snapshot.endpoints.iter().position(|e| e.instance().address == *only)?,
             None => {
@@ -216,7 +217,7 @@ impl Core {
                 snapshot.pick(&cx)?
             }
         };
-        self.channels.route(&snapshot, index)
+        self.channels.route(&routes, index)
     }
 
     /// Where an attempt goes, if none can be picked: waits for discovery only before its first list.
@@ -330,16 +331,34 @@ pub struct CoreService(pub(super) Arc<Core>);
 impl tower::Service<Call> for CoreService {
     type Response = Reply;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>;
+    type Future = CoreFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Self::Future {
+    fn call(&mut self, call: Call) -> CoreFuture {
         // It settles anew: a layer may have shortened the deadline, or made a call of its own.
-        let sending = Sending::new(Arc::clone(&self.0), call);
-        Box::pin(covered::below(async { Ok(sending.await?.into_reply()) }))
+        CoreFuture(Below::new(Sending::new(Arc::clone(&self.0), call)))
+    }
+}
+
+/// A call below the user's layers.
+#[must_use = "nothing is sent before it is polled"]
+pub struct CoreFuture(Below<Sending<Arc<Core>>>);
+
+impl Future for CoreFuture {
+    type Output = Result<Reply, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let landed = Pin::new(&mut self.0).poll(cx);
+        landed.map(|landed| landed.map(Landed::into_reply))
+    }
+}
+
+impl fmt::Debug for CoreFuture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CoreFuture")
     }
 }
 

@@ -5,7 +5,8 @@
 //! call would cost as much as the call.
 
 use std::cell::Cell;
-use std::pin::pin;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 thread_local! {
     /// How many futures below a stack's layers were polled, and wait, since the poll of that stack
@@ -28,34 +29,44 @@ pub(super) fn watch<R>(poll: impl FnOnce() -> R) -> (R, bool) {
 }
 
 /// Runs a future that ends by its call's deadline by itself.
-pub(super) async fn below<F: Future>(future: F) -> F::Output {
-    /// One that is dropped while it waits covers nobody any more.
-    struct Mark(bool);
-    impl Drop for Mark {
-        fn drop(&mut self) {
-            if self.0 {
-                WAITING.set(WAITING.get().saturating_sub(1));
-            }
-        }
+pub(super) struct Below<F> {
+    future: F,
+    /// Whether it waited when it was polled last.
+    waits: bool,
+}
+
+impl<F> Below<F> {
+    pub(super) fn new(future: F) -> Self {
+        Self { future, waits: false }
     }
-    let mut future = pin!(future);
-    let mut mark = Mark(false);
-    std::future::poll_fn(|cx| {
-        let polled = future.as_mut().poll(cx);
-        mark.0 = polled.is_pending();
-        if mark.0 {
+}
+
+impl<F: Future + Unpin> Future for Below<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let polled = Pin::new(&mut self.future).poll(cx);
+        self.waits = polled.is_pending();
+        if self.waits {
             WAITING.set(WAITING.get() + 1);
         }
         polled
-    })
-    .await
+    }
+}
+
+impl<F> Drop for Below<F> {
+    /// One that is dropped while it waits covers nobody any more.
+    fn drop(&mut self) {
+        if self.waits {
+            WAITING.set(WAITING.get().saturating_sub(1));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::{pending, ready};
-    use std::pin::Pin;
-    use std::task::{Context, Poll, Waker};
+    use std::task::Waker;
 
     use super::*;
 
@@ -67,11 +78,11 @@ mod tests {
 
     #[test]
     fn only_who_waits_below_is_covered() {
-        assert_eq!(poll(&mut Box::pin(below(pending::<()>()))), (true, true));
-        assert_eq!(poll(&mut Box::pin(below(ready(())))), (false, false));
+        assert_eq!(poll(&mut Box::pin(Below::new(pending::<()>()))), (true, true));
+        assert_eq!(poll(&mut Box::pin(Below::new(ready(())))), (false, false));
         assert_eq!(poll(&mut Box::pin(pending::<()>())), (true, false));
         let mut left = Box::pin(async {
-            let mut reached = Box::pin(below(pending::<()>()));
+            let mut reached = Box::pin(Below::new(pending::<()>()));
             let polled = std::future::poll_fn(|cx| Poll::Ready(reached.as_mut().poll(cx))).await;
             assert!(polled.is_pending());
             drop(reached);
@@ -79,7 +90,7 @@ mod tests {
         });
         assert_eq!(poll(&mut left), (true, false), "it was dropped in the same poll");
         let mut nested = Box::pin(async {
-            let mut inner = Box::pin(below(pending::<()>()));
+            let mut inner = Box::pin(Below::new(pending::<()>()));
             let within = std::future::poll_fn(|cx| {
                 Poll::Ready(watch(|| inner.as_mut().poll(cx).is_pending()))
             });

@@ -14,11 +14,11 @@ mod stack;
 
 use std::borrow::Cow;
 use std::fmt;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ pub use self::core::CoreService;
 pub use self::hedge::{Hedge, HedgeStats, Hedged};
 pub use self::retry::Retry;
 use self::sending::{Landed, Sending};
-use self::stack::Stack;
+use self::stack::{Stack, Within};
 use crate::call::{Call, Codec, Packed, Reply, not_encodable};
 use crate::discovery::{Discovery, Resolver};
 use crate::error::{Error, Fate, Kind};
@@ -95,8 +95,11 @@ impl XClient {
     {
         let codec = &self.inner.codec;
         let body = codec.encode_packed(args).map_err(|error| not_encodable(&error))?;
-        let call = Call::new(method).body(codec.id(), Bytes::new());
-        self.way(call, body).await?.decode(codec)
+        let mut call = Call::new(method);
+        call.codec = codec.id();
+        // By reference: what is awaited by value is copied once more.
+        let mut way = self.way(call, body);
+        (&mut way).await?.decode(codec)
     }
 
     /// Sends a call to one instance. Nothing is sent before the first poll.
@@ -104,19 +107,20 @@ impl XClient {
     /// # Errors
     /// As [`call`](Self::call).
     pub fn send(&self, mut call: Call) -> impl Future<Output = Result<Reply, Error>> + Send {
-        let body = Packed::Shared(std::mem::take(&mut call.body));
+        let body = Packed::Shared(mem::take(&mut call.body));
         let way = self.way(call, body);
         async { Ok(way.await?.into_reply()) }
     }
 
     /// The way of a call whose body is apart from it.
+    #[inline(always)]
     fn way(&self, mut call: Call, body: Packed) -> Way<'_> {
         let inner = &*self.inner;
         match &inner.stack {
             None => Way::Direct(Sending::with_body(&inner.core, call, body)),
             Some(stack) => {
                 call.body = body.into_bytes();
-                Way::Layered(Box::pin(through(&inner.core, stack, call)))
+                Way::Layered(Layered { core: &inner.core, stack, stage: Stage::Start(call) })
             }
         }
     }
@@ -156,7 +160,7 @@ impl XClient {
 #[allow(clippy::large_enum_variant, reason = "the large variant is the one that is used")]
 enum Way<'a> {
     Direct(Sending<&'a Arc<Core>>),
-    Layered(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send + 'a>>),
+    Layered(Layered<'a>),
 }
 
 impl Future for Way<'_> {
@@ -165,19 +169,43 @@ impl Future for Way<'_> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut *self {
             Self::Direct(sending) => Pin::new(sending).poll(cx),
-            Self::Layered(layered) => {
-                layered.as_mut().poll(cx).map(|answer| answer.map(Landed::Reply))
-            }
+            Self::Layered(layered) => layered.poll(cx).map(|answer| answer.map(Landed::Reply)),
         }
     }
 }
 
-/// Sends a call through a user's layers.
-async fn through(core: &Core, stack: &Stack<Call>, mut call: Call) -> Result<Reply, Error> {
-    let deadline = core.settle(&mut call, Instant::now());
-    match stack.call(call, deadline).await {
-        Ok(_) if Instant::now() >= deadline => Err(overdue()),
-        answer => answer,
+/// A call through a user's layers.
+struct Layered<'a> {
+    core: &'a Core,
+    stack: &'a Stack<Call>,
+    stage: Stage,
+}
+
+enum Stage {
+    Start(Call),
+    Within(Within),
+    Done,
+}
+
+impl Layered<'_> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reply, Error>> {
+        if let Stage::Start(call) = &mut self.stage {
+            let deadline = self.core.settle(call, Instant::now());
+            let Stage::Start(call) = mem::replace(&mut self.stage, Stage::Done) else {
+                return Poll::Pending;
+            };
+            self.stage = Stage::Within(self.stack.begin(call, deadline, cx)?);
+        }
+        let Stage::Within(within) = &mut self.stage else { return Poll::Pending };
+        let polled = Pin::new(&mut *within).poll(cx);
+        if let Poll::Ready(answer) = polled {
+            let is_late = Instant::now() >= within.deadline();
+            self.stage = Stage::Done;
+            return Poll::Ready(
+                answer.and_then(|it| if is_late { Err(overdue()) } else { Ok(it) }),
+            );
+        }
+        Poll::Pending
     }
 }
 

@@ -24,13 +24,6 @@ type Answer = Pin<Box<dyn Future<Output = Result<Reply, BoxError>> + Send>>;
 /// it along, with whatever place in a line it has, and leaves a fresh clone.
 pub(super) struct Stack<T>(Lanes<Mutex<Boxed<T>>>);
 
-/// How far a call has come with its stack.
-enum Begun<T> {
-    Called(Answer),
-    Waiting(Boxed<T>),
-    Failed(BoxError),
-}
-
 impl<T: Send + 'static> Stack<T> {
     /// `base` within `layers`, the first of which is the outermost; `None` without layers.
     pub(super) fn new<S>(base: S, layers: Vec<BoxedLayer<T>>) -> Option<Self>
@@ -49,47 +42,61 @@ impl<T: Send + 'static> Stack<T> {
     /// Sends a request through the layers. It ends by `deadline`, wherever in them it is then.
     pub(super) async fn call(&self, request: T, deadline: Instant) -> Result<Reply, Error> {
         let mut request = Some(request);
-        let begun = poll_fn(|cx| Poll::Ready(self.begin(&mut request, cx))).await;
-        let answer = match (begun, request) {
-            (Begun::Called(answer), _) => answer,
-            (Begun::Failed(error), _) => return Err(Error::from_boxed(error)),
-            (Begun::Waiting(stack), Some(request)) => Box::pin(stack.oneshot(request)),
-            (Begun::Waiting(_), None) => unreachable!("a request is taken by a call alone"),
-        };
-        Within { answer, deadline, timer: None }.await
-    }
-
-    fn begin(&self, request: &mut Option<T>, cx: &mut Context<'_>) -> Begun<T> {
-        // Two threads with one lane: whoever comes second clones, from another lane if one is free.
-        // The lock is held while layers' `poll_ready` and `call` run, and over no await: a layer that
-        // polls this client's calls within its own `call` would wait for itself.
-        let Some(mut stack) = self.0.mine().try_lock() else { return self.clone_any() };
-        match stack.poll_ready(cx) {
-            Poll::Ready(Ok(())) => match request.take() {
-                Some(request) => Begun::Called(stack.call(request)),
-                None => Begun::Waiting(stack.clone()),
-            },
-            Poll::Ready(Err(error)) => Begun::Failed(error),
-            Poll::Pending => {
-                let fresh = stack.clone();
-                Begun::Waiting(std::mem::replace(&mut *stack, fresh))
-            }
+        let begun = poll_fn(|cx| {
+            Poll::Ready(request.take().map(|request| self.begin(request, deadline, cx)))
+        });
+        match begun.await {
+            Some(within) => within?.await,
+            None => unreachable!("it is polled once"),
         }
     }
 
+    /// Sends a request through the layers; what is left of it ends by `deadline`. If they are not ready,
+    /// their waker is that of `cx`.
+    pub(super) fn begin(
+        &self,
+        request: T,
+        deadline: Instant,
+        cx: &mut Context<'_>,
+    ) -> Result<Within, Error> {
+        // Two threads with one lane: whoever comes second clones, from another lane if one is free.
+        // The lock is held while layers' `poll_ready` and `call` run, and over no await: a layer that
+        // polls this client's calls within its own `call` would wait for itself.
+        let answer = match self.0.mine().try_lock() {
+            None => Box::pin(self.clone_any().oneshot(request)),
+            Some(mut stack) => match stack.poll_ready(cx) {
+                Poll::Ready(Ok(())) => stack.call(request),
+                Poll::Ready(Err(error)) => return Err(Error::from_boxed(error)),
+                Poll::Pending => {
+                    let fresh = stack.clone();
+                    let waiting = std::mem::replace(&mut *stack, fresh);
+                    Box::pin(waiting.oneshot(request))
+                }
+            },
+        };
+        Ok(Within { answer, deadline, timer: None })
+    }
+
     #[cold]
-    fn clone_any(&self) -> Begun<T> {
+    fn clone_any(&self) -> Boxed<T> {
         let free = self.0.iter().find_map(Mutex::try_lock);
-        Begun::Waiting(free.unwrap_or_else(|| self.0.mine().lock()).clone())
+        free.unwrap_or_else(|| self.0.mine().lock()).clone()
     }
 }
 
 /// A stack's answer, or the end of its time.
-struct Within {
+pub(super) struct Within {
     answer: Answer,
     deadline: Instant,
     /// Only once the call waits where nobody else looks after its deadline.
     timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Within {
+    /// When it ends at the latest.
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
 }
 
 impl Future for Within {

@@ -1,7 +1,8 @@
 //! What the clones of a resolver share with its task: the only place that publishes a snapshot.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub(super) flights: Flights,
     pub(super) outliers: Arc<Outliers>,
     pub(super) probes: Arc<Probes>,
+    /// That of the current snapshot, which is stored before it.
+    generation: AtomicU64,
     resolved: AtomicU64,
     errors: AtomicU64,
     updates: AtomicU64,
@@ -82,6 +85,7 @@ impl Shared {
             flights: Flights::new(),
             outliers: Arc::new(outliers),
             probes: Arc::new(probes),
+            generation: AtomicU64::new(0),
             resolved: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             updates: AtomicU64::new(0),
@@ -93,9 +97,15 @@ impl Shared {
         self.current.load_full()
     }
 
-    /// The current snapshot without a count of references, for the call path.
+    /// The current snapshot without a count of references, for who picks at once.
     pub(super) fn current(&self) -> arc_swap::Guard<Arc<Snapshot>> {
         self.current.load()
+    }
+
+    /// Which set the current snapshot has, or one before it had: for the call path, which keeps a
+    /// snapshot of its own and looks no further as long as the set is the same.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Acquire)
     }
 
     pub(super) fn changes(&self) -> watch::Receiver<()> {
@@ -257,7 +267,9 @@ impl Shared {
     }
 
     fn show(&self, snapshot: Snapshot) {
+        let generation = snapshot.generation;
         self.current.store(Arc::new(snapshot));
+        self.generation.store(generation, Release);
         self.changes.send_replace(());
     }
 }
