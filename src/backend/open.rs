@@ -164,7 +164,7 @@ mod schemes {
         feature = "file"
     )))]
     fn lacks(url: &str, feature: &str) -> Result<Opened, InvalidUrl> {
-        Err(InvalidUrl::new(url, format!("this build lacks it: turn on the feature `{feature}`")))
+        Err(InvalidUrl::new(url, format!("this build lacks the feature `{feature}`")))
     }
 
     /// What is both.

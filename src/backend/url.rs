@@ -2,7 +2,7 @@
 
 /// A text is not the URL of a registry or a source, or of one that this build lacks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{url:?} is no registry URL: {reason}")]
+#[error("{url:?} cannot be opened: {reason}")]
 pub struct InvalidUrl {
     url: String,
     reason: String,

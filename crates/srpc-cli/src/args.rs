@@ -28,12 +28,15 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+/// Where the registry's URL comes from if no option gives it.
+pub(crate) const REGISTRY_VARIABLE: &str = "SRPC_REGISTRY";
+
 // What every subcommand takes.
 #[derive(Debug, Args)]
 pub(crate) struct Shared {
     /// Where the registry is: http://, etcd://, zookeeper://, dns://, dns+srv://, file:// or static://;
     /// several of http://, separated by commas, stand in for each other
-    #[arg(long, global = true, env = "SRPC_REGISTRY", value_name = "URL[,URL]")]
+    #[arg(long, global = true, env = REGISTRY_VARIABLE, value_name = "URL[,URL]")]
     pub(crate) registry: Option<String>,
     /// Each call's deadline in `call` and `bench`, else each registry request's limit
     #[arg(long, global = true, default_value = "5s", value_name = "DURATION",

@@ -3,7 +3,7 @@
 use srpc::discovery::{DiscoveryError, DiscoveryErrorKind};
 use srpc::{Error, Execution, Kind};
 
-/// A failed check, and whatever no other code names.
+/// What no other code names.
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 const REGISTRY: u8 = 3;
@@ -17,7 +17,7 @@ const INTERRUPTED: u8 = 130;
 
 /// The table of codes, for the help.
 pub(crate) const CODES: &str = "\
-Exit codes: 0 ok, 1 failed check, 2 usage, 3 registry unreachable, 4 no such service,
+Exit codes: 0 ok, 1 failed and no other code names it, 2 usage, 3 registry unreachable, 4 no such service,
 5 no healthy instance, 6 deadline exceeded, 7 not allowed, 64+N the service's own status N,
 130 interrupted.";
 

@@ -43,7 +43,9 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
         Format::Name => rows.iter().try_for_each(|row| output::print(row.address)),
         Format::Table | Format::Wide => {
             if listing.warming {
-                output::note("the registry has just started: instances may still be coming back");
+                output::note(
+                    "the registry is not sure that this is all: instances may still be coming back",
+                );
             }
             if let Some(protection) = &listing.protection {
                 output::note(&format!(

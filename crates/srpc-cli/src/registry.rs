@@ -4,13 +4,20 @@ use srpc::backend::OpenOptions;
 use srpc::backend::http::{DEFAULT_PATH, RegistryServer, RegistryServerBuilder};
 use srpc::instance::Address;
 
-use crate::args::{self, Shared};
+use crate::args::{self, REGISTRY_VARIABLE, Shared};
 use crate::exit::Exit;
 use crate::output;
 use crate::signals::{self, Signals};
 
 /// Runs a registry until told to stop.
 pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Exit> {
+    // In the environment it is there for the other commands.
+    if let Some(given) = shared.registry()
+        && std::env::var(REGISTRY_VARIABLE).ok().as_deref() != Some(given)
+    {
+        let why = format!("this starts a registry: to keep all in {given}, give --backend {given}");
+        return Err(Exit::usage(why));
+    }
     let bind = &args.listening.address(&args.bind)?;
     let builder = RegistryServer::builder().ttl((!args.ttl.is_zero()).then_some(args.ttl));
     let builder = match &args.backend {

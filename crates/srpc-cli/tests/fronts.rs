@@ -52,6 +52,9 @@ fn what_cannot_be_a_backend_says_so() {
         assert_eq!(ended.code(), 2, "{}", ended.stderr);
         assert!(ended.stderr.contains(said), "{}", ended.stderr);
     }
+    let asked = srpc(&["registry", "--bind", "127.0.0.1:0", "--registry", "etcd://a:1"]);
+    assert_eq!(asked.code(), 2, "{}", asked.stderr);
+    assert!(asked.stderr.contains("give --backend etcd://a:1"), "{}", asked.stderr);
     // One that is away is an answer, and no reason not to start.
     let away = format!("http://127.0.0.1:{}/srpc/registry", closed_port());
     let (_front, url) = front(&away);

@@ -169,7 +169,8 @@ impl Book {
         match unreachable {
             _ if reached && !self.reachable => {
                 self.reachable = true;
-                tracing::info!("registry reachable again");
+                // As loud as what it takes back.
+                tracing::warn!("registry reachable again");
             }
             Some(error) if !reached && self.reachable => {
                 self.reachable = false;

@@ -61,7 +61,8 @@ pub(super) async fn renew(
         let (asked, told) = (held.len(), outcomes.len());
         return Err(Failure::Nonsense(format!("{told} results for {asked} leases")));
     }
-    Ok(Some(outcomes.into_iter().map(renewal).collect()))
+    let url = &site.location.url;
+    Ok(Some(outcomes.into_iter().map(|outcome| renewal(outcome, url)).collect()))
 }
 
 pub(super) async fn deregister(site: &Site, held: &[Held]) -> Result<Option<()>, Failure> {
@@ -189,7 +190,7 @@ impl Answered {
     }
 }
 
-fn renewal(outcome: Outcome) -> Result<Renewal, RegistryError> {
+fn renewal(outcome: Outcome, url: &str) -> Result<Renewal, RegistryError> {
     match outcome {
         Outcome::Renewed => Ok(Renewal::Renewed),
         Outcome::Deregistered => {
@@ -208,7 +209,8 @@ fn renewal(outcome: Outcome) -> Result<Renewal, RegistryError> {
                 }
                 _ => RegistryErrorKind::Unavailable,
             };
-            Err(RegistryError::new(kind, plain(&detail)))
+            // What is behind a registry may be named in it, and the registry itself is not.
+            Err(RegistryError::new(kind, format!("{url}: {}", plain(&detail))))
         }
     }
 }

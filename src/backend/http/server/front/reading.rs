@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::UNNAMED;
 use crate::backend::join::all;
 use crate::backend::memory::{Entry, Listing};
-use crate::discovery::{Discovery, DiscoveryError, Resolved};
+use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved};
 use crate::instance::ServiceName;
 
 /// How many services are read at once for a list of all.
@@ -33,6 +33,7 @@ pub(super) struct Readings {
     /// By service, or all.
     lists: Mutex<HashMap<Option<ServiceName>, Weak<Place<Listing>>>>,
     services: Place<Vec<ServiceName>>,
+    is_away: Arc<AtomicBool>,
 }
 
 /// Where those wait who want the same.
@@ -68,6 +69,7 @@ impl Readings {
             clock: Arc::default(),
             lists: Mutex::default(),
             services: Place::new(),
+            is_away: Arc::default(),
         }
     }
 
@@ -107,6 +109,7 @@ impl Readings {
         }
         let (turns, clock) = (Arc::clone(&self.turns), Arc::clone(&self.clock));
         let (last, limit) = (Arc::clone(&place.last), self.limit);
+        let is_away = Arc::clone(&self.is_away);
         let reading = tokio::spawn(async move {
             let _turn = turn;
             let _place = turns.acquire().await;
@@ -115,6 +118,7 @@ impl Readings {
                 let message = format!("the backend has not answered within {limit:?}");
                 Err(DiscoveryError::unavailable(message))
             });
+            tell(&is_away, answer.as_ref().err());
             let answer = answer.map(Arc::new).map_err(Arc::new);
             *last.lock() = Some((began, answer.clone()));
             answer
@@ -139,6 +143,19 @@ impl Readings {
         let place = Arc::new(Place::new());
         places.insert(key, Arc::downgrade(&place));
         place
+    }
+}
+
+/// Says once that the backend is away, and once that it is back: who is asked hears of it otherwise.
+fn tell(is_away: &AtomicBool, error: Option<&DiscoveryError>) {
+    match error {
+        None if is_away.swap(false, Relaxed) => tracing::warn!("the backend answers again"),
+        Some(error)
+            if error.kind() == DiscoveryErrorKind::Unavailable && !is_away.swap(true, Relaxed) =>
+        {
+            tracing::warn!(%error, "the backend does not answer");
+        }
+        _ => {}
     }
 }
 
