@@ -8,7 +8,7 @@ use srpc::protocol::{
 /// The longest payload of a frame that is no call or reply.
 const MAX_CONTROL: usize = 4 * 1024;
 /// The most that a reader offers to one read.
-const MAX_ROOM: usize = 128 * 1024;
+const MAX_ROOM: usize = 256 * 1024;
 
 /// How the bytes are cut into reads, the longest payload in units of 64 bytes, and the stream.
 pub fn frame(input: &[u8]) {

@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use reqwest::header::{Entry, HOST, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{ClientBuilder, Method, Request, Response};
 use tower::Service;
@@ -42,8 +41,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// # What it promises
 /// - The URL keeps its host: the header `Host`, the name that TLS asks for and cookies are right. What is
-///   connected to is the instance: a port in the URL is said in `Host` over HTTP/1, and counts for nothing
-///   else.
+///   connected to is the instance; a port in the URL does not count, in `Host` neither.
 /// - Without an instance a request fails at once, and says so.
 /// - A request of which nothing was sent goes to another instance, up to three in all, if its body is no
 ///   stream; so does one that may have been executed, if its method is idempotent by RFC 9110, section 9.2.2,
@@ -119,14 +117,9 @@ impl Client {
             let why = format!("a request to {host:?}, by a client of {:?}", self.host);
             return Err(ClientError::Invalid(why));
         }
-        // What is connected to is the port of the instance.
-        if let Some(port) = request.url().port() {
-            let named = HeaderValue::try_from(format!("{}:{port}", self.host));
-            if let (Ok(named), Entry::Vacant(unsaid)) = (named, request.headers_mut().entry(HOST)) {
-                unsaid.insert(named);
-            }
-            let _ = request.url_mut().set_port(None);
-        }
+        // The port is the instance's. A `Host` that names the URL's would contradict what HTTP/2 says
+        // beside it.
+        let _ = request.url_mut().set_port(None);
         let sent = self.balance.clone().call(request).await;
         sent.map_err(|error| match error.downcast::<NoInstance>() {
             Ok(none) => ClientError::NoInstance(*none),

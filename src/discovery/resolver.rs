@@ -131,7 +131,7 @@ impl Resolver {
         self.handle.shared.snapshot()
     }
 
-    /// The list as of now without a count of references, for the call path.
+    /// The number of the list's set of endpoints, as of now or the next, for the call path.
     pub(crate) fn generation(&self) -> u64 {
         self.handle.shared.generation()
     }

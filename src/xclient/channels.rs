@@ -134,11 +134,15 @@ impl Channels {
         let mut open = self.open.write();
         // Under the lock: whoever comes later sees no older one.
         let snapshot = resolver.snapshot();
+        let mut before = None;
         if self.routes.load().generation().is_none_or(|seen| seen < snapshot.generation) {
             let listed: HashSet<_> = snapshot.endpoints.iter().map(Endpoint::key).collect();
             open.retain(|key, _| listed.contains(key));
-            self.routes.store(Arc::new(Routes::new(Some(snapshot))));
+            before = Some(self.routes.swap(Arc::new(Routes::new(Some(snapshot)))));
         }
+        drop(open);
+        // Its picker is the user's, and may take long to drop.
+        drop(before);
         self.routes.load()
     }
 

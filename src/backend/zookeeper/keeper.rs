@@ -32,6 +32,7 @@ struct Table {
 
 struct Kept {
     until: Instant,
+    /// The highest epoch that was asked for: it may be registered when nobody waits for it any more.
     epoch: u64,
 }
 
@@ -42,16 +43,29 @@ impl Kept {
 }
 
 impl Keeper {
-    /// The registration holds for its TTL from now on.
+    /// It is being registered: whatever comes of it ends after its TTL, and what is registered no sooner.
+    pub(super) fn ask(&self, inner: &Arc<Inner>, registration: &Registration) {
+        self.keep(inner, registration, |kept, until| kept.max(until));
+    }
+
+    /// It is registered, and holds for its TTL from now on.
     pub(super) fn note(&self, inner: &Arc<Inner>, registration: &Registration) {
+        self.keep(inner, registration, |_, until| until);
+    }
+
+    fn keep(
+        &self,
+        inner: &Arc<Inner>,
+        registration: &Registration,
+        until_when: impl FnOnce(Instant, Instant) -> Instant,
+    ) {
         let Registration { service, instance, ttl, .. } = registration;
-        let kept = Kept { until: after(Instant::now(), *ttl), epoch: instance.epoch };
+        let until = after(Instant::now(), *ttl);
         let mut table = self.0.lock();
-        let key = (service.clone(), instance.id.clone());
-        // What was registered with a higher epoch is not this one's to keep.
-        if table.kept.get(&key).is_none_or(|other| other.epoch <= kept.epoch || other.is_over()) {
-            table.kept.insert(key, kept);
-        }
+        let kept = table.kept.entry((service.clone(), instance.id.clone()));
+        let kept = kept.or_insert(Kept { until, epoch: instance.epoch });
+        kept.until = until_when(kept.until, until);
+        kept.epoch = kept.epoch.max(instance.epoch);
         if table.task.as_ref().is_none_or(AbortHandle::is_finished) {
             let task = tokio::spawn(sweep(Arc::downgrade(inner)));
             table.task = Some(task.abort_handle());

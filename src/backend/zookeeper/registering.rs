@@ -53,7 +53,7 @@ pub(super) async fn register(
 ) -> Result<Lease, RegistryError> {
     // Noted first: what is asked may be done long after nobody waits for it any more, and then ends as
     // what is not renewed does.
-    inner.keeper.note(inner, registration);
+    inner.keeper.ask(inner, registration);
     let registered = async {
         let client = inner.keeping.client(inner.timeout).await?;
         put(inner, &client, registration).await?;

@@ -35,7 +35,7 @@ pub(super) struct Shared {
     pub(super) flights: Flights,
     pub(super) outliers: Arc<Outliers>,
     pub(super) probes: Arc<Probes>,
-    /// That of the current snapshot, which is stored before it.
+    /// That of the current snapshot, or of the one that follows at once.
     generation: AtomicU64,
     resolved: AtomicU64,
     errors: AtomicU64,
@@ -102,8 +102,8 @@ impl Shared {
         self.current.load()
     }
 
-    /// Which set the current snapshot has, or one before it had: for the call path, which keeps a
-    /// snapshot of its own and looks no further as long as the set is the same.
+    /// Which set the current snapshot has, or the one that follows at once: for the call path, which keeps
+    /// a snapshot of its own and looks no further as long as the set is the same.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Acquire)
     }
@@ -267,9 +267,9 @@ impl Shared {
     }
 
     fn show(&self, snapshot: Snapshot) {
-        let generation = snapshot.generation;
+        // First, so that whoever has seen the snapshot looks for no older one by this.
+        self.generation.store(snapshot.generation, Release);
         self.current.store(Arc::new(snapshot));
-        self.generation.store(generation, Release);
         self.changes.send_replace(());
     }
 }

@@ -110,13 +110,13 @@ async fn each_instance_is_asked_for_the_name_of_the_url() {
 }
 
 #[tokio::test]
-async fn a_port_in_the_url_is_in_the_host_and_not_where_it_connects() {
+async fn a_port_in_the_url_does_not_count() {
     let authority = Authority::new("an authority");
     let mut web = web(&authority).await;
     let client = trusting(&authority, &[&web]);
     let response = client.execute(get(&format!("https://{NAME}:8443/"))).await.unwrap();
     assert_eq!(response.status(), 204);
-    assert_eq!(web.asked.recv().await.unwrap(), (NAME.to_owned(), format!("{NAME}:8443")));
+    assert_eq!(web.asked.recv().await.unwrap(), (NAME.to_owned(), NAME.to_owned()));
 }
 
 #[tokio::test]

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::UNNAMED;
 use crate::backend::join::all;
@@ -33,8 +33,18 @@ pub(super) struct Readings {
     /// By service, or all.
     lists: Mutex<HashMap<Option<ServiceName>, Weak<Place<Listing>>>>,
     services: Place<Vec<ServiceName>>,
-    is_away: Arc<AtomicBool>,
+    backend: Arc<Mutex<Backend>>,
 }
+
+/// What was said of the backend last.
+#[derive(Default)]
+struct Backend {
+    is_away: bool,
+    told: Option<Instant>,
+}
+
+/// How long what was said stands, whatever comes: services may differ.
+const STANDS: Duration = Duration::from_secs(10);
 
 /// Where those wait who want the same.
 struct Place<T> {
@@ -69,7 +79,7 @@ impl Readings {
             clock: Arc::default(),
             lists: Mutex::default(),
             services: Place::new(),
-            is_away: Arc::default(),
+            backend: Arc::default(),
         }
     }
 
@@ -109,7 +119,7 @@ impl Readings {
         }
         let (turns, clock) = (Arc::clone(&self.turns), Arc::clone(&self.clock));
         let (last, limit) = (Arc::clone(&place.last), self.limit);
-        let is_away = Arc::clone(&self.is_away);
+        let backend = Arc::clone(&self.backend);
         let reading = tokio::spawn(async move {
             let _turn = turn;
             let _place = turns.acquire().await;
@@ -118,7 +128,7 @@ impl Readings {
                 let message = format!("the backend has not answered within {limit:?}");
                 Err(DiscoveryError::unavailable(message))
             });
-            tell(&is_away, answer.as_ref().err());
+            backend.lock().tell(answer.as_ref().err(), Instant::now());
             let answer = answer.map(Arc::new).map_err(Arc::new);
             *last.lock() = Some((began, answer.clone()));
             answer
@@ -146,16 +156,19 @@ impl Readings {
     }
 }
 
-/// Says once that the backend is away, and once that it is back: who is asked hears of it otherwise.
-fn tell(is_away: &AtomicBool, error: Option<&DiscoveryError>) {
-    match error {
-        None if is_away.swap(false, Relaxed) => tracing::warn!("the backend answers again"),
-        Some(error)
-            if error.kind() == DiscoveryErrorKind::Unavailable && !is_away.swap(true, Relaxed) =>
-        {
-            tracing::warn!(%error, "the backend does not answer");
+impl Backend {
+    /// Says once that the backend is away, and once that it is back: nobody else tells who runs the front.
+    fn tell(&mut self, error: Option<&DiscoveryError>, now: Instant) {
+        let away = error.filter(|error| error.kind() == DiscoveryErrorKind::Unavailable);
+        let stands = self.told.is_some_and(|told| now.duration_since(told) < STANDS);
+        if away.is_some() == self.is_away || stands {
+            return;
         }
-        _ => {}
+        (self.is_away, self.told) = (away.is_some(), Some(now));
+        match away {
+            Some(error) => tracing::warn!(%error, "the backend does not answer"),
+            None => tracing::warn!("the backend answers again"),
+        }
     }
 }
 
