@@ -1,6 +1,7 @@
 //! reqwest with TLS, over a discovery: the name that is asked for, and whom it trusts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
+#![allow(clippy::disallowed_methods, reason = "other people's servers have sockets of their own")]
 
 #[path = "../../support/pki.rs"]
 mod pki;
