@@ -17,9 +17,9 @@ const INTERRUPTED: u8 = 130;
 
 /// The table of codes, for the help.
 pub(crate) const CODES: &str = "\
-Exit codes: 0 ok, 1 failed and no other code names it, 2 usage, 3 registry unreachable, 4 no such service,
-5 no healthy instance, 6 deadline exceeded, 7 not allowed, 64+N the service's own status N,
-130 interrupted.";
+Exit codes: 0 ok, 1 failed and no other code names it, 2 usage, 3 registry unreachable,
+4 no such service, 5 no healthy instance, 6 deadline exceeded, 7 not allowed,
+64+N the service's own status N, 130 interrupted.";
 
 /// How a command ends when it does not end well.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -233,3 +233,28 @@ fn revision(entries: &[Entry]) -> String {
     }
     format!("{:016x}{:016x}", halves[0].finish(), halves[1].finish())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_said_of_a_backend_stands_for_ten_seconds() {
+        let (mut backend, start) = (Backend::default(), Instant::now());
+        let away = DiscoveryError::unavailable("connection refused");
+        let refused = DiscoveryError::new(DiscoveryErrorKind::NotAllowed, "a wrong password");
+        for (second, error, is_away) in [
+            (0, None, false),
+            (1, Some(&away), true),
+            (2, None, true),
+            (11, None, false),
+            (20, Some(&away), false),
+            (21, Some(&away), true),
+            // Whoever refuses is there.
+            (31, Some(&refused), false),
+        ] {
+            backend.tell(error, start + Duration::from_secs(second));
+            assert_eq!(backend.is_away, is_away, "at {second} s");
+        }
+    }
+}
