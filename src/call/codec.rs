@@ -1,6 +1,5 @@
 //! How arguments and results become bytes.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -9,8 +8,8 @@ use bytes::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
-use super::block::LARGEST_IN_BLOCK;
 use super::packed::Packed;
+use super::packing::Packing;
 
 /// The number of a codec on the wire: 0 raw, 1 MessagePack, 2 JSON; a user's own from 128 up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -154,22 +153,13 @@ impl Codec {
         &self,
         value: &T,
     ) -> Result<Packed, CodecError> {
-        // Taken out rather than borrowed: a `Serialize` impl may encode something itself.
-        let mut scratch = SCRATCH.take();
-        scratch.clear();
-        let encoded = self.encode(value, &mut scratch);
-        if encoded.is_ok() && scratch.len() > LARGEST_IN_BLOCK {
-            // Its memory goes with it, uncopied; the next one will probably be as large.
-            let room = scratch.len().min(KEPT);
-            let bytes = Bytes::from(std::mem::replace(&mut scratch, Vec::with_capacity(room)));
-            SCRATCH.set(scratch);
-            return Ok(Packed::Shared(bytes));
+        let mut packing = Packing::new();
+        match self {
+            Self::MessagePack => rmp_serde::encode::write_named(&mut packing, value)
+                .map_err(|error| CodecError::new(self.id(), error))?,
+            Self::Json | Self::Custom(_) => self.encode(value, packing.buffer())?,
         }
-        let packed = encoded.map(|()| Packed::copied(&scratch));
-        if scratch.capacity() <= KEPT {
-            SCRATCH.set(scratch);
-        }
-        packed
+        Ok(packing.finish())
     }
 
     /// Reads one value from `body`.
@@ -208,13 +198,6 @@ impl Codec {
             }
         }
     }
-}
-
-/// What a thread keeps between values; a larger buffer is given back.
-const KEPT: usize = 64 * 1024;
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl fmt::Debug for Codec {

@@ -24,6 +24,12 @@ pub enum InvalidMetadata {
 }
 
 impl Metadata {
+    /// No entries.
+    pub(crate) fn none() -> &'static Self {
+        static NONE: Metadata = Metadata { entries: None };
+        &NONE
+    }
+
     /// The most entries.
     pub const MAX_ENTRIES: usize = 64;
     /// The most bytes, keys and values together.

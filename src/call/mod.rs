@@ -7,6 +7,8 @@ mod inherited;
 mod metadata;
 mod method;
 mod packed;
+mod packing;
+mod pool;
 mod race;
 mod time;
 
@@ -28,7 +30,7 @@ pub(crate) use self::packed::BodyRef;
 #[doc(hidden)]
 pub use self::packed::Packed;
 pub(crate) use self::race::Racer;
-pub(crate) use self::time::after;
+pub(crate) use self::time::{Moment, Stamp, after};
 use crate::error::{Error, Fate, Kind};
 use crate::instance::Address;
 
@@ -171,6 +173,17 @@ impl Call {
         self
     }
 
+    /// What a connection is told of it, its body apart.
+    pub(crate) fn terms(&self) -> Terms<'_> {
+        Terms {
+            method: &self.method,
+            codec: self.codec,
+            metadata: &self.metadata,
+            idempotent: self.idempotent,
+            notify: self.notify,
+        }
+    }
+
     /// By when an attempt must be over that is made now.
     pub(crate) fn attempt_until(&self, now: Instant, deadline: Instant) -> Instant {
         match self.attempt_timeout {
@@ -186,6 +199,16 @@ impl Call {
         self.notify = notify;
         self
     }
+}
+
+/// What a connection is told of a call, its body and deadline apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms<'a> {
+    pub(crate) method: &'a Cow<'static, str>,
+    pub(crate) codec: CodecId,
+    pub(crate) metadata: &'a Metadata,
+    pub(crate) idempotent: bool,
+    pub(crate) notify: bool,
 }
 
 /// The answer to a call.

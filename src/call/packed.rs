@@ -20,7 +20,7 @@ pub enum Packed {
 }
 
 /// As much as takes little more room than what counts references.
-const SMALL: usize = 38;
+pub(super) const SMALL: usize = 38;
 
 /// A body that somebody else holds.
 #[derive(Clone, Copy, Debug)]

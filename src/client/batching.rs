@@ -25,7 +25,17 @@ impl Batching {
     pub(super) fn appended(&mut self, in_flight: usize, bytes: usize) -> bool {
         self.appended += 1;
         self.crowd = self.crowd.max(in_flight);
+        self.is_large(bytes)
+    }
+
+    /// Whether the batch is large, with so many bytes that wait.
+    pub(super) fn is_large(&self, bytes: usize) -> bool {
         self.appended >= (self.crowd / 4).clamp(LEAST, MOST) || bytes >= LARGE
+    }
+
+    /// How many calls were appended since the writer last took the outbox.
+    pub(super) fn count(&self) -> usize {
+        self.appended
     }
 
     /// The writer took the batch.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -33,6 +33,8 @@ struct Inner {
     transport: Arc<dyn Transport>,
     settings: ConnectionSettings,
     lines: Vec<Line>,
+    /// Counts connections that took the place of another.
+    replaced: Arc<AtomicU64>,
     /// Checked and set under each line's lock: a dial that ends later leaves nothing behind.
     closed: AtomicBool,
 }
@@ -59,12 +61,23 @@ impl Channel {
         transport: Arc<dyn Transport>,
         settings: ConnectionSettings,
     ) -> Self {
+        Self::counting(endpoint, transport, settings, Arc::default())
+    }
+
+    /// The same; each connection that takes the place of another is counted.
+    pub(crate) fn counting(
+        endpoint: Endpoint,
+        transport: Arc<dyn Transport>,
+        settings: ConnectionSettings,
+        replaced: Arc<AtomicU64>,
+    ) -> Self {
         let lines = (0..settings.connections.max(1)).map(|_| Line::default()).collect();
         let inner = Arc::new(Inner {
             endpoint,
             transport,
             settings,
             lines,
+            replaced,
             closed: AtomicBool::new(false),
         });
         Self { inner, next: AtomicUsize::new(0) }
@@ -94,8 +107,8 @@ impl Channel {
         now: Instant,
         deadline: Instant,
     ) -> Result<Reply, Error> {
-        let (at, connection) = self.open();
-        let Some(connection) = connection else {
+        let at = self.line();
+        let Some(connection) = self.standing(at) else {
             return Box::pin(self.exchange_over_new(at, call, deadline)).await;
         };
         match connection.exchange_at(call, now, deadline).await {
@@ -107,10 +120,14 @@ impl Channel {
         }
     }
 
-    /// Whose turn it is, and the connection that stands there.
-    pub(crate) fn open(&self) -> (usize, Option<Connection>) {
-        let at = self.line();
-        (at, self.inner.lines[at].connection.open())
+    /// How many connections there are at most.
+    pub(crate) fn lines(&self) -> usize {
+        self.inner.lines.len()
+    }
+
+    /// The connection that stands at a place, if one does.
+    pub(crate) fn standing(&self, at: usize) -> Option<Connection> {
+        self.inner.lines.get(at)?.connection.open()
     }
 
     /// Sends a call over a connection that is dialled first, unless one stands by now.
@@ -191,7 +208,7 @@ impl Channel {
     }
 
     /// Whose turn it is.
-    fn line(&self) -> usize {
+    pub(crate) fn line(&self) -> usize {
         match self.inner.lines.len() {
             1 => 0,
             n => self.next.fetch_add(1, Relaxed) % n,
@@ -294,7 +311,7 @@ impl Inner {
                     if inner.closed.load(Relaxed) {
                         connection.close();
                     }
-                    line.connection.replace(Some(connection));
+                    inner.set(at, connection);
                 }
                 Err(why) => {
                     let wait = inner.backoff(stats.connect_failures());
@@ -311,6 +328,15 @@ impl Inner {
         Dial { result, task: task.abort_handle() }
     }
 
+    /// Puts a connection into its place, whose lock is held, and takes out what was there.
+    fn set(&self, at: usize, connection: &Connection) -> Option<Connection> {
+        let before = self.lines[at].connection.replace(Some(connection));
+        if before.is_some() {
+            self.replaced.fetch_add(1, Release);
+        }
+        before
+    }
+
     /// Puts a new connection in the place of a silent one, whose calls it keeps.
     async fn replace(&self, at: usize) -> Result<(), Arc<str>> {
         let fresh = self.connect().await?;
@@ -319,7 +345,7 @@ impl Inner {
         if self.closed.load(Relaxed) {
             fresh.close();
         }
-        let silent = line.connection.replace(Some(&fresh));
+        let silent = self.set(at, &fresh);
         drop(setting);
         self.endpoint.stats().connected();
         if let Some(silent) = silent {

@@ -18,7 +18,7 @@ use super::exchange::Flight;
 use super::lane::Lanes;
 use super::shared::{Phase, Shared, Writer};
 use super::{ConnectionSettings, Exchange};
-use crate::call::{BodyRef, Call};
+use crate::call::{BodyRef, Call, Moment, Terms};
 use crate::discovery::Endpoint;
 use crate::error::Error;
 use crate::protocol::{
@@ -125,15 +125,21 @@ impl Connection {
         Exchange::new(&self.handle.shared, call, Some(now), deadline)
     }
 
-    /// Polls a call that is made on this connection by one who keeps it, the call and its body.
+    /// Polls a call that is made on this connection by one who keeps it, the call and its body. `now`
+    /// is what time it is at the first poll.
+    #[inline]
     pub(crate) fn poll_flight(
         &self,
         flight: &mut Flight,
-        call: &Call,
+        terms: Terms<'_>,
         body: BodyRef<'_>,
+        now: Option<Moment>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Answer, Error>> {
-        flight.poll(&self.handle.shared, call, body, cx)
+        match now {
+            Some(now) => flight.begin(&self.handle.shared, terms, body, now, cx),
+            None => flight.poll(&self.handle.shared, terms, body, cx),
+        }
     }
 
     /// The caller leaves: as dropping an [`Exchange`].

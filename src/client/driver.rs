@@ -15,6 +15,9 @@ use crate::transport::{Stream, write_some};
 
 /// What a write buffer keeps for the next batch.
 const KEPT: usize = 256 * 1024;
+/// How often the writer lets others go first, as long as they append. The runtime gives a task that lets
+/// others go first its turn again after some sixty of them, which may be before a batch is large.
+const TURNS: u32 = 4;
 
 /// Runs a connection until one side ends it; then fails what is in flight.
 ///
@@ -51,16 +54,7 @@ pub(super) async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String 
     loop {
         poll_fn(|cx| shared.state.lock().poll_filled(cx)).await;
         loop {
-            // With more than one call in flight others are probably ready to append: they get
-            // their turn first, so that one write carries all of them.
-            if shared.state.lock().calls.len() > 1 {
-                let mut turn = pin!(tokio::task::yield_now());
-                poll_fn(|cx| {
-                    shared.state.lock().impatient = Some(cx.waker().clone());
-                    turn.as_mut().poll(cx)
-                })
-                .await;
-            }
+            let_others_append(shared).await;
             let next = {
                 let mut state = shared.state.lock();
                 state.outbox.take(&mut batch);
@@ -86,5 +80,31 @@ pub(super) async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String 
             }
             batch.shrink(KEPT);
         }
+    }
+}
+
+/// With more than one call in flight others are probably ready to append: they get their turn first, so
+/// that one write carries all of them.
+async fn let_others_append(shared: &Shared) {
+    let mut before = {
+        let state = shared.state.lock();
+        if state.calls.len() <= 1 {
+            return;
+        }
+        state.batching.count()
+    };
+    for _ in 0..TURNS {
+        let mut turn = pin!(tokio::task::yield_now());
+        poll_fn(|cx| {
+            shared.state.lock().impatient = Some(cx.waker().clone());
+            turn.as_mut().poll(cx)
+        })
+        .await;
+        let state = shared.state.lock();
+        let appended = state.batching.count();
+        if appended == before || state.batching.is_large(state.outbox.len()) {
+            return;
+        }
+        before = appended;
     }
 }

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,7 +12,7 @@ use super::in_flight::{Pending, Removed};
 use super::outcome::outcome;
 use super::shared::{Phase, Shared, State};
 use super::sync::MutexGuard;
-use crate::call::{BodyRef, Call, MethodName, Reply};
+use crate::call::{BodyRef, Call, MethodName, Moment, Reply, Stamp, Terms};
 use crate::discovery::Outcome;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{
@@ -27,6 +26,8 @@ use crate::protocol::{
 pub struct Exchange<'a> {
     shared: &'a Shared,
     call: &'a Call,
+    /// What time it is at the first poll, if whoever polls has just read it.
+    now: Option<Instant>,
     flight: Flight,
 }
 
@@ -37,7 +38,7 @@ impl<'a> Exchange<'a> {
         now: Option<Instant>,
         deadline: Instant,
     ) -> Self {
-        Self { shared, call, flight: Flight::new(now, deadline) }
+        Self { shared, call, now, flight: Flight::new(Stamp::of(deadline)) }
     }
 }
 
@@ -45,8 +46,12 @@ impl Future for Exchange<'_> {
     type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { shared, call, flight } = &mut *self;
-        let answer = flight.poll(shared, call, BodyRef::Shared(&call.body), cx);
+        let Self { shared, call, now, flight } = &mut *self;
+        let (terms, body) = (call.terms(), BodyRef::Shared(&call.body));
+        let answer = match now.take() {
+            Some(now) => flight.begin(shared, terms, body, Moment::of(now), cx),
+            None => flight.poll(shared, terms, body, cx),
+        };
         answer.map(|answer| answer.map(|answer| answer.into_reply(call.codec)))
     }
 }
@@ -66,10 +71,9 @@ impl fmt::Debug for Exchange<'_> {
 /// How far a call on a connection has come, apart from both: whoever owns them polls it with them,
 /// always the same, and says when it [leaves](Flight::leave).
 pub(crate) struct Flight {
-    /// What time it is at the first poll, if whoever polls has just read it; from then on, when that
-    /// was.
-    started: Option<Instant>,
-    deadline: Instant,
+    /// When it was polled first, once it was.
+    started: Stamp,
+    deadline: Stamp,
     stage: Stage,
 }
 
@@ -85,23 +89,39 @@ enum Stage {
 }
 
 impl Flight {
-    pub(crate) fn new(now: Option<Instant>, deadline: Instant) -> Self {
-        Self { started: now, deadline, stage: Stage::Start }
+    pub(crate) fn new(deadline: Stamp) -> Self {
+        Self { started: Stamp::default(), deadline, stage: Stage::Start }
+    }
+
+    /// The first poll, by one who has just read the clock.
+    pub(super) fn begin(
+        &mut self,
+        shared: &Shared,
+        terms: Terms<'_>,
+        body: BodyRef<'_>,
+        now: Moment,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Answer, Error>> {
+        self.started = now.stamp;
+        if let Some(endpoint) = &shared.endpoint {
+            endpoint.stats().start();
+        }
+        self.start(shared, terms, body, now, None, cx.waker())
     }
 
     pub(super) fn poll(
         &mut self,
         shared: &Shared,
-        call: &Call,
+        terms: Terms<'_>,
         body: BodyRef<'_>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Answer, Error>> {
         let id = match self.stage {
-            Stage::Start => return self.start(shared, call, body, None, cx.waker()),
-            Stage::Waiting(ticket) => {
-                return self.start(shared, call, body, Some(ticket), cx.waker());
-            }
             Stage::Sent(id) => id,
+            Stage::Start => return self.begin(shared, terms, body, Moment::now(), cx),
+            Stage::Waiting(ticket) => {
+                return self.start(shared, terms, body, Moment::now(), Some(ticket), cx.waker());
+            }
             Stage::Done => return Poll::Pending,
         };
         let answer = shared.state.lock().calls.poll(id, cx.waker());
@@ -145,7 +165,7 @@ impl Flight {
             Some(Removed::Done(Ok(_))) => {}
             Some(Removed::Done(Err(error))) => self.failed(shared, &error),
             // Whoever noticed it first, its time was over.
-            _ if Instant::now() >= self.deadline => self.ended(shared, Outcome::Failed),
+            _ if Stamp::now() >= self.deadline => self.ended(shared, Outcome::Failed),
             _ => self.ended(shared, Outcome::Abandoned),
         }
     }
@@ -154,30 +174,21 @@ impl Flight {
     fn start(
         &mut self,
         shared: &Shared,
-        call: &Call,
+        terms: Terms<'_>,
         body: BodyRef<'_>,
+        now: Moment,
         ticket: Option<u64>,
         waker: &Waker,
     ) -> Poll<Result<Answer, Error>> {
-        let now = match (ticket, self.started) {
-            (None, Some(now)) => now,
-            _ => Instant::now(),
-        };
-        if ticket.is_none() {
-            self.started = Some(now);
-            if let Some(endpoint) = &shared.endpoint {
-                endpoint.stats().start();
-            }
-        }
-        let remaining = self.deadline.saturating_duration_since(now);
+        let remaining = self.deadline.since(now.stamp);
         let bytes = body.len();
         let mut state = shared.state.lock();
-        let is_named = ticket.is_some() || is_named(&call.method, &mut state.named);
-        if let Some(error) = refusal(shared, call, bytes, &state, ticket, is_named) {
+        let is_named = ticket.is_some() || is_named(terms.method, &mut state.named);
+        if let Some(error) = refusal(shared, terms.method, bytes, &state, ticket, is_named) {
             return self.refuse(shared, state, ticket, error);
         }
         let taken_out = ticket.is_some_and(|ticket| !state.waiting.holds(ticket));
-        if remaining.is_zero() || taken_out {
+        if remaining == 0 || taken_out {
             let error = Error::new(
                 Kind::DeadlineExceeded,
                 Fate::NeverWritten,
@@ -202,9 +213,9 @@ impl Flight {
             state.waiting.leave(ticket);
         }
         if state.calls.len() == 0 {
-            state.busy = now;
+            state.busy = now.at;
         }
-        let id = self.send(call, body, &mut state, now, remaining, waker);
+        let id = self.send(terms, body, &mut state, remaining, waker);
         self.stage = Stage::Sent(id);
         let next = state.next_in_line();
         let mut writer = state.writer.take();
@@ -225,27 +236,24 @@ impl Flight {
 
     fn send(
         &self,
-        call: &Call,
+        terms: Terms<'_>,
         body: BodyRef<'_>,
         state: &mut State,
-        now: Instant,
-        remaining: Duration,
+        remaining: u64,
         waker: &Waker,
     ) -> u64 {
-        let remaining_ms =
-            remaining.as_secs().saturating_mul(1000) + u64::from(remaining.subsec_millis());
         let head = CallHead {
-            method: MethodRef::Name(&call.method),
-            codec: call.codec,
+            method: MethodRef::Name(terms.method),
+            codec: terms.codec,
             // Rounded up, so that less than a millisecond is not taken for none.
-            remaining_ms: u32::try_from(remaining_ms.saturating_add(1)).unwrap_or(u32::MAX),
-            metadata: call.metadata.clone(),
+            remaining_ms: u32::try_from(remaining / 1000 + 1).unwrap_or(u32::MAX),
+            metadata: terms.metadata.clone(),
         };
         let mut flags = 0;
-        if call.idempotent {
+        if terms.idempotent {
             flags |= Flags::IDEMPOTENT;
         }
-        if call.notify {
+        if terms.notify {
             flags |= Flags::NOTIFY;
         }
         let id = state.calls.next_id();
@@ -266,11 +274,11 @@ impl Flight {
         };
         state.calls.insert(Pending {
             waker: waker.clone(),
-            started: self.started.unwrap_or(now),
+            started: self.started,
             deadline: self.deadline,
             place,
             bytes: body.len(),
-            idempotent: call.idempotent,
+            idempotent: terms.idempotent,
         })
     }
 
@@ -304,8 +312,8 @@ impl Flight {
 
     /// Counts the attempt out. One that was answered is counted by the connection.
     fn ended(&self, shared: &Shared, outcome: Outcome) {
-        if let (Some(endpoint), Some(started)) = (&shared.endpoint, self.started) {
-            endpoint.stats().end(outcome, started, Instant::now());
+        if let Some(endpoint) = &shared.endpoint {
+            endpoint.stats().end(outcome, self.started, Instant::now());
         }
     }
 
@@ -335,7 +343,7 @@ fn is_named(method: &Cow<'static, str>, known: &mut Option<&'static str>) -> boo
 /// Why the call cannot be sent on this connection at all.
 fn refusal(
     shared: &Shared,
-    call: &Call,
+    method: &str,
     bytes: usize,
     state: &State,
     ticket: Option<u64>,
@@ -367,7 +375,7 @@ fn refusal(
             format!("a body of {bytes} bytes; the server takes {}", limits.max_body),
         ));
     }
-    if !is_named && let Err(error) = MethodName::parse(&call.method) {
+    if !is_named && let Err(error) = MethodName::parse(method) {
         return Some(Error::new(Kind::InvalidArgument, Fate::NotEncodable, error.to_string()));
     }
     let windows = shared.settings.waiting_windows as usize;

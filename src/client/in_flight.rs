@@ -2,9 +2,11 @@
 
 use std::task::Waker;
 
+#[cfg(feature = "testing")]
 use tokio::time::Instant;
 
 use super::answer::Answer;
+use crate::call::Stamp;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::Place;
 
@@ -24,7 +26,7 @@ pub(super) struct InFlight {
     /// Bytes of bodies that those calls hold in the window.
     bytes: usize,
     /// No deadline is earlier than this, so most sweeps need not look.
-    earliest: Option<Instant>,
+    earliest: Option<Stamp>,
 }
 
 #[derive(Debug)]
@@ -52,8 +54,8 @@ pub(super) enum Removed {
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) waker: Waker,
-    pub(super) started: Instant,
-    pub(super) deadline: Instant,
+    pub(super) started: Stamp,
+    pub(super) deadline: Stamp,
     pub(super) place: Place,
     /// What it holds of the window.
     pub(super) bytes: usize,
@@ -150,7 +152,7 @@ impl InFlight {
     }
 
     /// The ids of the calls whose deadlines have come.
-    pub(super) fn overdue(&mut self, now: Instant, ids: &mut Vec<u64>) {
+    pub(super) fn overdue(&mut self, now: Stamp, ids: &mut Vec<u64>) {
         if self.earliest.is_none_or(|earliest| now < earliest) {
             return;
         }
@@ -219,7 +221,7 @@ impl InFlight {
 #[derive(Debug)]
 pub struct InFlightBench {
     table: InFlight,
-    now: Instant,
+    now: Stamp,
     ids: Vec<u64>,
 }
 
@@ -227,7 +229,7 @@ pub struct InFlightBench {
 impl InFlightBench {
     #[doc(hidden)]
     pub fn new(now: Instant) -> Self {
-        Self { table: InFlight::default(), now, ids: Vec::new() }
+        Self { table: InFlight::default(), now: Stamp::of(now), ids: Vec::new() }
     }
 
     /// Puts calls in, answers them and takes the answers out.
@@ -263,10 +265,10 @@ mod tests {
     use super::*;
     use crate::call::{CodecId, Metadata, Packed};
 
-    fn pending(deadline: Instant) -> Pending {
+    fn pending(deadline: Stamp) -> Pending {
         Pending {
             waker: Waker::noop().clone(),
-            started: Instant::now(),
+            started: deadline,
             deadline,
             place: Place { start: 0, end: 10 },
             bytes: 10,
@@ -277,7 +279,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn ids_rise_and_are_never_used_twice() {
         let mut table = InFlight::default();
-        let now = Instant::now();
+        let now = Stamp::now();
         let mut last = 0;
         for _ in 0..1000 {
             let expected = table.next_id();
@@ -293,14 +295,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn late_and_doubled_answers_find_nobody() {
         let mut table = InFlight::default();
-        let id = table.insert(pending(Instant::now()));
+        let id = table.insert(pending(Stamp::now()));
         let reply = || Ok(Answer::new(Packed::copied(b"x"), Metadata::default(), 0));
         assert!(table.answer(id + (1 << SLOT_BITS), reply()).is_none());
         assert!(table.answer(id, reply()).is_some());
         assert!(table.answer(id, reply()).is_none());
         let answer = table.poll(id, Waker::noop()).unwrap().unwrap();
         assert_eq!(answer.into_reply(CodecId::RAW).body, "x");
-        let next = table.insert(pending(Instant::now()));
+        let next = table.insert(pending(Stamp::now()));
         assert!(table.answer(id, reply()).is_none(), "the slot is another call's now");
         assert!(table.answer(next, reply()).is_some());
     }
@@ -308,17 +310,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_sweep_finds_what_is_overdue_and_only_that() {
         let mut table = InFlight::default();
-        let now = Instant::now();
-        let early = table.insert(pending(now + Duration::from_millis(5)));
-        let late = table.insert(pending(now + Duration::from_millis(50)));
+        let now = Stamp::now();
+        let early = table.insert(pending(now.after(Duration::from_millis(5))));
+        let late = table.insert(pending(now.after(Duration::from_millis(50))));
         let mut ids = Vec::new();
         table.overdue(now, &mut ids);
         assert!(ids.is_empty());
-        table.overdue(now + Duration::from_millis(5), &mut ids);
+        table.overdue(now.after(Duration::from_millis(5)), &mut ids);
         assert_eq!(ids, [early]);
         table.remove(early);
         ids.clear();
-        table.overdue(now + Duration::from_millis(60), &mut ids);
+        table.overdue(now.after(Duration::from_millis(60)), &mut ids);
         assert_eq!(ids, [late]);
     }
 }

@@ -6,7 +6,7 @@ use std::task::Waker;
 use tokio::time::Instant;
 
 use super::shared::{Phase, Ping, Shared, State};
-use crate::call::after;
+use crate::call::{Stamp, after};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{FrameType, encode_frame};
 
@@ -51,6 +51,7 @@ pub(super) async fn keep(shared: &Shared) -> String {
 
 pub(super) fn sweep(state: &mut State, now: Instant) -> Vec<Waker> {
     let mut ids = Vec::new();
+    let now = Stamp::of(now);
     state.calls.overdue(now, &mut ids);
     let mut wakers = state.waiting.remove_overdue(now);
     for id in ids {

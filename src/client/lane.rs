@@ -3,14 +3,15 @@
 //! A count of references, or a counter, that two processors change in turn costs them some hundred
 //! cycles each time. So what every call touches exists once for each lane, and a thread uses its own.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::available_parallelism;
 
 /// More threads than this share lanes.
 const MOST: usize = 64;
 
-/// A value for each lane, each on cache lines of its own. There are as many lanes as processors;
-/// threads beyond share them, so that a lane is no proof of being alone.
+/// A value for each lane, each on cache lines of its own. There are as many lanes as processors, and
+/// a power of two; threads beyond share them, so that a lane is no proof of being alone.
 pub(crate) struct Lanes<T>(Box<[Apart<T>]>);
 
 /// On cache lines of its own: processors fetch them in pairs.
@@ -26,13 +27,15 @@ impl<T> Lanes<T> {
 
     /// Fewer lanes, where each is large.
     pub(crate) fn at_most(most: usize, mut make: impl FnMut() -> T) -> Self {
-        let lanes = available_parallelism().map_or(1, usize::from).min(MOST).clamp(1, most.max(1));
+        let wanted = available_parallelism().map_or(1, usize::from).min(MOST).next_power_of_two();
+        let lanes = wanted.min(1 << most.max(1).ilog2());
         Self((0..lanes).map(|_| Apart(make())).collect())
     }
 
     /// This thread's.
     pub(crate) fn mine(&self) -> &T {
-        &self.0[lane() % self.0.len()].0
+        // The power of two makes this what a division would be.
+        &self.0[lane() & (self.0.len() - 1)].0
     }
 
     /// Everybody's.
@@ -45,7 +48,11 @@ impl<T> Lanes<T> {
 fn lane() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
-        static LANE: usize = THREADS.fetch_add(1, Relaxed);
+        static LANE: Cell<Option<usize>> = const { Cell::new(None) };
     }
-    LANE.with(|lane| *lane)
+    LANE.get().unwrap_or_else(|| {
+        let lane = THREADS.fetch_add(1, Relaxed);
+        LANE.set(Some(lane));
+        lane
+    })
 }

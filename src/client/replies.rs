@@ -3,22 +3,25 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
 
-use tokio::io::{AsyncReadExt, ReadHalf};
-use tokio::time::Instant;
+use tokio::io::ReadHalf;
 
 use super::answer::Answer;
 use super::keeper::overdue;
 use super::shared::{Phase, Shared, State};
+use crate::call::{Moment, Stamp};
 use crate::discovery::Answers;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{
     Cut, FrameReader, FrameType, Header, Payload, WireError, decode_reply, encode_connection_error,
     encode_frame,
 };
-use crate::transport::Stream;
+use crate::transport::{Stream, read_some};
 
 /// How much may wait to be written before pings are not answered any more.
 const PONGS: usize = 256 * 1024;
+/// After a read of this many bytes those whose replies they are go first: else all that the socket holds
+/// would be read before any of it is used, into memory of its own.
+const MUCH: usize = 128 * 1024;
 
 pub(super) async fn read(
     shared: &Shared,
@@ -26,14 +29,18 @@ pub(super) async fn read(
     mut reader: FrameReader,
 ) -> String {
     let mut brought = Brought::default();
+    let mut bytes = 0;
     loop {
         // First what came with the handshake, then what each read brings.
-        let now = Instant::now();
+        let now = Moment::now();
         let error = take_in(shared, &mut reader, &mut brought, now);
         if let Some(endpoint) = &shared.endpoint {
-            endpoint.stats().answered(&std::mem::take(&mut brought.answers), now);
+            endpoint.stats().answered(&std::mem::take(&mut brought.answers), now.stamp);
         }
         brought.wakers.drain(..).for_each(Waker::wake);
+        if bytes >= MUCH {
+            tokio::task::yield_now().await;
+        }
         if let Err(error) = error {
             if matches!(error, WireError::Peer(_)) {
                 return error.to_string();
@@ -50,9 +57,12 @@ pub(super) async fn read(
             }
             return error.to_string();
         }
-        match from.read_buf(reader.buffer()).await {
+        match read_some(&mut from, &mut reader).await {
             Ok(0) => return "the server closed it".to_owned(),
-            Ok(bytes) => reader.was_read(bytes),
+            Ok(read) => {
+                bytes = read;
+                reader.was_read(bytes);
+            }
             Err(error) => return error.to_string(),
         }
     }
@@ -70,12 +80,13 @@ fn take_in(
     shared: &Shared,
     reader: &mut FrameReader,
     brought: &mut Brought,
-    now: Instant,
+    now: Moment,
 ) -> Result<(), WireError> {
+    let Moment { at, stamp: now } = now;
     let mut state = shared.state.lock();
-    state.heard = now;
+    state.heard = at;
     state.pinged = None;
-    shared.trust(&mut state, true, now);
+    shared.trust(&mut state, true, at);
     let mut write = false;
     while let Some(frame) = reader.cut()? {
         match frame {
@@ -111,7 +122,7 @@ fn take_frame(
     state: &mut State,
     header: Header,
     payload: Payload<'_>,
-    now: Instant,
+    now: Stamp,
     brought: &mut Brought,
 ) -> Result<bool, WireError> {
     match header.frame {

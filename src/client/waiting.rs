@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use tokio::time::Instant;
+use crate::call::Stamp;
 
 /// Calls that wait for a place in the window, in the order they came.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub(super) struct Waiting {
 #[derive(Debug)]
 struct Ticket {
     number: u64,
-    deadline: Instant,
+    deadline: Stamp,
     waker: Waker,
 }
 
@@ -29,7 +29,7 @@ impl Waiting {
     }
 
     /// Joins the queue; the number is the place in it.
-    pub(super) fn join(&mut self, deadline: Instant, waker: Waker) -> u64 {
+    pub(super) fn join(&mut self, deadline: Stamp, waker: Waker) -> u64 {
         self.last += 1;
         self.queue.push_back(Ticket { number: self.last, deadline, waker });
         self.last
@@ -60,7 +60,7 @@ impl Waiting {
     }
 
     /// Takes out those whose deadlines have come, polled or not; their wakers.
-    pub(super) fn remove_overdue(&mut self, now: Instant) -> Vec<Waker> {
+    pub(super) fn remove_overdue(&mut self, now: Stamp) -> Vec<Waker> {
         let mut wakers = Vec::new();
         self.queue.retain(|ticket| {
             let overdue = ticket.deadline <= now;

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::EndpointStats;
 use super::outlier::Outliers;
+use crate::call::Stamp;
 use crate::instance::{Health, Instance};
 
 /// An instance and its live statistics. The statistics survive every new snapshot for as long as
@@ -102,7 +103,7 @@ impl Endpoint {
 #[derive(Debug)]
 pub struct InFlight<S: Deref<Target = EndpointStats> = Arc<EndpointStats>> {
     stats: S,
-    started: Instant,
+    started: Stamp,
     until: Option<Instant>,
     ended: bool,
 }
@@ -110,7 +111,7 @@ pub struct InFlight<S: Deref<Target = EndpointStats> = Arc<EndpointStats>> {
 impl<S: Deref<Target = EndpointStats>> InFlight<S> {
     fn new(stats: S, now: Instant) -> Self {
         stats.start();
-        Self { stats, started: now, until: None, ended: false }
+        Self { stats, started: Stamp::of(now), until: None, ended: false }
     }
 
     /// Names the time by which it was to be answered. Default: none.

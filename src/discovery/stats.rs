@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Outcome;
 use super::outlier::Outliers;
-use crate::call::after;
+use crate::call::{Stamp, after};
 
 /// The time over which an observation loses all but 1/e of its weight (Finagle's Peak EWMA: 10 s).
 const DECAY: Duration = Duration::from_secs(10);
@@ -20,14 +20,12 @@ const LEAST_SHARE: f64 = 0.1;
 /// Live statistics of one endpoint, readable at any time and shared by all snapshots that hold it.
 #[derive(Debug)]
 pub struct EndpointStats {
-    /// Durations are counted from here, so that an instant fits an atomic.
-    born: Instant,
     in_flight: Apart,
     /// Microseconds, as the bits of an `f64`; NaN bits before the first observation.
     latency: AtomicU64,
     /// Share of attempts that succeeded lately, as the bits of an `f64`.
     success: AtomicU64,
-    /// Microseconds since `born` of the last observation.
+    /// The stamp of the last observation.
     observed: AtomicU64,
     /// What the server said was in flight when it last answered.
     load: AtomicU32,
@@ -35,7 +33,7 @@ pub struct EndpointStats {
     failed: AtomicU64,
     /// Failures to connect since the last success.
     connect_failures: AtomicU32,
-    /// Microseconds since `born` until which no connection will be tried; 0: none.
+    /// The stamp until which no connection will be tried; 0: none.
     retry_at: AtomicU64,
     draining: AtomicBool,
     /// What a pick reads; the table of outliers decides it.
@@ -48,7 +46,7 @@ pub struct EndpointStats {
     overloaded: AtomicU64,
     /// Succeeded and failed as of the last look at shares.
     looked: [AtomicU64; 2],
-    /// Microseconds since `born` at which it was last taken back; 0: never.
+    /// The stamp at which it was last taken back; 0: never.
     slow_from: AtomicU64,
     /// Until when it comes back slowly; 0: it does not.
     slow_until: AtomicU64,
@@ -77,11 +75,10 @@ pub(crate) struct Answers {
 impl EndpointStats {
     pub(crate) fn new(now: Instant, outliers: Weak<Outliers>) -> Self {
         Self {
-            born: now,
             in_flight: Apart::default(),
             latency: AtomicU64::new(f64::NAN.to_bits()),
             success: AtomicU64::new(1.0_f64.to_bits()),
-            observed: AtomicU64::new(0),
+            observed: AtomicU64::new(micros(now)),
             load: AtomicU32::new(0),
             succeeded: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -114,7 +111,7 @@ impl EndpointStats {
     /// load. If none has, since it is known.
     pub fn since_heard(&self, now: Instant) -> Duration {
         let observed = self.observed.load(Relaxed);
-        Duration::from_micros(self.micros(now).saturating_sub(observed))
+        Duration::from_micros(micros(now).saturating_sub(observed))
     }
 
     /// The decaying mean of the latency; `None` before the first answer.
@@ -146,7 +143,7 @@ impl EndpointStats {
     /// Whether a reconnect is put off until later than `now`.
     pub fn in_backoff(&self, now: Instant) -> bool {
         let retry_at = self.retry_at.load(Relaxed);
-        retry_at != 0 && self.micros(now) < retry_at
+        retry_at != 0 && micros(now) < retry_at
     }
 
     /// How often connecting failed since it last succeeded.
@@ -191,7 +188,7 @@ impl EndpointStats {
         if until == 0 {
             return None;
         }
-        let (from, now) = (self.slow_from.load(Relaxed), self.micros(now));
+        let (from, now) = (self.slow_from.load(Relaxed), micros(now));
         if now >= until || until <= from {
             self.slow_until.store(0, Relaxed);
             return None;
@@ -251,8 +248,8 @@ impl EndpointStats {
         self.since_last_look();
         self.success.store(1.0_f64.to_bits(), Relaxed);
         self.latency.store(f64::NAN.to_bits(), Relaxed);
-        self.slow_from.store(self.micros(now), Relaxed);
-        self.slow_until.store(self.micros(after(now, slow_start)), Relaxed);
+        self.slow_from.store(micros(now), Relaxed);
+        self.slow_until.store(micros(after(now, slow_start)), Relaxed);
     }
 
     /// Successes and failures since this was asked last.
@@ -272,12 +269,12 @@ impl EndpointStats {
     /// Connecting failed, and will not be tried again before `retry_at`.
     pub fn connect_failed(&self, retry_at: Instant) {
         self.connect_failures.fetch_add(1, Relaxed);
-        self.retry_at.store(self.micros(retry_at).max(1), Relaxed);
+        self.retry_at.store(micros(retry_at), Relaxed);
     }
 
     /// No call but the one that dials shall choose it before `until`.
     pub(crate) fn put_off(&self, until: Instant) {
-        self.retry_at.store(self.micros(until).max(1), Relaxed);
+        self.retry_at.store(micros(until), Relaxed);
     }
 
     pub(crate) fn start(&self) {
@@ -286,11 +283,10 @@ impl EndpointStats {
 
     /// Concurrent observations may overwrite each other's weight; the mean tolerates a lost one,
     /// and a loop to prevent it would cost every call.
-    pub(crate) fn end(&self, outcome: Outcome, started: Instant, now: Instant) {
+    pub(crate) fn end(&self, outcome: Outcome, started: Stamp, now: Instant) {
         self.in_flight.0.fetch_sub(1, Relaxed);
         // What was sent before the endpoint was taken back tells of the time that is to be forgotten.
-        let started_micros = self.micros(started);
-        if started_micros < self.slow_from.load(Relaxed) {
+        if started.micros() < self.slow_from.load(Relaxed) {
             return;
         }
         let target = match outcome {
@@ -321,23 +317,22 @@ impl EndpointStats {
                 0.0
             }
         };
-        let now = self.micros(now);
+        let now = Stamp::of(now);
         let weight = self.weigh(now, 1);
         self.move_success(target, weight);
         if matches!(outcome, Outcome::Succeeded { .. }) {
-            let latency = now.saturating_sub(started_micros);
+            let latency = now.since(started);
             self.move_latency(latency, latency as f64, weight);
         }
     }
 
     /// An answer came, at `now`, to an attempt that was started at `started`. Nothing is observed
     /// before [`answered`](Self::answered).
-    pub(crate) fn add(&self, answers: &mut Answers, load: u32, started: Instant, now: Instant) {
+    pub(crate) fn add(&self, answers: &mut Answers, load: u32, started: Stamp, now: Stamp) {
         answers.ended += 1;
-        let slow_from = self.slow_from.load(Relaxed);
         // What was sent before the endpoint was taken back tells of the time that is to be forgotten.
-        if slow_from == 0 || self.micros(started) >= slow_from {
-            let latency = micros(now.saturating_duration_since(started));
+        if started.micros() >= self.slow_from.load(Relaxed) {
+            let latency = now.since(started);
             answers.counted += 1;
             answers.load = load;
             answers.total += latency;
@@ -346,7 +341,7 @@ impl EndpointStats {
     }
 
     /// Ends the attempts whose answers were added, as [`end`](Self::end) would one by one.
-    pub(crate) fn answered(&self, answers: &Answers, now: Instant) {
+    pub(crate) fn answered(&self, answers: &Answers, now: Stamp) {
         if answers.ended > 0 {
             self.in_flight.0.fetch_sub(answers.ended, Relaxed);
         }
@@ -354,18 +349,18 @@ impl EndpointStats {
             self.load.store(answers.load, Relaxed);
             self.succeeded.fetch_add(answers.counted.into(), Relaxed);
             self.forgive();
-            let weight = self.weigh(self.micros(now), answers.counted);
+            let weight = self.weigh(now, answers.counted);
             self.move_success(1.0, weight);
             let mean = answers.total as f64 / f64::from(answers.counted);
             self.move_latency(answers.slowest, mean, weight);
         }
     }
 
-    /// What so many observations weigh that are made at `now`, in microseconds.
-    fn weigh(&self, now: u64, observations: u32) -> f64 {
+    /// What so many observations weigh that are made at `now`.
+    fn weigh(&self, now: Stamp, observations: u32) -> f64 {
         let before = self.observed.load(Relaxed);
-        self.observed.store(now, Relaxed);
-        let weight = weight(Duration::from_micros(now.saturating_sub(before)));
+        self.observed.store(now.micros(), Relaxed);
+        let weight = weight(Duration::from_micros(now.micros().saturating_sub(before)));
         match observations {
             1 => weight,
             n => 1.0 - (1.0 - weight) * (1.0 - LEAST_WEIGHT).powi(n as i32 - 1),
@@ -390,15 +385,10 @@ impl EndpointStats {
         };
         self.latency.store(after.to_bits(), Relaxed);
     }
-
-    fn micros(&self, at: Instant) -> u64 {
-        micros(at.saturating_duration_since(self.born))
-    }
 }
 
-/// In 64 bits: `as_micros` counts in 128.
-fn micros(time: Duration) -> u64 {
-    time.as_secs() * 1_000_000 + u64::from(time.subsec_micros())
+fn micros(at: Instant) -> u64 {
+    Stamp::of(at).micros()
 }
 
 /// What an observation weighs that comes so long after the one before it.

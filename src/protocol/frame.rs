@@ -36,18 +36,17 @@ pub enum FrameType {
 
 impl FrameType {
     fn from_code(code: u8) -> Option<Self> {
-        [
-            Self::Void,
-            Self::Call,
-            Self::Reply,
-            Self::Cancel,
-            Self::Drain,
-            Self::Ping,
-            Self::Pong,
-            Self::ConnectionError,
-        ]
-        .into_iter()
-        .find(|known| *known as u8 == code)
+        Some(match code {
+            0 => Self::Void,
+            1 => Self::Call,
+            2 => Self::Reply,
+            3 => Self::Cancel,
+            4 => Self::Drain,
+            5 => Self::Ping,
+            6 => Self::Pong,
+            7 => Self::ConnectionError,
+            _ => return None,
+        })
     }
 
     fn allowed_flags(self) -> u8 {

@@ -9,6 +9,13 @@ use crate::call::Packed;
 const SMALL: usize = 4 * 1024;
 /// What it grows to when reads fill it: at 4 KiB, messages of 1 KiB cost three times the CPU.
 const LARGE: usize = 256 * 1024;
+/// After so many reads in a row that brought less than an eighth of their room, the next get less of it.
+const FEW: u8 = 64;
+/// After so many of them no spare buffers are kept.
+const SPARED: u8 = 8;
+/// How many buffers are kept beside the one that is read into, while frames that were cut from them are in
+/// use: new memory costs as much as to fill it.
+const SPARES: usize = 5;
 /// A frame longer than this shares the memory that it was read into.
 const LONG: usize = 1024;
 
@@ -23,6 +30,12 @@ pub struct FrameReader {
     max_payload: u32,
     /// How much room the next read gets.
     room: usize,
+    /// The last reads that brought little, in a row.
+    few: u8,
+    /// The memory is more than is needed, and is given back once nothing is in it.
+    is_large: bool,
+    /// Buffers to be read into again, once the frames that share them are gone.
+    spares: Vec<BytesMut>,
     /// Frames that have come whole, those that were passed over too.
     whole: u64,
 }
@@ -79,7 +92,17 @@ impl FrameReader {
     /// A reader that starts with `read`, which came behind the handshake; `max_payload` limits
     /// calls and replies.
     pub fn new(read: BytesMut, max_payload: u32) -> Self {
-        Self { buffer: read, at: 0, skip: 0, max_payload, room: SMALL, whole: 0 }
+        Self {
+            buffer: read,
+            at: 0,
+            skip: 0,
+            max_payload,
+            room: SMALL,
+            few: 0,
+            is_large: false,
+            spares: Vec::new(),
+            whole: 0,
+        }
     }
 
     /// How many bytes were read and not yet cut.
@@ -87,21 +110,86 @@ impl FrameReader {
         self.buffer.len() - self.at
     }
 
-    /// Where the next read goes; it has room.
+    /// Where the next read goes; it has room. As much as possible: a read that finds little of it brings
+    /// a part of what has come, and everything that follows is done in smaller parts.
     pub fn buffer(&mut self) -> &mut BytesMut {
         self.let_go();
-        if self.buffer.capacity() - self.buffer.len() < self.room / 4 {
-            self.buffer.reserve(self.room);
+        if self.is_large && self.buffer.is_empty() {
+            self.give_back();
+        }
+        let left = self.buffer.capacity() - self.buffer.len();
+        if left < self.room {
+            // What is there is moved to the front of its memory if that is cheap; frames that share the
+            // memory keep it from being used again.
+            let is_little = self.buffer.len() <= self.room / 8;
+            let reclaimed = is_little && self.buffer.try_reclaim(self.room);
+            // A long frame's memory is there already, and is filled to its end.
+            let is_long = self.buffer.len() > LARGE && left > 0;
+            if !reclaimed && !is_long && left < self.room / 4 {
+                self.change_buffer();
+            }
         }
         &mut self.buffer
+    }
+
+    /// Goes on in a buffer that nobody uses any more, or in a new one.
+    fn change_buffer(&mut self) {
+        if self.room < LARGE {
+            self.buffer.reserve(self.room);
+            return;
+        }
+        let room = self.room + self.buffer.len();
+        // The one that was used last: it is in the processor's caches.
+        let free = self.spares.iter_mut().rposition(|spare| spare.try_reclaim(room));
+        let mut next = match free {
+            Some(at) => self.spares.remove(at),
+            None => BytesMut::with_capacity(room.max(LARGE + LARGE / 4)),
+        };
+        next.extend_from_slice(&self.buffer);
+        let mut before = std::mem::replace(&mut self.buffer, next);
+        if self.spares.len() < SPARES {
+            before.clear();
+            self.spares.push(before);
+        }
+    }
+
+    /// Whether more memory is held than what is read into.
+    pub fn holds_spares(&self) -> bool {
+        !self.spares.is_empty()
+    }
+
+    /// Gives back what memory it can: nothing comes.
+    pub fn shrink(&mut self) {
+        self.spares = Vec::new();
+        self.room = SMALL;
+        self.let_go();
+        if self.buffer.is_empty() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        self.spares = Vec::new();
+        self.buffer = BytesMut::new();
+        self.is_large = false;
     }
 
     /// Tells how many bytes the last read brought; reads that fill their room get more of it.
     pub fn was_read(&mut self, bytes: usize) {
         if self.buffer.len() == self.buffer.capacity() {
             self.room = (self.room * 4).min(LARGE);
-        } else if bytes < SMALL / 2 && self.buffer.len() == self.at {
-            self.room = SMALL;
+            self.few = 0;
+        } else if bytes >= self.room / 8 || self.room == SMALL {
+            self.few = 0;
+        } else {
+            self.few += 1;
+            if self.few == SPARED {
+                self.spares = Vec::new();
+            }
+            if self.few == FEW {
+                self.room = (self.room / 4).max(SMALL);
+                (self.few, self.is_large) = (0, true);
+            }
         }
     }
 
@@ -189,5 +277,100 @@ impl FrameReader {
     /// Forgets what was taken.
     fn let_go(&mut self) {
         self.buffer.advance(std::mem::take(&mut self.at));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{FrameType, encode_frame};
+
+    fn frame(len: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode_frame(&mut out, FrameType::Reply, 0, 1, |out| out.resize(HEADER_LEN + len, 7));
+        out
+    }
+
+    fn reader() -> FrameReader {
+        FrameReader::new(BytesMut::new(), 1 << 20)
+    }
+
+    /// One read, which brings as much of `bytes` as it has room for.
+    fn read(reader: &mut FrameReader, bytes: &mut &[u8]) {
+        let buffer = reader.buffer();
+        let (now, later) = bytes.split_at(bytes.len().min(buffer.capacity() - buffer.len()));
+        buffer.extend_from_slice(now);
+        *bytes = later;
+        reader.was_read(now.len());
+    }
+
+    /// Every frame that a stream of `bytes` holds.
+    fn frames(reader: &mut FrameReader, mut bytes: &[u8]) -> Vec<OwnedFrame> {
+        let mut frames = Vec::new();
+        while !bytes.is_empty() {
+            read(reader, &mut bytes);
+            while let Some(frame) = reader.next_frame().unwrap() {
+                frames.push(frame);
+            }
+        }
+        frames
+    }
+
+    #[test]
+    fn every_read_has_all_its_room() {
+        let (mut reader, some) = (reader(), frame(30));
+        for _ in 0..1000 {
+            let buffer = reader.buffer();
+            assert!(buffer.capacity() - buffer.len() >= SMALL);
+            assert_eq!(frames(&mut reader, &some).len(), 1);
+            // The start of another, which is moved to the front.
+            read(&mut reader, &mut &some[..20]);
+            assert!(reader.next_frame().unwrap().is_none());
+            read(&mut reader, &mut &some[20..]);
+            assert!(reader.next_frame().unwrap().is_some());
+        }
+        assert!(reader.buffer().capacity() <= 2 * SMALL);
+    }
+
+    #[test]
+    fn room_grows_with_what_comes_and_is_given_back() {
+        let mut reader = reader();
+        let many = frame(30).repeat(20_000);
+        assert_eq!(frames(&mut reader, &many).len(), 20_000);
+        assert!(reader.buffer().capacity() >= LARGE);
+        for _ in 0..4 * usize::from(FEW) {
+            assert_eq!(frames(&mut reader, &frame(30)).len(), 1);
+        }
+        let left = reader.buffer().capacity();
+        assert!(left <= 2 * SMALL, "{left} bytes");
+    }
+
+    #[test]
+    fn memory_is_read_into_again_once_its_frames_are_gone() {
+        let (mut reader, some) = (reader(), frame(100_000).repeat(3));
+        drop(frames(&mut reader, &some.repeat(3)));
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..100 {
+            let held = frames(&mut reader, &some);
+            assert_eq!(held.len(), 3);
+            seen.insert(reader.buffer().as_ptr() as usize / LARGE);
+        }
+        assert!(seen.len() <= 2 * SPARES, "{} places", seen.len());
+        let held = frames(&mut reader, &some.repeat(10));
+        assert!(reader.holds_spares());
+        assert!(reader.spares.len() <= SPARES);
+        assert!(
+            held.iter()
+                .all(|it| matches!(it, OwnedFrame::Whole(_, body) if body.iter().all(|b| *b == 7)))
+        );
+        reader.shrink();
+        assert!(!reader.holds_spares());
+        assert!(reader.buffer().capacity() <= 2 * SMALL);
+        let held = frames(&mut reader, &some.repeat(10));
+        for _ in 0..SPARED {
+            assert_eq!(frames(&mut reader, &frame(30)).len(), 1);
+        }
+        assert!(!reader.holds_spares(), "small ones came");
+        drop(held);
     }
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use tokio::io::{AsyncReadExt, ReadHalf};
+use tokio::io::ReadHalf;
 use tokio::time::Instant;
 
 use super::intake::Intake;
 use super::session::{End, Session};
 use crate::call::after;
 use crate::protocol::{Cut, FrameReader, FrameType, WireError};
-use crate::transport::Stream;
+use crate::transport::{Stream, read_some};
 
 /// The loop that takes calls in.
 pub(super) struct Reader {
@@ -64,7 +64,7 @@ impl Reader {
                 }
                 Ok(_) => {}
             }
-            match from.read_buf(self.frames.buffer()).await {
+            match read_some(from, &mut self.frames).await {
                 Ok(0) | Err(_) => return End::Lost,
                 Ok(bytes) => {
                     self.frames.was_read(bytes);

@@ -3,6 +3,7 @@
 mod memory;
 mod net;
 mod pending;
+mod read;
 #[cfg(feature = "tls")]
 mod tls;
 mod write;
@@ -20,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 pub use self::memory::Memory;
 pub use self::net::Net;
 use self::pending::{Pending, Unestablished};
+pub(crate) use self::read::read_some;
 #[cfg(feature = "tls")]
 pub use self::tls::{ClientTls, Pem, ServerTls, Tls, TlsBuilder, TlsError, TlsStats};
 pub(crate) use self::write::{IdleWriter, write_some};

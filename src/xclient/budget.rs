@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
+use crate::call::Stamp;
 use crate::client::Lanes;
 use crate::instance::ServiceName;
 
@@ -42,7 +42,6 @@ pub(super) fn shared(service: &ServiceName) -> Arc<Budget> {
 /// takes from it looks at the whole window. Tower's `TpsBudget` has the same rule behind a lock and a
 /// clock reading for each call.
 pub(super) struct Budget {
-    born: Instant,
     share: f64,
     per_second: u32,
     /// Calls by second, in turn: the second in the high half, their number in the low one.
@@ -55,7 +54,6 @@ impl Budget {
     /// A budget of `share` of the calls and so many attempts a second beside.
     pub(super) fn new(share: f32, per_second: u32) -> Self {
         Self {
-            born: Instant::now(),
             share: f64::from(share).max(0.0),
             per_second,
             calls: Lanes::new(Default::default),
@@ -64,8 +62,8 @@ impl Budget {
     }
 
     /// Counts a call.
-    pub(super) fn deposit(&self, now: Instant) {
-        let second = self.second(now);
+    pub(super) fn deposit(&self, now: Stamp) {
+        let second = now.micros() / 1_000_000;
         let slot = &self.calls.mine()[second as usize % WINDOW];
         let seen = slot.load(Relaxed);
         // Two threads in one lane may count two calls as one: a call more or less does not matter.
@@ -73,8 +71,8 @@ impl Budget {
     }
 
     /// Takes an attempt, if there is one left.
-    pub(super) fn withdraw(&self, now: Instant) -> bool {
-        let second = self.second(now);
+    pub(super) fn withdraw(&self, now: Stamp) -> bool {
+        let second = now.micros() / 1_000_000;
         let is_over = |of: u64| of + WINDOW as u64 <= second;
         let calls: u64 = self
             .calls
@@ -97,10 +95,6 @@ impl Budget {
         }
         true
     }
-
-    fn second(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.born).as_secs()
-    }
 }
 
 impl Default for Budget {
@@ -121,32 +115,32 @@ mod tests {
 
     use super::*;
 
-    fn taken(budget: &Budget, now: Instant) -> usize {
+    fn taken(budget: &Budget, now: Stamp) -> usize {
         (0..10_000).take_while(|_| budget.withdraw(now)).count()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_share_of_the_calls_and_a_number_a_second() {
-        let (start, budget) = (Instant::now(), Budget::new(0.2, 10));
+        let (start, budget) = (Stamp::now(), Budget::new(0.2, 10));
         assert_eq!(taken(&budget, start), 100);
         (0..1000).for_each(|_| budget.deposit(start));
         assert_eq!(taken(&budget, start), 200);
-        assert_eq!(taken(&budget, start + Duration::from_secs(9)), 0);
+        assert_eq!(taken(&budget, start.after(Duration::from_secs(9))), 0);
         // Both are forgotten together.
-        assert_eq!(taken(&budget, start + Duration::from_secs(10)), 100);
+        assert_eq!(taken(&budget, start.after(Duration::from_secs(10))), 100);
     }
 
     #[tokio::test(start_paused = true)]
     async fn calls_of_the_window_count_and_older_ones_do_not() {
-        let (start, budget) = (Instant::now(), Budget::new(1.0, 0));
+        let (start, budget) = (Stamp::now(), Budget::new(1.0, 0));
         for second in 0..30 {
-            let now = start + Duration::from_secs(second);
+            let now = start.after(Duration::from_secs(second));
             (0..7).for_each(|_| budget.deposit(now));
         }
-        let last = start + Duration::from_secs(29);
+        let last = start.after(Duration::from_secs(29));
         assert_eq!(taken(&budget, last), 70);
         assert_eq!(taken(&budget, last), 0);
-        let later = last + Duration::from_secs(5);
+        let later = last.after(Duration::from_secs(5));
         assert_eq!(taken(&budget, later), 0, "what was taken stays taken");
         assert!(!Budget::new(0.0, 0).withdraw(start));
     }

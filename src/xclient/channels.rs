@@ -1,7 +1,7 @@
 //! A client's ways to its endpoints, kept for as long as the endpoints are listed.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::call::Reply;
-use crate::client::{Channel, ConnectionSettings, Lanes};
+use crate::client::{Channel, Connection, ConnectionSettings, Lanes};
 use crate::discovery::{Endpoint, Probe, Resolver, Snapshot};
 use crate::error::BoxError;
 use crate::instance::Address;
@@ -27,6 +27,8 @@ pub(super) struct Channels {
     /// By the endpoint's key, which its channel keeps from being used again.
     open: RwLock<HashMap<usize, Arc<Channel>>>,
     closed: AtomicBool,
+    /// How many connections took the place of another: with each, what the routes know is old.
+    replaced: Arc<AtomicU64>,
     /// What the call path reads, and all that it reads: the newest list and the ways to its endpoints.
     routes: ArcSwap<Routes>,
 }
@@ -37,9 +39,36 @@ pub(super) struct Route {
     /// Its address, with a count of references of its own: every reply names it.
     pub(super) address: Address,
     pub(super) channel: Arc<Channel>,
+    /// The connections that stood when they were first asked for, by their places in the channel. One
+    /// that broke stays here until another has taken its place, and the routes are made anew.
+    standing: Box<[OnceLock<Connection>]>,
 }
 
 impl Route {
+    fn new(endpoint: &Endpoint, channel: Arc<Channel>) -> Self {
+        let address = endpoint.instance().address.copied();
+        let standing = (0..channel.lines()).map(|_| OnceLock::new()).collect();
+        Self { endpoint: endpoint.clone(), address, channel, standing }
+    }
+
+    /// The place in the channel whose turn it is; `Err`: no connection is known to stand there.
+    pub(super) fn next(&self) -> Result<usize, usize> {
+        let at = self.channel.line();
+        let stands = match self.connection(at) {
+            Some(connection) => connection.is_open(),
+            None => match self.channel.standing(at) {
+                Some(connection) => self.standing[at].set(connection).is_ok(),
+                None => false,
+            },
+        };
+        if stands { Ok(at) } else { Err(at) }
+    }
+
+    /// The connection that stood at a place.
+    pub(super) fn connection(&self, at: usize) -> Option<&Connection> {
+        self.standing.get(at)?.get()
+    }
+
     /// Says who gave a reply, and at which attempt.
     pub(super) fn names(&self, mut reply: Reply, attempt: u32) -> Reply {
         reply.from = Some((self.address.clone(), attempt));
@@ -52,6 +81,8 @@ impl Route {
 pub(super) struct Routes {
     /// The first snapshot with this set of endpoints, and so with this picker; `None` before any.
     snapshot: Option<Arc<Snapshot>>,
+    /// How many connections had taken the place of another before.
+    replaced: u64,
     routes: Lanes<Box<[OnceLock<Arc<Route>>]>>,
 }
 
@@ -59,11 +90,11 @@ pub(super) struct Routes {
 const MOST_ROUTES: usize = 16 * 1024;
 
 impl Routes {
-    fn new(snapshot: Option<Arc<Snapshot>>) -> Self {
+    fn new(snapshot: Option<Arc<Snapshot>>, replaced: u64) -> Self {
         let len = snapshot.as_ref().map_or(0, |snapshot| snapshot.endpoints.len());
         let lanes = MOST_ROUTES / len.max(1);
         let routes = Lanes::at_most(lanes, || (0..len).map(|_| OnceLock::new()).collect());
-        Self { snapshot, routes }
+        Self { snapshot, replaced, routes }
     }
 
     /// The list.
@@ -83,7 +114,8 @@ impl Channels {
             settings,
             open: RwLock::default(),
             closed: AtomicBool::new(false),
-            routes: ArcSwap::from_pointee(Routes::new(None)),
+            replaced: Arc::default(),
+            routes: ArcSwap::from_pointee(Routes::new(None, 0)),
         }
     }
 
@@ -95,7 +127,9 @@ impl Channels {
         let mut open = self.open.write();
         let channel = open.entry(endpoint.key()).or_insert_with(|| {
             let transport = Arc::clone(&self.transport);
-            let channel = Channel::new(endpoint.clone(), transport, self.settings.clone());
+            let (endpoint, settings) = (endpoint.clone(), self.settings.clone());
+            let replaced = Arc::clone(&self.replaced);
+            let channel = Channel::counting(endpoint, transport, settings, replaced);
             // Set before `close` takes the lock that is held here.
             if self.closed.load(Relaxed) {
                 channel.close();
@@ -109,7 +143,9 @@ impl Channels {
     /// of endpoints that are no longer on it; their connections end with their last call.
     pub(super) fn routes(&self, resolver: &Resolver) -> Guard<Arc<Routes>> {
         let routes = self.routes.load();
-        if routes.generation() == Some(resolver.generation()) {
+        if routes.generation() == Some(resolver.generation())
+            && routes.replaced == self.replaced.load(Acquire)
+        {
             return routes;
         }
         self.follow(resolver)
@@ -122,10 +158,7 @@ impl Channels {
             return Some(Arc::clone(route));
         }
         let endpoint = routes.snapshot()?.endpoints.at(index)?;
-        let make = || {
-            let address = endpoint.instance().address.copied();
-            Arc::new(Route { endpoint: endpoint.clone(), address, channel: self.to(endpoint) })
-        };
+        let make = || Arc::new(Route::new(endpoint, self.to(endpoint)));
         Some(Arc::clone(way.get_or_init(make)))
     }
 
@@ -133,13 +166,19 @@ impl Channels {
     fn follow(&self, resolver: &Resolver) -> Guard<Arc<Routes>> {
         let mut open = self.open.write();
         // Under the lock: whoever comes later sees no older one.
+        let replaced = self.replaced.load(Acquire);
         let snapshot = resolver.snapshot();
+        let known = self.routes.load();
         let mut before = None;
-        if self.routes.load().generation().is_none_or(|seen| seen < snapshot.generation) {
+        if known.generation().is_none_or(|seen| seen < snapshot.generation) {
             let listed: HashSet<_> = snapshot.endpoints.iter().map(Endpoint::key).collect();
             open.retain(|key, _| listed.contains(key));
-            before = Some(self.routes.swap(Arc::new(Routes::new(Some(snapshot)))));
+            before = Some(self.routes.swap(Arc::new(Routes::new(Some(snapshot), replaced))));
+        } else if known.replaced != replaced {
+            let snapshot = known.snapshot.clone();
+            before = Some(self.routes.swap(Arc::new(Routes::new(snapshot, replaced))));
         }
+        drop(known);
         drop(open);
         // Its picker is the user's, and may take long to drop.
         drop(before);

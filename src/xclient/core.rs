@@ -15,10 +15,11 @@ use super::covered::Below;
 use super::retry::Retry;
 use super::sending::{Landed, Sending};
 use super::stack::Stack;
-use crate::call::{Call, Racer, Reply, after, inherited};
+use crate::call::{Call, Racer, Reply, Stamp, after, inherited};
 use crate::client::{Channel, Lanes};
 use crate::discovery::{Endpoint, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
+use crate::instance::Address;
 use crate::selector::PickContext;
 
 /// What all calls of a client share.
@@ -37,6 +38,19 @@ pub(super) struct Core {
     /// What the next call's random numbers start from.
     pub(super) seeds: Lanes<AtomicU64>,
     pub(super) closed: AtomicBool,
+}
+
+/// What a call says of where it is to go.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Aim<'a> {
+    only: Option<&'a Address>,
+    hash_key: Option<u64>,
+}
+
+impl<'a> Aim<'a> {
+    pub(super) fn of(call: &'a Call) -> Self {
+        Self { only: call.only.as_ref(), hash_key: call.hash_key }
+    }
 }
 
 impl Core {
@@ -59,6 +73,15 @@ impl Core {
         deadline
     }
 
+    /// The deadline of a call that leaves everything to the client.
+    pub(super) fn deadline(&self, now: Stamp) -> Stamp {
+        let deadline = now.after(self.timeout);
+        match inherited().filter(|_| self.inherit) {
+            Some(outer) => deadline.min(Stamp::of(outer)),
+            None => deadline,
+        }
+    }
+
     /// Makes one attempt after another, until one succeeds or none may follow. A first one that
     /// `failed` was made already.
     pub(super) async fn run(
@@ -72,7 +95,7 @@ impl Core {
             return self.run_second(call, racer, now, deadline).await;
         }
         if failed.is_none() {
-            self.retry.count_call(now);
+            self.retry.count_call(Stamp::of(now));
         }
         let mut tried = Vec::new();
         let mut last: Option<Error> = None;
@@ -86,7 +109,7 @@ impl Core {
                     if let Some(racer) = &call.racer {
                         tried = self.tried(racer);
                     }
-                    let picked = match self.pick(call, number, &tried, now) {
+                    let picked = match self.pick(Aim::of(call), number, &tried, now) {
                         Some(route) => Ok(route),
                         None => self.await_pick(call, number, &tried, deadline).await,
                     };
@@ -160,7 +183,7 @@ impl Core {
         if number > self.retry.most() {
             return Err(self.nobody("no attempt is left to hedge with"));
         }
-        let route = match self.pick(call, number, &tried, now) {
+        let route = match self.pick(Aim::of(call), number, &tried, now) {
             Some(route) => route,
             None => self.await_pick(call, number, &tried, deadline).await?,
         };
@@ -194,7 +217,7 @@ impl Core {
     /// Where an attempt goes, as of the list that is known now.
     pub(super) fn pick(
         &self,
-        call: &Call,
+        aim: Aim<'_>,
         number: u32,
         tried: &[Endpoint],
         now: Instant,
@@ -204,15 +227,15 @@ impl Core {
         }
         let routes = self.channels.routes(&self.resolver);
         let snapshot = routes.snapshot()?;
-        let index = match &call.only {
-            Some(only) => snapshot.endpoints.iter().position(|e| e.instance().address == *only)?,
+        let index = match aim.only {
+            Some(only) => snapshot.endpoints.iter().position(|e| &e.instance().address == only)?,
             None => {
                 let next = self.seeds.mine();
                 let seed = next.load(Relaxed);
                 next.store(seed.wrapping_add(0x9e37_79b9_7f4a_7c15), Relaxed);
                 let cx = PickContext::new(now, seed)
                     .retry(number, tried)
-                    .hash_key(call.hash_key)
+                    .hash_key(aim.hash_key)
                     .zone(self.zone.as_deref());
                 snapshot.pick(&cx)?
             }
@@ -232,7 +255,7 @@ impl Core {
             return Err(self.nobody("the client is closed"));
         }
         self.listed(deadline).await?;
-        self.pick(call, number, tried, Instant::now()).ok_or_else(|| {
+        self.pick(Aim::of(call), number, tried, Instant::now()).ok_or_else(|| {
             let known = self.resolver.snapshot().endpoints.len();
             match known {
                 _ if self.closed.load(Relaxed) => self.nobody("the client is closed"),
@@ -345,7 +368,7 @@ impl tower::Service<Call> for CoreService {
 
 /// A call below the user's layers.
 #[must_use = "nothing is sent before it is polled"]
-pub struct CoreFuture(Below<Sending<Arc<Core>>>);
+pub struct CoreFuture(Below<Sending<Arc<Core>, Call>>);
 
 impl Future for CoreFuture {
     type Output = Result<Reply, Error>;

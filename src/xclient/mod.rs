@@ -29,7 +29,7 @@ use self::core::Core;
 pub use self::core::CoreService;
 pub use self::hedge::{Hedge, HedgeStats, Hedged};
 pub use self::retry::Retry;
-use self::sending::{Landed, Sending};
+use self::sending::{Form, Landed, Plain, Sending};
 use self::stack::{Stack, Within};
 use crate::call::{Call, Codec, Packed, Reply, not_encodable};
 use crate::discovery::{Discovery, Resolver};
@@ -95,10 +95,8 @@ impl XClient {
     {
         let codec = &self.inner.codec;
         let body = codec.encode_packed(args).map_err(|error| not_encodable(&error))?;
-        let mut call = Call::new(method);
-        call.codec = codec.id();
         // By reference: what is awaited by value is copied once more.
-        let mut way = self.way(call, body);
+        let mut way = self.way(Plain::new(method.into(), codec.id()), body);
         (&mut way).await?.decode(codec)
     }
 
@@ -114,11 +112,12 @@ impl XClient {
 
     /// The way of a call whose body is apart from it.
     #[inline(always)]
-    fn way(&self, mut call: Call, body: Packed) -> Way<'_> {
+    fn way<F: Form>(&self, mut form: F, body: Packed) -> Way<'_, F> {
         let inner = &*self.inner;
         match &inner.stack {
-            None => Way::Direct(Sending::with_body(&inner.core, call, body)),
+            None => Way::Direct(Sending::with_body(&inner.core, form, body)),
             Some(stack) => {
+                let mut call = form.take();
                 call.body = body.into_bytes();
                 Way::Layered(Layered { core: &inner.core, stack, stage: Stage::Start(call) })
             }
@@ -158,12 +157,12 @@ impl XClient {
 
 /// How a call is sent. Most calls have no layers, and none of them an allocation of their own.
 #[allow(clippy::large_enum_variant, reason = "the large variant is the one that is used")]
-enum Way<'a> {
-    Direct(Sending<&'a Arc<Core>>),
+enum Way<'a, F: Form> {
+    Direct(Sending<&'a Arc<Core>, F>),
     Layered(Layered<'a>),
 }
 
-impl Future for Way<'_> {
+impl<F: Form> Future for Way<'_, F> {
     type Output = Result<Landed, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {

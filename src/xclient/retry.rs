@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Sleep, sleep};
 use tower::retry::Policy;
 
 use super::budget::{self, Budget};
-use crate::call::{Call, Reply};
+use crate::call::{Call, Reply, Stamp};
 use crate::error::{Error, Execution};
 use crate::instance::ServiceName;
 
@@ -86,10 +86,10 @@ impl Retry {
 
     /// Takes an attempt from the budget, if it has one.
     pub(super) fn withdraw(&self) -> bool {
-        self.budget.withdraw(Instant::now())
+        self.budget.withdraw(Stamp::now())
     }
 
-    pub(super) fn count_call(&self, now: Instant) {
+    pub(super) fn count_call(&self, now: Stamp) {
         self.budget.deposit(now);
     }
 
@@ -138,7 +138,7 @@ impl Policy<Call, Reply, Error> for Retry {
 
     fn clone_request(&mut self, call: &Call) -> Option<Call> {
         if self.made == 0 {
-            self.count_call(Instant::now());
+            self.count_call(Stamp::now());
         }
         Some(call.clone())
     }

@@ -5,29 +5,122 @@
 //! functions takes three times the room. Whatever else happens goes on in a box, in
 //! [`Core::run`].
 
-use std::borrow::Borrow;
+use std::borrow::{Borrow, Cow};
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::channels::Route;
-use super::core::{Core, too_late};
-use crate::call::{Call, Codec, CodecId, Packed, Reply, undecodable};
+use super::core::{Aim, Core, too_late};
+use crate::call::{
+    Call, Codec, CodecId, Metadata, Moment, Packed, Reply, Stamp, Terms, undecodable,
+};
 use crate::client::{Answer, Connection, Flight};
 use crate::error::{Error, Execution};
 
 /// A call on its way through retry and selection. Nothing happens before it is polled.
-pub(super) struct Sending<C: Borrow<Arc<Core>>> {
+pub(super) struct Sending<C: Borrow<Arc<Core>>, F: Form> {
     core: C,
-    /// Without its body until it goes the slow way.
-    call: Call,
+    /// The call, without its body until it goes the slow way.
+    form: F,
     body: Packed,
+    /// When the call must be over, once it has been polled.
+    deadline: Stamp,
     stage: Stage,
+}
+
+/// The form in which a call is kept while it is on its way: whole, or in as little as it says.
+pub(super) trait Form: Unpin {
+    /// What a connection is told.
+    fn terms(&self) -> Terms<'_>;
+
+    /// Where it is to go.
+    fn aim(&self) -> Aim<'_>;
+
+    /// Settles by when the call, and a first attempt, must be over.
+    fn settle(&mut self, core: &Core, now: Moment) -> (Stamp, Stamp);
+
+    /// Whether it is one of several copies.
+    fn is_copy(&self) -> bool;
+
+    /// The whole call, without its body; what is left here is of no use.
+    fn take(&mut self) -> Call;
+}
+
+impl Form for Call {
+    fn terms(&self) -> Terms<'_> {
+        self.terms()
+    }
+
+    fn aim(&self) -> Aim<'_> {
+        Aim::of(self)
+    }
+
+    fn settle(&mut self, core: &Core, now: Moment) -> (Stamp, Stamp) {
+        let deadline = core.settle(self, now.at);
+        let call = Stamp::of(deadline);
+        let attempt = match self.attempt_timeout {
+            Some(_) => Stamp::of(self.attempt_until(now.at, deadline)),
+            None => call,
+        };
+        (call, attempt)
+    }
+
+    fn is_copy(&self) -> bool {
+        self.racer.is_some()
+    }
+
+    fn take(&mut self) -> Call {
+        mem::replace(self, Self::new(""))
+    }
+}
+
+/// A call that leaves everything to its client, as most do: a fifth of a [`Call`].
+pub(super) struct Plain {
+    method: Cow<'static, str>,
+    codec: CodecId,
+    idempotent: bool,
+}
+
+impl Plain {
+    pub(super) fn new(method: Cow<'static, str>, codec: CodecId) -> Self {
+        Self { method, codec, idempotent: false }
+    }
+}
+
+impl Form for Plain {
+    fn terms(&self) -> Terms<'_> {
+        let Self { method, codec, idempotent } = self;
+        let (codec, idempotent) = (*codec, *idempotent);
+        Terms { method, codec, metadata: Metadata::none(), idempotent, notify: false }
+    }
+
+    fn aim(&self) -> Aim<'_> {
+        Aim::default()
+    }
+
+    fn settle(&mut self, core: &Core, now: Moment) -> (Stamp, Stamp) {
+        self.idempotent = core.idempotent;
+        let deadline = core.deadline(now.stamp);
+        let attempt = core.attempt_timeout.map(|timeout| now.stamp.after(timeout));
+        (deadline, attempt.map_or(deadline, |attempt| attempt.min(deadline)))
+    }
+
+    fn is_copy(&self) -> bool {
+        false
+    }
+
+    fn take(&mut self) -> Call {
+        let mut call = Call::new(mem::take(&mut self.method));
+        call.codec = self.codec;
+        call
+    }
 }
 
 /// An answer, with whatever of a reply the way here did not have to make.
@@ -68,105 +161,124 @@ struct First {
     route: Arc<Route>,
     /// The connection's place in its channel.
     at: usize,
-    connection: Connection,
     flight: Flight,
 }
 
-impl<C: Borrow<Arc<Core>>> Sending<C> {
+impl First {
+    fn connection(&self) -> Option<&Connection> {
+        self.route.connection(self.at)
+    }
+}
+
+impl<C: Borrow<Arc<Core>>> Sending<C, Call> {
     pub(super) fn new(core: C, mut call: Call) -> Self {
         let body = Packed::Shared(mem::take(&mut call.body));
         Self::with_body(core, call, body)
     }
+}
 
+impl<C: Borrow<Arc<Core>>, F: Form> Sending<C, F> {
     /// A call whose body is apart from it.
-    pub(super) fn with_body(core: C, call: Call, body: Packed) -> Self {
-        Self { core, call, body, stage: Stage::Start }
+    pub(super) fn with_body(core: C, form: F, body: Packed) -> Self {
+        Self { core, form, body, deadline: Stamp::default(), stage: Stage::Start }
     }
 
-    fn start(&mut self) -> Result<Stage, Error> {
+    fn start(&mut self, now: Moment) -> Result<Stage, Error> {
         let core = self.core.borrow();
-        let now = Instant::now();
-        let deadline = core.settle(&mut self.call, now);
-        if now >= deadline {
+        let (deadline, until) = self.form.settle(core, now);
+        self.deadline = deadline;
+        if deadline <= now.stamp {
             return Err(too_late());
         }
         if core.attempts.is_none()
-            && self.call.racer.is_none()
-            && let Some(route) = core.pick(&self.call, 1, &[], now)
+            && !self.form.is_copy()
+            && let Some(route) = core.pick(self.form.aim(), 1, &[], now.at)
         {
-            core.retry.count_call(now);
-            let (at, connection) = route.channel.open();
-            let Some(connection) = connection else {
-                return Ok(self.go_on(route, Err(at)));
-            };
-            let until = self.call.attempt_until(now, deadline);
-            let flight = Flight::new(Some(now), until);
-            return Ok(Stage::First(First { route, at, connection, flight }));
+            core.retry.count_call(now.stamp);
+            return Ok(match route.next() {
+                Ok(at) => Stage::First(First { route, at, flight: Flight::new(until) }),
+                Err(at) => self.go_on(route, Err(at)),
+            });
         }
-        let (core, call) = (Arc::clone(self.core.borrow()), self.take_call());
-        Ok(Stage::Slow(Box::pin(async move { core.run(&call, now, deadline, None).await })))
+        let (core, call, deadline) = self.take_call(now);
+        Ok(Stage::Slow(Box::pin(async move { core.run(&call, now.at, deadline, None).await })))
     }
 
     /// The first attempt failed.
     #[cold]
     fn failed(&mut self, first: First, error: Error) -> Stage {
-        let First { route, at, connection, .. } = first;
         // Its server drained the connection, for being idle perhaps, before the call was sent.
-        let was_drained = error.execution() == Execution::NotSent && connection.is_draining();
-        self.go_on(route, if was_drained { Err(at) } else { Ok(error) })
+        let was_drained = error.execution() == Execution::NotSent
+            && first.connection().is_some_and(Connection::is_draining);
+        let ended = if was_drained { Err(first.at) } else { Ok(error) };
+        self.go_on(first.route, ended)
     }
 
     /// Goes on after a first attempt that ended with an error, or that needs a new connection at
     /// this place of its channel.
     #[cold]
     fn go_on(&mut self, route: Arc<Route>, ended: Result<Error, usize>) -> Stage {
-        let (core, call) = (Arc::clone(self.core.borrow()), self.take_call());
+        let now = Moment::now();
+        let (core, call, deadline) = self.take_call(now);
         Stage::Slow(Box::pin(async move {
-            let now = Instant::now();
-            let deadline = call.deadline.unwrap_or(now);
             let error = match ended {
                 Ok(error) => error,
                 Err(at) => {
-                    let until = call.attempt_until(now, deadline);
+                    let until = call.attempt_until(now.at, deadline);
                     match route.channel.exchange_over_new(at, &call, until).await {
                         Ok(reply) => return Ok(route.names(reply, 1)),
                         Err(error) => error,
                     }
                 }
             };
-            core.run(&call, now, deadline, Some((route, error))).await
+            core.run(&call, now.at, deadline, Some((route, error))).await
         }))
     }
 
-    fn take_call(&mut self) -> Call {
-        let mut call = mem::replace(&mut self.call, Call::new(""));
+    /// The whole call, its deadline settled, for the slow way.
+    fn take_call(&mut self, now: Moment) -> (Arc<Core>, Call, Instant) {
+        let core = Arc::clone(self.core.borrow());
+        let deadline = now.at + Duration::from_micros(self.deadline.since(now.stamp));
+        let mut call = self.form.take();
         call.body = mem::replace(&mut self.body, Packed::Shared(Bytes::new())).into_bytes();
-        call
+        call.deadline = Some(deadline);
+        call.attempt_timeout = call.attempt_timeout.or(core.attempt_timeout);
+        call.idempotent |= core.idempotent;
+        (core, call, deadline)
     }
 }
 
-impl<C: Borrow<Arc<Core>> + Unpin> Future for Sending<C> {
+impl<C: Borrow<Arc<Core>> + Unpin, F: Form> Future for Sending<C, F> {
     type Output = Result<Landed, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        let mut now = None;
         loop {
             match &mut this.stage {
                 Stage::Start => {
                     this.stage = Stage::Done;
-                    this.stage = this.start()?;
+                    let read = Moment::now();
+                    this.stage = this.start(read)?;
+                    now = Some(read);
                 }
                 Stage::First(first) => {
-                    let First { connection, flight, .. } = first;
-                    let answer = connection.poll_flight(flight, &this.call, this.body.by_ref(), cx);
+                    let (terms, body) = (this.form.terms(), this.body.by_ref());
+                    let First { route, at, flight } = first;
+                    let Some(connection) = route.connection(*at) else {
+                        let (route, at) = (Arc::clone(route), *at);
+                        this.stage = this.go_on(route, Err(at));
+                        continue;
+                    };
+                    let answer = connection.poll_flight(flight, terms, body, now, cx);
                     let Poll::Ready(answer) = answer else { return Poll::Pending };
                     let Stage::First(first) = mem::replace(&mut this.stage, Stage::Done) else {
                         return Poll::Pending;
                     };
                     match answer {
                         Ok(answer) => {
-                            let landed = Landed::First(answer, first.route, this.call.codec);
-                            return Poll::Ready(Ok(landed));
+                            let codec = this.form.terms().codec;
+                            return Poll::Ready(Ok(Landed::First(answer, first.route, codec)));
                         }
                         Err(error) => this.stage = this.failed(first, error),
                     }
@@ -180,10 +292,12 @@ impl<C: Borrow<Arc<Core>> + Unpin> Future for Sending<C> {
     }
 }
 
-impl<C: Borrow<Arc<Core>>> Drop for Sending<C> {
+impl<C: Borrow<Arc<Core>>, F: Form> Drop for Sending<C, F> {
     fn drop(&mut self) {
-        if let Stage::First(first) = &mut self.stage {
-            first.connection.leave(&mut first.flight);
+        if let Stage::First(First { route, at, flight }) = &mut self.stage
+            && let Some(connection) = route.connection(*at)
+        {
+            connection.leave(flight);
         }
     }
 }
