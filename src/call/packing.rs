@@ -64,13 +64,11 @@ impl Packing {
             } else {
                 std::mem::replace(&mut buffer, Vec::with_capacity(len)).into()
             };
-            SCRATCH.set(buffer);
+            keep(buffer);
             return Packed::Shared(body);
         }
         let packed = Packed::copied(&buffer);
-        if buffer.capacity() <= KEPT {
-            SCRATCH.set(buffer);
-        }
+        keep(buffer);
         packed
     }
 
@@ -82,6 +80,13 @@ impl Packing {
             self.spilled = Some(buffer);
         }
         self.buffer().extend_from_slice(bytes);
+    }
+}
+
+/// Keeps a buffer for this thread's next value.
+fn keep(buffer: Vec<u8>) {
+    if buffer.capacity() <= KEPT {
+        SCRATCH.set(buffer);
     }
 }
 

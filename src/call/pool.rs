@@ -27,8 +27,14 @@ pub(super) fn take() -> Vec<u8> {
     buffer
 }
 
-/// A body, whose memory goes back to the pool with its last handle.
+/// A body, whose memory goes back to the pool with its last handle. It does not keep more than four times
+/// what it is.
 pub(super) fn body(buffer: Vec<u8>) -> Bytes {
+    if buffer.capacity() / 4 > buffer.len() {
+        let body = Bytes::copy_from_slice(&buffer);
+        put(buffer);
+        return body;
+    }
     if buffer.capacity() > LARGEST {
         return Bytes::from(buffer);
     }
@@ -38,7 +44,7 @@ pub(super) fn body(buffer: Vec<u8>) -> Bytes {
 fn put(mut buffer: Vec<u8>) {
     buffer.clear();
     let mut pool = POOL.lock();
-    if pool.bytes + buffer.capacity() <= MOST {
+    if buffer.capacity() <= LARGEST && pool.bytes + buffer.capacity() <= MOST {
         pool.bytes += buffer.capacity();
         pool.buffers.push(buffer);
     }

@@ -36,7 +36,8 @@ impl Stamp {
         });
         let since = at.into_std().saturating_duration_since(*start);
         // In 64 bits: `as_micros` counts in 128.
-        Self(1 + since.as_secs() * 1_000_000 + u64::from(since.subsec_micros()))
+        let micros = since.as_secs().saturating_mul(1_000_000);
+        Self(micros.saturating_add(u64::from(since.subsec_micros()) + 1))
     }
 
     /// This moment's.
@@ -97,5 +98,6 @@ mod tests {
         let wait = Duration::from_nanos(1);
         assert_eq!(stamp.after(wait).since(stamp), 1, "a wait is never taken for none");
         assert!(stamp.after(Duration::MAX) > stamp.after(Duration::from_secs(1 << 29)));
+        assert!(Stamp::of(now + Duration::from_secs(1 << 60)) > stamp.after(Duration::MAX));
     }
 }

@@ -331,7 +331,9 @@ impl Inner {
     /// Puts a connection into its place, whose lock is held, and takes out what was there.
     fn set(&self, at: usize, connection: &Connection) -> Option<Connection> {
         let before = self.lines[at].connection.replace(Some(connection));
-        if before.is_some() {
+        if let Some(before) = &before {
+            // First: whoever sees the count sees that this one is no longer of use.
+            before.retire();
             self.replaced.fetch_add(1, Release);
         }
         before

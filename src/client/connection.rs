@@ -173,7 +173,7 @@ impl Connection {
         }
     }
 
-    /// Whether new calls can be sent: neither closed nor draining.
+    /// Whether new calls can be sent: neither closed nor draining, nor replaced by another.
     pub fn is_open(&self) -> bool {
         self.handle.shared.open.load(Relaxed)
     }
@@ -198,7 +198,13 @@ impl Connection {
         self.handle.shared.state.lock().suspect
     }
 
-    /// Another connection to the same endpoint stands: this one's silence says nothing more of it.
+    /// Another connection has its place: it is given no more calls.
+    pub(super) fn retire(&self) {
+        self.handle.shared.open.store(false, Relaxed);
+    }
+
+    /// Another connection to the same endpoint stands: this one's silence says nothing more of it, and it
+    /// ends with its last call.
     pub(super) fn replaced(&self) {
         let shared = &self.handle.shared;
         let mut state = shared.state.lock();
@@ -206,6 +212,8 @@ impl Connection {
         state.replaced = true;
         shared.trust(&mut state, true, Instant::now());
         state.suspect = suspect;
+        drop(state);
+        shared.to_keep.notify_one();
     }
 
     /// Closes the connection: what is in flight fails by its class.

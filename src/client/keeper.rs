@@ -25,6 +25,8 @@ pub(super) async fn keep(shared: &Shared) -> String {
             let quiet = state.calls.len() == 0 && state.waiting.is_empty();
             let next = if quiet && matches!(state.phase, Phase::Draining) {
                 Err("the server drained it")
+            } else if quiet && state.replaced {
+                Err("another connection has its place")
             } else {
                 let silence = check_silence(shared, &mut state, now, quiet, &mut wakers);
                 state.keeper_parked = quiet;
@@ -152,7 +154,7 @@ fn check_silence(
 mod tests {
     use std::time::Duration;
 
-    use tokio::io::{AsyncWriteExt, DuplexStream};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
     use tokio::time::{sleep, timeout};
 
     use super::*;
@@ -209,5 +211,30 @@ mod tests {
             let answer = called(settings, deadline, |server| async { server }).await;
             assert!(answer.is_err(), "nobody answers");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_place_another_has_ends_with_its_last_call() {
+        let (ours, mut server) = tokio::io::duplex(4096);
+        let mut hello = Vec::new();
+        Hello::new(Limits::default()).encode(&mut hello);
+        server.write_all(&hello).await.unwrap();
+        let stream = Stream::new(ours, Peer::default());
+        let settings = ConnectionSettings::default();
+        let connection = Connection::open(stream, settings, None).await.unwrap();
+        let (started, deadline) = (Instant::now(), Duration::from_secs(3));
+        let call = Call::new("Foo.Sum");
+        let replace = async {
+            sleep(Duration::from_millis(100)).await;
+            connection.retire();
+            connection.replaced();
+            assert!(!connection.is_open());
+        };
+        let answer = tokio::join!(connection.exchange(&call, started + deadline), replace).0;
+        assert_eq!(answer.unwrap_err().kind(), Kind::DeadlineExceeded);
+        assert!(started.elapsed() >= deadline, "the call had its time");
+        let mut rest = Vec::new();
+        let end = server.read_to_end(&mut rest);
+        timeout(Duration::from_secs(1), end).await.expect("it ends").unwrap();
     }
 }

@@ -32,6 +32,11 @@ impl<T> Lanes<T> {
         Self((0..lanes).map(|_| Apart(make())).collect())
     }
 
+    /// As many lanes, of what `make` makes of each.
+    pub(crate) fn map<U>(&self, mut make: impl FnMut(&T) -> U) -> Lanes<U> {
+        Lanes(self.iter().map(|lane| Apart(make(lane))).collect())
+    }
+
     /// This thread's.
     pub(crate) fn mine(&self) -> &T {
         // The power of two makes this what a division would be.

@@ -34,6 +34,10 @@ pub struct FrameReader {
     few: u8,
     /// The memory is more than is needed, and is given back once nothing is in it.
     is_large: bool,
+    /// The buffer is one of those that become spares.
+    is_spare: bool,
+    /// How many bytes the frame takes whose start is there; 0 if that is not known.
+    wanted: usize,
     /// Buffers to be read into again, once the frames that share them are gone.
     spares: Vec<BytesMut>,
     /// Frames that have come whole, those that were passed over too.
@@ -100,6 +104,8 @@ impl FrameReader {
             room: SMALL,
             few: 0,
             is_large: false,
+            is_spare: false,
+            wanted: 0,
             spares: Vec::new(),
             whole: 0,
         }
@@ -117,28 +123,33 @@ impl FrameReader {
         if self.is_large && self.buffer.is_empty() {
             self.give_back();
         }
-        let left = self.buffer.capacity() - self.buffer.len();
-        if left < self.room {
+        let (len, capacity) = (self.buffer.len(), self.buffer.capacity());
+        let left = capacity - len;
+        // A known length is reserved at once; it is within the limits.
+        let is_short = self.wanted > capacity;
+        if left < self.room || is_short {
             // What is there is moved to the front of its memory if that is cheap; frames that share the
             // memory keep it from being used again.
-            let is_little = self.buffer.len() <= self.room / 8;
-            let reclaimed = is_little && self.buffer.try_reclaim(self.room);
+            let is_little = len <= self.room / 8;
+            let needed = self.room.max(self.wanted.saturating_sub(len));
+            let reclaimed = is_little && self.buffer.try_reclaim(needed);
             // A long frame's memory is there already, and is filled to its end.
-            let is_long = self.buffer.len() > LARGE && left > 0;
-            if !reclaimed && !is_long && left < self.room / 4 {
-                self.change_buffer();
+            let is_long = len > LARGE && left > 0;
+            if !reclaimed && (is_short || (!is_long && left < self.room / 4)) {
+                self.change_buffer(needed);
             }
         }
         &mut self.buffer
     }
 
-    /// Goes on in a buffer that nobody uses any more, or in a new one.
-    fn change_buffer(&mut self) {
-        if self.room < LARGE {
-            self.buffer.reserve(self.room);
+    /// Goes on in a buffer that nobody uses any more, or in a new one, with room for so many bytes.
+    fn change_buffer(&mut self, needed: usize) {
+        if self.room < LARGE || needed > LARGE || self.buffer.len() > LARGE {
+            self.buffer.reserve(needed);
+            self.is_spare = false;
             return;
         }
-        let room = self.room + self.buffer.len();
+        let room = self.buffer.len() + needed;
         // The one that was used last: it is in the processor's caches.
         let free = self.spares.iter_mut().rposition(|spare| spare.try_reclaim(room));
         let mut next = match free {
@@ -147,15 +158,15 @@ impl FrameReader {
         };
         next.extend_from_slice(&self.buffer);
         let mut before = std::mem::replace(&mut self.buffer, next);
-        if self.spares.len() < SPARES {
+        if std::mem::replace(&mut self.is_spare, true) && self.spares.len() < SPARES {
             before.clear();
             self.spares.push(before);
         }
     }
 
-    /// Whether more memory is held than what is read into.
-    pub fn holds_spares(&self) -> bool {
-        !self.spares.is_empty()
+    /// Whether so much memory is held that a connection which rests should give it back.
+    pub fn is_large(&self) -> bool {
+        self.room > 4 * SMALL || !self.spares.is_empty()
     }
 
     /// Gives back what memory it can: nothing comes.
@@ -163,15 +174,16 @@ impl FrameReader {
         self.spares = Vec::new();
         self.room = SMALL;
         self.let_go();
-        if self.buffer.is_empty() {
-            self.give_back();
+        match self.buffer.is_empty() {
+            true => self.give_back(),
+            false => self.is_large = true,
         }
     }
 
     fn give_back(&mut self) {
         self.spares = Vec::new();
         self.buffer = BytesMut::new();
-        self.is_large = false;
+        (self.is_large, self.is_spare) = (false, false);
     }
 
     /// Tells how many bytes the last read brought; reads that fill their room get more of it.
@@ -221,6 +233,7 @@ impl FrameReader {
     /// # Errors
     /// If the bytes break a rule; the connection cannot go on then.
     pub fn cut(&mut self) -> Result<Option<Cut<'_>>, WireError> {
+        self.wanted = 0;
         loop {
             if self.skip > 0 {
                 let passed = self.skip.min(self.buffer.len() - self.at);
@@ -235,10 +248,7 @@ impl FrameReader {
             match next_frame(&self.buffer[self.at..], self.max_payload)? {
                 Next::More(whole) => {
                     self.let_go();
-                    // A known length is reserved at once; it is within the limits.
-                    if whole > self.buffer.capacity() {
-                        self.buffer.reserve(whole - self.buffer.len());
-                    }
+                    self.wanted = whole;
                     return Ok(None);
                 }
                 Next::Frame(frame, whole) => {
@@ -269,6 +279,7 @@ impl FrameReader {
         if whole > LARGE {
             // What is left would keep the memory of the whole frame, and use it again.
             self.buffer = BytesMut::from(&*self.buffer);
+            self.is_spare = false;
         }
         frame.advance(HEADER_LEN);
         frame
@@ -346,6 +357,21 @@ mod tests {
     }
 
     #[test]
+    fn a_long_frame_has_all_its_memory_at_once_and_leaves_none() {
+        let (mut reader, long) = (reader(), frame(900_000));
+        read(&mut reader, &mut &long[..100]);
+        assert!(reader.next_frame().unwrap().is_none());
+        assert!(reader.buffer().capacity() >= long.len());
+        let memory = reader.buffer().as_ptr();
+        read(&mut reader, &mut &long[100..800_000]);
+        assert!(reader.next_frame().unwrap().is_none());
+        assert_eq!(reader.buffer().as_ptr(), memory, "it is not moved");
+        drop(frames(&mut reader, &long[800_000..]));
+        assert_eq!(frames(&mut reader, &frame(30)).len(), 1);
+        assert!(reader.buffer().capacity() <= LARGE);
+    }
+
+    #[test]
     fn memory_is_read_into_again_once_its_frames_are_gone() {
         let (mut reader, some) = (reader(), frame(100_000).repeat(3));
         drop(frames(&mut reader, &some.repeat(3)));
@@ -357,20 +383,20 @@ mod tests {
         }
         assert!(seen.len() <= 2 * SPARES, "{} places", seen.len());
         let held = frames(&mut reader, &some.repeat(10));
-        assert!(reader.holds_spares());
+        assert!(!reader.spares.is_empty());
         assert!(reader.spares.len() <= SPARES);
         assert!(
             held.iter()
                 .all(|it| matches!(it, OwnedFrame::Whole(_, body) if body.iter().all(|b| *b == 7)))
         );
         reader.shrink();
-        assert!(!reader.holds_spares());
+        assert!(!reader.is_large());
         assert!(reader.buffer().capacity() <= 2 * SMALL);
         let held = frames(&mut reader, &some.repeat(10));
         for _ in 0..SPARED {
             assert_eq!(frames(&mut reader, &frame(30)).len(), 1);
         }
-        assert!(!reader.holds_spares(), "small ones came");
+        assert!(reader.spares.is_empty(), "small ones came");
         drop(held);
     }
 }

@@ -16,7 +16,7 @@ pub(crate) async fn read_some<R: AsyncRead + Unpin>(
     from: &mut R,
     frames: &mut FrameReader,
 ) -> io::Result<usize> {
-    if frames.holds_spares() {
+    if frames.is_large() {
         // In a box: its room would be a part of every connection's task.
         match Box::pin(timeout(REST, from.read_buf(frames.buffer()))).await {
             Ok(read) => return read,

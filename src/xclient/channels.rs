@@ -1,5 +1,8 @@
 //! A client's ways to its endpoints, kept for as long as the endpoints are listed.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
@@ -56,12 +59,17 @@ impl Route {
         let at = self.channel.line();
         let stands = match self.connection(at) {
             Some(connection) => connection.is_open(),
-            None => match self.channel.standing(at) {
-                Some(connection) => self.standing[at].set(connection).is_ok(),
-                None => false,
-            },
+            None => self.channel.standing(at).is_some_and(|connection| {
+                // Another thread of the same lane may come first.
+                self.standing[at].get_or_init(|| connection).is_open()
+            }),
         };
         if stands { Ok(at) } else { Err(at) }
+    }
+
+    /// Whether all that is known of its connections still holds.
+    fn is_current(&self) -> bool {
+        self.standing.iter().all(|known| known.get().is_none_or(Connection::is_open))
     }
 
     /// The connection that stood at a place.
@@ -95,6 +103,16 @@ impl Routes {
         let lanes = MOST_ROUTES / len.max(1);
         let routes = Lanes::at_most(lanes, || (0..len).map(|_| OnceLock::new()).collect());
         Self { snapshot, replaced, routes }
+    }
+
+    /// The same list, without the routes of whose connections one has lost its place.
+    fn renewed(&self, replaced: u64) -> Self {
+        let keep = |way: &OnceLock<Arc<Route>>| match way.get() {
+            Some(route) if route.is_current() => OnceLock::from(Arc::clone(route)),
+            _ => OnceLock::new(),
+        };
+        let routes = self.routes.map(|lane| lane.iter().map(keep).collect());
+        Self { snapshot: self.snapshot.clone(), replaced, routes }
     }
 
     /// The list.
@@ -175,8 +193,7 @@ impl Channels {
             open.retain(|key, _| listed.contains(key));
             before = Some(self.routes.swap(Arc::new(Routes::new(Some(snapshot), replaced))));
         } else if known.replaced != replaced {
-            let snapshot = known.snapshot.clone();
-            before = Some(self.routes.swap(Arc::new(Routes::new(snapshot, replaced))));
+            before = Some(self.routes.swap(Arc::new(known.renewed(replaced))));
         }
         drop(known);
         drop(open);
@@ -189,6 +206,8 @@ impl Channels {
         self.closed.store(true, Relaxed);
         let open = std::mem::take(&mut *self.open.write());
         open.into_values().for_each(|channel| channel.close());
+        // They know connections that have lost their places, too.
+        self.routes.store(Arc::new(Routes::new(None, 0)));
     }
 }
 
