@@ -1,11 +1,11 @@
 //! When a batch is large enough to be written, although others may still be about to append.
 //!
 //! One write for all that are in flight would make client and server take turns: one waits while the
-//! other works. Batches of a quarter keep both at work; of much fewer than sixteen calls, the
+//! other works. Batches of a quarter keep both at work; of much fewer than twenty calls, the
 //! writes cost a part of what that gains. Measured in `docs/PERFORMANCE.md`.
 
 /// The least and the most calls that make a batch large.
-const LEAST: usize = 16;
+const LEAST: usize = 20;
 const MOST: usize = 256;
 /// A batch with more bytes than this is large, however few calls they are.
 const LARGE: usize = 64 * 1024;
@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_quarter_of_those_in_flight_is_a_large_batch() {
-        for (in_flight, expected) in [(1, 16), (64, 16), (100, 25), (512, 128), (5000, 256)] {
+        for (in_flight, expected) in [(1, 20), (64, 20), (100, 25), (512, 128), (5000, 256)] {
             assert_eq!(large(&mut Batching::default(), in_flight), expected, "{in_flight}");
         }
         assert!(Batching::default().appended(1, LARGE), "few calls of many bytes");
@@ -71,6 +71,6 @@ mod tests {
         for _ in 0..40 {
             large(&mut batching, 10);
         }
-        assert_eq!(large(&mut batching, 10), 16);
+        assert_eq!(large(&mut batching, 10), 20);
     }
 }

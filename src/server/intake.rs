@@ -26,7 +26,7 @@ const SLOW: Duration = Duration::from_micros(200);
 /// How many of one read's replies, or bytes of them, are gathered before they are written: their
 /// client can work on them meanwhile. Those of half of a read, but no fewer than the least: a write
 /// costs as much as some of them. Measured in `docs/PERFORMANCE.md`.
-const LEAST: u32 = 16;
+const LEAST: u32 = 20;
 const MOST: u32 = 256;
 const GATHERED: usize = 64 * 1024;
 
