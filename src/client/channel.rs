@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::ConnectionCell;
+use super::connection::{Closer, ConnectionCell};
 use super::outcome::outcome;
 use super::{Connection, ConnectionSettings};
 use crate::call::{Call, Reply, after};
@@ -45,6 +45,8 @@ struct Line {
     /// Read without the lock, set under it.
     connection: ConnectionCell,
     dial: Mutex<Option<Dial>>,
+    /// Those that lost this place while they were silent, and have calls left.
+    silent: Mutex<Vec<Closer>>,
 }
 
 /// A dial in flight, or the last one.
@@ -176,7 +178,8 @@ impl Channel {
                 // A network that was cut may take long to resend what was lost: a new connection
                 // stands sooner, and takes the place of this one.
                 Some(silent) => tokio::select! {
-                    answered = silent.ping() => answered.map_err(|error| error.to_string()),
+                    // If it ends, for another has its place by now, the new one is what counts.
+                    Ok(()) = silent.ping() => Ok(()),
                     replaced = self.inner.replace(at) => replaced.map_err(|why| why.to_string()),
                 },
                 None => {
@@ -204,6 +207,7 @@ impl Channel {
             if let Some(connection) = line.connection.replace(None) {
                 connection.close();
             }
+            line.silent.lock().iter().for_each(Closer::close);
         }
     }
 
@@ -348,6 +352,10 @@ impl Inner {
             fresh.close();
         }
         let silent = self.set(at, &fresh);
+        let mut others = line.silent.lock();
+        others.retain(|other| !other.is_gone());
+        others.extend(silent.as_ref().map(Connection::closer));
+        drop(others);
         drop(setting);
         self.endpoint.stats().connected();
         if let Some(silent) = silent {

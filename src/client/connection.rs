@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use arc_swap::ArcSwapOption;
@@ -46,10 +46,16 @@ struct Handle {
     driver: AbortHandle,
 }
 
-impl Drop for Handle {
-    fn drop(&mut self) {
+impl Handle {
+    fn close(&self) {
         self.driver.abort();
         self.shared.close("the client closed the connection", Writer::MayWrite);
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -188,9 +194,11 @@ impl Connection {
         self.handle.shared.state.lock().stray
     }
 
-    /// Whether its server takes no more calls on it.
+    /// Whether its server takes no more calls on it, or another connection has its place: what was not
+    /// sent on it can be sent on that one.
     pub(crate) fn is_draining(&self) -> bool {
-        matches!(self.handle.shared.state.lock().phase, Phase::Draining)
+        let state = self.handle.shared.state.lock();
+        matches!(state.phase, Phase::Draining) || state.replaced
     }
 
     /// Whether its peer owes it the answer to a ping.
@@ -218,8 +226,28 @@ impl Connection {
 
     /// Closes the connection: what is in flight fails by its class.
     pub fn close(&self) {
-        self.handle.driver.abort();
-        self.handle.shared.close("the client closed the connection", Writer::MayWrite);
+        self.handle.close();
+    }
+
+    /// What closes it later, if it is still there, and does not keep it.
+    pub(super) fn closer(&self) -> Closer {
+        Closer(Arc::downgrade(&*self.handle))
+    }
+}
+
+/// Closes a connection that others hold.
+pub(super) struct Closer(Weak<Handle>);
+
+impl Closer {
+    /// Whether the connection is gone.
+    pub(super) fn is_gone(&self) -> bool {
+        self.0.strong_count() == 0
+    }
+
+    pub(super) fn close(&self) {
+        if let Some(handle) = self.0.upgrade() {
+            handle.close();
+        }
     }
 }
 

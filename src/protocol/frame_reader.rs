@@ -158,15 +158,19 @@ impl FrameReader {
         };
         next.extend_from_slice(&self.buffer);
         let mut before = std::mem::replace(&mut self.buffer, next);
-        if std::mem::replace(&mut self.is_spare, true) && self.spares.len() < SPARES {
+        if std::mem::replace(&mut self.is_spare, true) {
             before.clear();
+            if self.spares.len() == SPARES {
+                self.spares.remove(0);
+            }
             self.spares.push(before);
         }
     }
 
     /// Whether so much memory is held that a connection which rests should give it back.
     pub fn is_large(&self) -> bool {
-        self.room > 4 * SMALL || !self.spares.is_empty()
+        let most = 4 * SMALL;
+        self.room > most || self.buffer.capacity() > 4 * most || !self.spares.is_empty()
     }
 
     /// Gives back what memory it can: nothing comes.

@@ -67,9 +67,10 @@ impl Route {
         if stands { Ok(at) } else { Err(at) }
     }
 
-    /// Whether all that is known of its connections still holds.
+    /// Whether all of its connections are known and stand. One that is not known yet may just be looked
+    /// up by a call that sees what stood before.
     fn is_current(&self) -> bool {
-        self.standing.iter().all(|known| known.get().is_none_or(Connection::is_open))
+        self.standing.iter().all(|known| known.get().is_some_and(Connection::is_open))
     }
 
     /// The connection that stood at a place.
@@ -204,10 +205,13 @@ impl Channels {
 
     pub(super) fn close(&self) {
         self.closed.store(true, Relaxed);
-        let open = std::mem::take(&mut *self.open.write());
-        open.into_values().for_each(|channel| channel.close());
-        // They know connections that have lost their places, too.
-        self.routes.store(Arc::new(Routes::new(None, 0)));
+        let mut open = self.open.write();
+        let channels = std::mem::take(&mut *open);
+        // Under the lock, as every change of them: they know connections too.
+        let routes = self.routes.swap(Arc::new(Routes::new(None, 0)));
+        drop(open);
+        channels.into_values().for_each(|channel| channel.close());
+        drop(routes);
     }
 }
 
