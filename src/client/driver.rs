@@ -15,10 +15,9 @@ use crate::transport::{Stream, write_some};
 
 /// What a write buffer keeps for the next batch.
 const KEPT: usize = 256 * 1024;
-/// How often the writer lets others go first, as long as each time so many append. The runtime gives a task
-/// that lets others go first its turn again after some sixty of them, which may be before a batch is large.
+/// How often the writer lets others go first, as long as they append. The runtime gives a task that lets
+/// others go first its turn again after some sixty of them, which may be before a batch is large.
 const TURNS: u32 = 4;
-const WORTH: usize = 32;
 
 /// Runs a connection until one side ends it; then fails what is in flight.
 ///
@@ -103,7 +102,7 @@ async fn let_others_append(shared: &Shared) {
         .await;
         let state = shared.state.lock();
         let appended = state.batching.count();
-        if appended < before + WORTH || state.batching.is_large(state.outbox.len()) {
+        if appended == before || state.batching.is_large(state.outbox.len()) {
             return;
         }
         before = appended;
