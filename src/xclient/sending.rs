@@ -81,7 +81,7 @@ impl Form for Call {
     }
 }
 
-/// A call that leaves everything to its client, as most do: a fifth of a [`Call`].
+/// A call that leaves everything to its client, as most do: a sixth of a [`Call`].
 pub(super) struct Plain {
     method: Cow<'static, str>,
     codec: CodecId,
