@@ -45,29 +45,25 @@ impl Packing {
 
     /// What was written.
     pub(super) fn finish(self) -> Packed {
-        let Self { len, bytes, spilled } = self;
-        let Some(mut buffer) = spilled else {
-            return Packed::Small { len: len as u8, bytes };
+        let Some(mut buffer) = self.spilled else {
+            return Packed::Small { len: self.len as u8, bytes: self.bytes };
         };
-        if buffer.len() > LARGEST_IN_BLOCK {
+        let len = buffer.len();
+        if len >= LARGE {
             // Its memory goes with it, uncopied; the next one will probably be as large.
-            if buffer.len() >= LARGE {
-                if SCRATCH.with_borrow(|scratch| scratch.capacity() == 0) {
-                    SCRATCH.set(pool::take());
-                }
-                return Packed::Shared(pool::body(buffer));
+            if SCRATCH.with_borrow(|scratch| scratch.capacity() == 0) {
+                SCRATCH.set(pool::take());
             }
-            let len = buffer.len();
-            let body = if buffer.capacity() > 2 * len {
-                // It would keep more memory than it is.
-                Bytes::copy_from_slice(&buffer)
-            } else {
-                std::mem::replace(&mut buffer, Vec::with_capacity(len)).into()
-            };
-            keep(buffer);
-            return Packed::Shared(body);
+            return Packed::Shared(pool::body(buffer));
         }
-        let packed = Packed::copied(&buffer);
+        let packed = if len <= LARGEST_IN_BLOCK {
+            Packed::copied(&buffer)
+        } else if buffer.capacity() > 2 * len {
+            // It would keep more memory than it is.
+            Packed::Shared(Bytes::copy_from_slice(&buffer))
+        } else {
+            Packed::Shared(std::mem::replace(&mut buffer, Vec::with_capacity(len)).into())
+        };
         keep(buffer);
         packed
     }
@@ -133,5 +129,28 @@ mod tests {
             }
         }
         assert!(SCRATCH.with_borrow(Vec::capacity) <= KEPT);
+    }
+
+    #[test]
+    fn a_body_does_not_keep_memory_out_of_proportion() {
+        let kept = || SCRATCH.with_borrow(|scratch| (scratch.as_ptr(), scratch.capacity()));
+        let write = |len| {
+            let mut packing = Packing::new();
+            packing.buffer().resize(len, 7);
+            packing.finish()
+        };
+        SCRATCH.set(Vec::with_capacity(KEPT));
+        let before = kept();
+        for len in [SMALL + 1, LARGEST_IN_BLOCK + 1, LARGE - 1] {
+            let body = write(len);
+            assert_ne!(body.as_slice().as_ptr(), before.0, "{len}");
+            assert_eq!(kept(), before, "the thread keeps its buffer");
+        }
+        let body = write(KEPT / 2);
+        assert_eq!(body.as_slice().as_ptr(), before.0, "what fits goes uncopied");
+        let mut packing = Packing::new();
+        packing.buffer().reserve(2 * KEPT);
+        packing.finish();
+        assert!(kept().1 <= KEPT, "more is given back");
     }
 }

@@ -79,6 +79,10 @@ mod tests {
         drop(body);
         assert!(copy.iter().all(|byte| *byte == 7), "a part of it keeps it all");
         drop(copy);
+        let mut wide = Vec::with_capacity(LARGEST);
+        wide.extend_from_slice(&[7; LARGEST / 8]);
+        let memory = wide.as_ptr();
+        assert_ne!(super::body(wide).as_ptr(), memory, "what is too wide for it stays behind");
         let bodies: Vec<_> = (0..100).map(|_| super::body(vec![1; LARGEST])).collect();
         drop(bodies);
         let kept: usize = (0..200).map(|_| take()).map(|buffer| buffer.capacity()).sum();

@@ -1,5 +1,8 @@
 //! The way to one endpoint: connections that are dialled when needed and replaced when broken.
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
@@ -114,8 +117,9 @@ impl Channel {
             return Box::pin(self.exchange_over_new(at, call, deadline)).await;
         };
         match connection.exchange_at(call, now, deadline).await {
-            // Its server drained the connection, for being idle perhaps, before the call was sent.
-            Err(error) if error.execution() == Execution::NotSent && connection.is_draining() => {
+            // Its server drained the connection, for being idle perhaps, or another took its place, before
+            // the call was sent.
+            Err(error) if error.execution() == Execution::NotSent && connection.is_leaving() => {
                 Box::pin(self.exchange_over_new(at, call, deadline)).await
             }
             answer => answer,
@@ -142,7 +146,7 @@ impl Channel {
         let connection = self.counted_connection(at, deadline).await?;
         match connection.exchange(call, deadline).await {
             // A new one may be drained as well; once more, and not for ever.
-            Err(error) if error.execution() == Execution::NotSent && connection.is_draining() => {
+            Err(error) if error.execution() == Execution::NotSent && connection.is_leaving() => {
                 self.counted_connection(at, deadline).await?.exchange(call, deadline).await
             }
             answer => answer,

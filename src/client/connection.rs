@@ -196,7 +196,7 @@ impl Connection {
 
     /// Whether its server takes no more calls on it, or another connection has its place: what was not
     /// sent on it can be sent on that one.
-    pub(crate) fn is_draining(&self) -> bool {
+    pub(crate) fn is_leaving(&self) -> bool {
         let state = self.handle.shared.state.lock();
         matches!(state.phase, Phase::Draining) || state.replaced
     }

@@ -8,6 +8,7 @@ mod frame_reader;
 mod handshake;
 mod limits;
 mod outbox;
+mod read_buffer;
 mod reply;
 mod wire;
 

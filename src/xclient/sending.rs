@@ -207,10 +207,11 @@ impl<C: Borrow<Arc<Core>>, F: Form> Sending<C, F> {
     /// The first attempt failed.
     #[cold]
     fn failed(&mut self, first: First, error: Error) -> Stage {
-        // Its server drained the connection, for being idle perhaps, before the call was sent.
-        let was_drained = error.execution() == Execution::NotSent
-            && first.connection().is_some_and(Connection::is_draining);
-        let ended = if was_drained { Err(first.at) } else { Ok(error) };
+        // Its server drained the connection, for being idle perhaps, or another took its place, before
+        // the call was sent.
+        let was_left = error.execution() == Execution::NotSent
+            && first.connection().is_some_and(Connection::is_leaving);
+        let ended = if was_left { Err(first.at) } else { Ok(error) };
         self.go_on(first.route, ended)
     }
 
