@@ -2,13 +2,20 @@
 //!
 //! One write for all that are in flight would make client and server take turns: one waits while the
 //! other works. Batches of a quarter keep both at work; of much fewer than twenty calls, the
-//! writes cost a part of what that gains. Measured in `docs/PERFORMANCE.md`.
+//! writes cost a part of what that gains. Of very many calls a half is work enough for either side, and
+//! each wakes the other half as often. Measured in `docs/PERFORMANCE.md`.
+
+use crate::protocol::Outbox;
 
 /// The least and the most calls that make a batch large.
 const LEAST: usize = 20;
 const MOST: usize = 256;
-/// A batch with more bytes than this is large, however few calls they are.
-const LARGE: usize = 64 * 1024;
+/// From so many calls in flight on, a batch is half of them.
+const VERY_MANY: usize = 200;
+/// A batch of more bytes than this is large, however few calls they are: of those that were copied into
+/// it, and of all.
+const LARGE_COPIED: usize = 64 * 1024;
+const LARGE: usize = 256 * 1024;
 
 /// What has been appended since the last batch, and how many calls there are to append.
 #[derive(Debug, Default)]
@@ -20,17 +27,20 @@ pub(super) struct Batching {
 }
 
 impl Batching {
-    /// A call was appended. Whether the batch is large now, with so many calls in flight and bytes that
-    /// wait.
-    pub(super) fn appended(&mut self, in_flight: usize, bytes: usize) -> bool {
+    /// A call was appended to what waits in `outbox`. Whether the batch is large now, with so many calls
+    /// in flight.
+    pub(super) fn appended(&mut self, in_flight: usize, outbox: &Outbox) -> bool {
         self.appended += 1;
         self.crowd = self.crowd.max(in_flight);
-        self.is_large(bytes)
+        self.is_large(outbox)
     }
 
-    /// Whether the batch is large, with so many bytes that wait.
-    pub(super) fn is_large(&self, bytes: usize) -> bool {
-        self.appended >= (self.crowd / 4).clamp(LEAST, MOST) || bytes >= LARGE
+    /// Whether the batch is large.
+    pub(super) fn is_large(&self, outbox: &Outbox) -> bool {
+        let part = if self.crowd < VERY_MANY { 4 } else { 2 };
+        self.appended >= (self.crowd / part).clamp(LEAST, MOST)
+            || outbox.copied() >= LARGE_COPIED
+            || outbox.len() >= LARGE
     }
 
     /// How many calls were appended since the writer last took the outbox.
@@ -51,22 +61,39 @@ mod tests {
 
     /// How many calls make a batch large while so many are in flight.
     fn large(batching: &mut Batching, in_flight: usize) -> usize {
+        let none = Outbox::default();
         batching.taken();
-        (1..).find(|_| batching.appended(in_flight, 0)).unwrap_or_default()
+        (1..).find(|_| batching.appended(in_flight, &none)).unwrap_or_default()
     }
 
     #[test]
-    fn a_quarter_of_those_in_flight_is_a_large_batch() {
-        for (in_flight, expected) in [(1, 20), (64, 20), (100, 25), (512, 128), (5000, 256)] {
+    fn a_quarter_of_those_in_flight_is_a_large_batch_and_of_very_many_a_half() {
+        let expected =
+            [(1, 20), (64, 20), (100, 25), (199, 49), (200, 100), (400, 200), (5000, 256)];
+        for (in_flight, expected) in expected {
             assert_eq!(large(&mut Batching::default(), in_flight), expected, "{in_flight}");
         }
-        assert!(Batching::default().appended(1, LARGE), "few calls of many bytes");
+    }
+
+    #[test]
+    fn few_calls_of_many_bytes_are_a_large_batch() {
+        let is_large = |outbox: &Outbox| Batching::default().appended(1, outbox);
+        let mut copied = Outbox::default();
+        copied.append(|out| out.resize(LARGE_COPIED - 1, 0));
+        assert!(!is_large(&copied));
+        copied.append(|out| out.push(0));
+        assert!(is_large(&copied));
+        let mut beside = Outbox::default();
+        beside.append_before(&vec![0; LARGE - 2].into(), |out| out.push(0));
+        assert!(!is_large(&beside));
+        beside.append(|out| out.push(0));
+        assert!(is_large(&beside));
     }
 
     #[test]
     fn a_crowd_is_remembered_for_some_batches() {
         let mut batching = Batching::default();
-        assert_eq!(large(&mut batching, 800), 200);
+        assert_eq!(large(&mut batching, 400), 200);
         assert_eq!(large(&mut batching, 10), 175);
         for _ in 0..40 {
             large(&mut batching, 10);

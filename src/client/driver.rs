@@ -102,7 +102,7 @@ async fn let_others_append(shared: &Shared) {
         .await;
         let state = shared.state.lock();
         let appended = state.batching.count();
-        if appended == before || state.batching.is_large(state.outbox.len()) {
+        if appended == before || state.batching.is_large(&state.outbox) {
             return;
         }
         before = appended;

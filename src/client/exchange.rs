@@ -219,8 +219,8 @@ impl Flight {
         self.stage = Stage::Sent(id);
         let next = state.next_in_line();
         let mut writer = state.writer.take();
-        let (in_flight, bytes) = (state.calls.len(), state.outbox.len());
-        let is_large = state.batching.appended(in_flight, bytes);
+        let State { batching, calls, outbox, .. } = &mut *state;
+        let is_large = batching.appended(calls.len(), outbox);
         if writer.is_none() && is_large {
             writer = state.impatient.take();
         }

@@ -71,6 +71,11 @@ impl Outbox {
         self.bytes.len() + self.beside
     }
 
+    /// How many of the bytes that wait were copied here.
+    pub fn copied(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Hands all that waits to the writer, whose last batch must be written.
     pub fn take(&mut self, batch: &mut Batch) {
         self.start = self.end();

@@ -23,12 +23,15 @@ use crate::protocol::{
 /// A handler that computes for longer than this when polled in place, twice, gets a task of its own
 /// from then on.
 const SLOW: Duration = Duration::from_micros(200);
-/// How many of one read's replies, or bytes of them, are gathered before they are written: their
-/// client can work on them meanwhile. Those of half of a read, but no fewer than the least: a write
-/// costs as much as some of them. Measured in `docs/PERFORMANCE.md`.
-const LEAST: u32 = 20;
+/// How many of one read's replies are gathered before they are written: their client can work on them
+/// meanwhile. Those of half of a read, but no fewer than the least: a write costs as much as some of them.
+/// The least is less than what its client waits for before it writes: so the client has work again while
+/// the rest of its batch is answered. Measured in `docs/PERFORMANCE.md`.
+const LEAST: u32 = 16;
 const MOST: u32 = 256;
+/// So many bytes of replies are written, however few those are: of those gathered here, and of all.
 const GATHERED: usize = 64 * 1024;
+const LARGE: usize = 256 * 1024;
 
 /// What takes a connection's calls in.
 pub(super) struct Intake {
@@ -53,7 +56,8 @@ impl Intake {
     pub(super) fn is_full(&self, is_taken: bool) -> bool {
         self.answered >= MOST
             || (self.answered >= LEAST && is_taken)
-            || self.replies.len() + self.large > GATHERED
+            || self.replies.len() > GATHERED
+            || self.replies.len() + self.large > LARGE
     }
 
     /// Answers a ping.
