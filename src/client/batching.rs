@@ -12,10 +12,11 @@ const LEAST: usize = 20;
 const MOST: usize = 256;
 /// From so many calls in flight on, a batch is half of them.
 const VERY_MANY: usize = 200;
-/// A batch of more bytes than this is large, however few calls they are: of those that were copied into
-/// it, and of all.
-const LARGE_COPIED: usize = 64 * 1024;
-const LARGE: usize = 256 * 1024;
+/// A batch with so many bytes that were copied into it is large, however few calls they are.
+const COPIED: usize = 64 * 1024;
+/// So is one with a quarter of the bytes in flight, from the least to the most.
+const LEAST_BYTES: usize = 64 * 1024;
+const MOST_BYTES: usize = 512 * 1024;
 
 /// What has been appended since the last batch, and how many calls there are to append.
 #[derive(Debug, Default)]
@@ -24,14 +25,17 @@ pub(super) struct Batching {
     appended: usize,
     /// The most calls in flight of late: while replies come in, fewer are.
     crowd: usize,
+    /// The most bytes in flight of late.
+    bytes: usize,
 }
 
 impl Batching {
     /// A call was appended to what waits in `outbox`. Whether the batch is large now, with so many calls
-    /// in flight.
-    pub(super) fn appended(&mut self, in_flight: usize, outbox: &Outbox) -> bool {
+    /// and bytes of bodies in flight.
+    pub(super) fn appended(&mut self, calls: usize, bytes: usize, outbox: &Outbox) -> bool {
         self.appended += 1;
-        self.crowd = self.crowd.max(in_flight);
+        self.crowd = self.crowd.max(calls);
+        self.bytes = self.bytes.max(bytes);
         self.is_large(outbox)
     }
 
@@ -39,8 +43,8 @@ impl Batching {
     pub(super) fn is_large(&self, outbox: &Outbox) -> bool {
         let part = if self.crowd < VERY_MANY { 4 } else { 2 };
         self.appended >= (self.crowd / part).clamp(LEAST, MOST)
-            || outbox.copied() >= LARGE_COPIED
-            || outbox.len() >= LARGE
+            || outbox.copied() >= COPIED
+            || outbox.len() >= (self.bytes / 4).clamp(LEAST_BYTES, MOST_BYTES)
     }
 
     /// How many calls were appended since the writer last took the outbox.
@@ -52,6 +56,7 @@ impl Batching {
     pub(super) fn taken(&mut self) {
         self.appended = 0;
         self.crowd -= self.crowd / 8;
+        self.bytes -= self.bytes / 8;
     }
 }
 
@@ -63,7 +68,7 @@ mod tests {
     fn large(batching: &mut Batching, in_flight: usize) -> usize {
         let none = Outbox::default();
         batching.taken();
-        (1..).find(|_| batching.appended(in_flight, &none)).unwrap_or_default()
+        (1..).find(|_| batching.appended(in_flight, 0, &none)).unwrap_or_default()
     }
 
     #[test]
@@ -77,17 +82,22 @@ mod tests {
 
     #[test]
     fn few_calls_of_many_bytes_are_a_large_batch() {
-        let is_large = |outbox: &Outbox| Batching::default().appended(1, outbox);
+        let is_large = |bytes, outbox: &Outbox| Batching::default().appended(1, bytes, outbox);
         let mut copied = Outbox::default();
-        copied.append(|out| out.resize(LARGE_COPIED - 1, 0));
-        assert!(!is_large(&copied));
+        copied.append(|out| out.resize(COPIED - 1, 0));
+        assert!(!is_large(usize::MAX, &copied));
         copied.append(|out| out.push(0));
-        assert!(is_large(&copied));
-        let mut beside = Outbox::default();
-        beside.append_before(&vec![0; LARGE - 2].into(), |out| out.push(0));
-        assert!(!is_large(&beside));
-        beside.append(|out| out.push(0));
-        assert!(is_large(&beside));
+        assert!(is_large(usize::MAX, &copied));
+        let (few, many) = (LEAST_BYTES, MOST_BYTES);
+        for (in_flight, expected) in
+            [(0, few), (8 * few, 2 * few), (4 * many, many), (99 * many, many)]
+        {
+            let mut beside = Outbox::default();
+            beside.append_before(&vec![0; expected - 2].into(), |out| out.push(0));
+            assert!(!is_large(in_flight, &beside), "{in_flight}");
+            beside.append(|out| out.push(0));
+            assert!(is_large(in_flight, &beside), "{in_flight}");
+        }
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Flight {
         let next = state.next_in_line();
         let mut writer = state.writer.take();
         let State { batching, calls, outbox, .. } = &mut *state;
-        let is_large = batching.appended(calls.len(), outbox);
+        let is_large = batching.appended(calls.len(), calls.bytes(), outbox);
         if writer.is_none() && is_large {
             writer = state.impatient.take();
         }
