@@ -31,7 +31,7 @@ const LEAST: u32 = 16;
 const MOST: u32 = 256;
 /// So many bytes of replies are written, however few those are: of those gathered here, and of all.
 const GATHERED: usize = 64 * 1024;
-const LARGE: usize = 256 * 1024;
+const LARGE: usize = 512 * 1024;
 
 /// What takes a connection's calls in.
 pub(super) struct Intake {
