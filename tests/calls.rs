@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole file is tests")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use srpc::backend::static_list::StaticList;
@@ -298,4 +299,85 @@ async fn closing_ends_what_is_in_flight() {
     assert_eq!(error.execution(), Execution::MaybeExecuted, "{error}");
     let error = client.call::<_, f64>("Foo.Sleep", &5.0).await.unwrap_err();
     assert_eq!(error.execution(), Execution::NotSent, "{error}");
+}
+
+/// A server on a thread of its own, for handlers that hold it up, and a client of it.
+struct Apart {
+    client: XClient,
+    stop: oneshot::Sender<()>,
+    server: thread::JoinHandle<std::io::Result<()>>,
+}
+
+impl Apart {
+    async fn of<S: Send + Sync + 'static>(foo: Service<S>) -> Self {
+        let network = Memory::new();
+        let listener = network.bind(&Address::to_bind("tcp@a:0").unwrap()).await.unwrap();
+        let list = StaticList::new([Instance::at(listener.address().clone())]);
+        let client = XClient::builder("Foo", list).transport(Arc::new(network)).build().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let foo = foo.method("Ready", async |(): ()| Ok::<_, Status>(())).method(
+            "Busy",
+            async |(): ()| {
+                // Longer than replies wait, by far.
+                thread::sleep(Duration::from_millis(20));
+                Ok::<_, Status>(())
+            },
+        );
+        let server = thread::spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(Server::new().service(foo).serve(listener, async {
+                stopped.await.ok();
+            }))
+        });
+        // Connected: what is called now at once is written at once, and read at once.
+        client.call::<_, ()>("Foo.Ready", &()).await.unwrap();
+        Self { client, stop, server }
+    }
+
+    async fn end(self) {
+        self.client.close().await;
+        self.stop.send(()).unwrap();
+        self.server.join().unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reply_does_not_wait_long_for_the_calls_that_were_read_with_it() {
+    let (release, released) = mpsc::channel::<()>();
+    let foo = Service::with_state("Foo", Mutex::new(released)).method(
+        "Stuck",
+        async |released: State<Mutex<mpsc::Receiver<()>>>, (): ()| {
+            let released = released.lock().unwrap();
+            Ok::<_, Status>(released.recv_timeout(Duration::from_secs(4)).is_ok())
+        },
+    );
+    let scene = Apart::of(foo).await;
+    let busy = async {
+        scene.client.call::<_, ()>("Foo.Busy", &()).await.unwrap();
+        release.send(()).unwrap();
+    };
+    let ((), released) = tokio::join!(busy, scene.client.call::<_, bool>("Foo.Stuck", &()));
+    assert!(released.unwrap(), "the reply came after the call that was read with it");
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_call_whose_time_went_by_behind_one_that_was_read_with_it_is_not_started() {
+    let started = Arc::new(AtomicUsize::new(0));
+    let foo = Service::with_state("Foo", Arc::clone(&started)).method(
+        "Count",
+        async |started: State<AtomicUsize>, (): ()| {
+            started.fetch_add(1, SeqCst);
+            Ok::<_, Status>(())
+        },
+    );
+    let scene = Apart::of(foo).await;
+    let count = Call::new("Foo.Count").args(&()).unwrap().timeout(Duration::from_millis(5));
+    let (busy, count) =
+        tokio::join!(scene.client.call::<_, ()>("Foo.Busy", &()), scene.client.send(count));
+    busy.unwrap();
+    assert_eq!(count.unwrap_err().kind(), Kind::DeadlineExceeded);
+    scene.client.call::<_, ()>("Foo.Ready", &()).await.unwrap();
+    assert_eq!(started.load(SeqCst), 0);
+    scene.end().await;
 }

@@ -29,17 +29,20 @@ const SLOW: Duration = Duration::from_micros(200);
 /// the rest of its batch is answered. Measured in `docs/PERFORMANCE.md`.
 const LEAST: u32 = 16;
 const MOST: u32 = 256;
-/// So many bytes of replies are written, however few those are: of those gathered here, and of all.
+/// So many bytes of small replies, which are copied together, are written however few those are.
 const GATHERED: usize = 64 * 1024;
-const LARGE: usize = 512 * 1024;
+/// So are so many bytes of replies in all.
+const MOST_BYTES: usize = 512 * 1024;
+/// How long a reply waits at most for the calls that were read with it, but for the one whose handler runs.
+pub(super) const PATIENCE: Duration = Duration::from_micros(500);
 
 /// What takes a connection's calls in.
 pub(super) struct Intake {
     methods: Methods,
     /// The replies that this read gave at once; written together.
     replies: Vec<u8>,
-    /// The bytes of those that are in the outbox already.
-    large: usize,
+    /// The bytes of those that are in the outbox already, with a large one.
+    handed: usize,
     /// How many they are.
     answered: u32,
     max_reply: usize,
@@ -48,7 +51,7 @@ pub(super) struct Intake {
 impl Intake {
     /// Takes calls of a client that takes replies of at most so many bytes.
     pub(super) fn new(max_reply: usize) -> Self {
-        Self { methods: Methods::default(), replies: Vec::new(), large: 0, answered: 0, max_reply }
+        Self { methods: Methods::default(), replies: Vec::new(), handed: 0, answered: 0, max_reply }
     }
 
     /// Whether the replies that were gathered are worth to be written; few are only once half of a read
@@ -57,7 +60,7 @@ impl Intake {
         self.answered >= MOST
             || (self.answered >= LEAST && is_taken)
             || self.replies.len() > GATHERED
-            || self.replies.len() + self.large > LARGE
+            || self.replies.len() + self.handed > MOST_BYTES
     }
 
     /// Answers a ping.
@@ -169,7 +172,7 @@ impl Intake {
 
     /// Gives the replies that this read gave at once to the writer.
     pub(super) fn hand_over(&mut self, state: &mut State) {
-        (self.large, self.answered) = (0, 0);
+        (self.handed, self.answered) = (0, 0);
         if self.replies.is_empty() {
             return;
         }
@@ -190,11 +193,11 @@ impl Intake {
             let mut state = session.state.lock();
             // What was answered before comes first, though nothing depends on it. It still counts: nothing
             // of it is written yet.
-            let (bytes, answered) = (self.large + self.replies.len(), self.answered);
+            let (bytes, answered) = (self.handed + self.replies.len(), self.answered);
             self.hand_over(&mut state);
             let before = state.outbox.len();
             send_reply(&mut state.outbox, id, outcome, load, self.max_reply);
-            (self.large, self.answered) = (bytes + state.outbox.len() - before, answered);
+            (self.handed, self.answered) = (bytes + state.outbox.len() - before, answered);
             return;
         }
         put_reply(&mut self.replies, id, outcome, load, self.max_reply);

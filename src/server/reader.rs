@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::io::ReadHalf;
 use tokio::time::Instant;
 
-use super::intake::Intake;
+use super::intake::{Intake, PATIENCE};
 use super::session::{End, Session};
 use crate::call::after;
 use crate::protocol::{Cut, FrameReader, FrameType, WireError};
@@ -17,11 +17,14 @@ pub(super) struct Reader {
     intake: Intake,
     /// What is left when half of what the last read brought is taken in; 0 once that is so.
     half: usize,
+    /// When what is taken in was read: the time of its calls counts from then on, also if their turn comes
+    /// after a pause.
+    came: Option<Instant>,
 }
 
 impl Reader {
     pub(super) fn new(frames: FrameReader, intake: Intake) -> Self {
-        Self { frames, intake, half: 0 }
+        Self { frames, intake, half: 0, came: None }
     }
 
     pub(super) async fn run(&mut self, session: &Arc<Session>, from: &mut ReadHalf<Stream>) -> End {
@@ -69,6 +72,7 @@ impl Reader {
                 Ok(bytes) => {
                     self.frames.was_read(bytes);
                     self.half = self.frames.uncut() / 2;
+                    self.came = None;
                 }
             }
         }
@@ -77,13 +81,14 @@ impl Reader {
     /// Takes what was read, frame by frame; true: there may be more, but the replies so far are worth
     /// to be written.
     fn take_in(&mut self, session: &Arc<Session>) -> Result<bool, WireError> {
-        let now = Instant::now();
-        let mut since = now;
-        let Self { frames, intake, half } = self;
+        let mut since = Instant::now();
+        let write_by = after(since, PATIENCE);
+        let Self { frames, intake, half, came } = self;
+        let came = *came.get_or_insert(since);
         while let Some(frame) = frames.cut()? {
             match frame {
                 Cut::Whole(header, payload) => match header.frame {
-                    FrameType::Call => intake.take(session, header, payload, now, &mut since)?,
+                    FrameType::Call => intake.take(session, header, payload, came, &mut since)?,
                     FrameType::Cancel => session.state.lock().running.cancel(header.id),
                     FrameType::Ping => intake.pong(payload.as_slice()),
                     FrameType::Pong | FrameType::Void | FrameType::ConnectionError => {}
@@ -97,8 +102,11 @@ impl Reader {
                 Cut::Oversized(header) => return Err(WireError::Side(header.frame as u8)),
             }
             let uncut = frames.uncut();
-            if uncut > 0 && intake.is_full(*half > 0 && uncut <= *half) {
-                *half = 0;
+            let is_taken = *half > 0 && uncut <= *half;
+            if uncut > 0 && (intake.is_full(is_taken) || since >= write_by) {
+                if is_taken {
+                    *half = 0;
+                }
                 return Ok(true);
             }
         }
