@@ -59,6 +59,8 @@ impl Reader {
                 Ok(more) if more || full => {
                     if full {
                         session.room().await;
+                        // That its client did not read is not load, and would look like it.
+                        self.came = None;
                     }
                     if more {
                         session.pause().await;
