@@ -352,8 +352,75 @@ fn broken(error: hyper::Error) -> ExchangeError {
         let hint = "a registry that speaks TLS is named by https://";
         return ExchangeError::Nonsense(format!("the answer is no HTTP: {error}; {hint}"));
     }
-    // hyper's own text leaves out what the transport says, such as that a certificate is refused.
-    let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    // hyper's own text leaves out what the transport says, such as that a certificate is refused. Of a
+    // request that was not begun it says that it was cancelled, because of an error of its own.
+    let mut why: &(dyn Error + 'static) = &error;
+    while let Some(cause) = why.downcast_ref::<hyper::Error>().and_then(Error::source) {
+        why = cause;
+    }
     let message = format!("the connection broke: {why}");
     ExchangeError::Unavailable { message, source: Some(error.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::task::Context;
+
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::*;
+    use crate::transport::Peer;
+
+    /// A connection that takes what is written and, when it is read for the `fails`-th time, says why it
+    /// goes on no longer.
+    struct Refused {
+        fails: u32,
+    }
+
+    impl AsyncRead for Refused {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            self.fails -= 1;
+            if self.fails == 0 {
+                return Poll::Ready(Err(io::Error::other("no certificate")));
+            }
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Refused {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Before the request was given to the connection, between that and its start, and after it.
+    #[tokio::test]
+    async fn a_connection_says_why_it_broke_whenever_it_did() {
+        for fails in 1..=4 {
+            let stream = Stream::new(Refused { fails }, Peer::new("test"));
+            let mut connection = Connection::open(stream).await.unwrap();
+            let request = Request::new(Full::default());
+            let error = connection.exchange(request).await.map(|_| ()).unwrap_err();
+            let ExchangeError::Unavailable { message, .. } = error else { panic!("{error:?}") };
+            assert_eq!(message, "the connection broke: no certificate", "{fails}");
+        }
+    }
 }
