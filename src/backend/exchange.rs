@@ -367,13 +367,12 @@ mod tests {
     use std::io;
     use std::task::Context;
 
-    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+    use tokio::io::{AsyncRead, ReadBuf, join, sink};
 
     use super::*;
     use crate::transport::Peer;
 
-    /// A connection that takes what is written and, when it is read for the `fails`-th time, says why it
-    /// goes on no longer.
+    /// What is read of a connection that, at the `fails`-th time, says why it goes on no longer.
     struct Refused {
         fails: u32,
     }
@@ -393,29 +392,11 @@ mod tests {
         }
     }
 
-    impl AsyncWrite for Refused {
-        fn poll_write(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-            bytes: &[u8],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Ready(Ok(bytes.len()))
-        }
-
-        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-
-        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Poll::Ready(Ok(()))
-        }
-    }
-
     /// Before the request was given to the connection, between that and its start, and after it.
     #[tokio::test]
     async fn a_connection_says_why_it_broke_whenever_it_did() {
         for fails in 1..=4 {
-            let stream = Stream::new(Refused { fails }, Peer::new("test"));
+            let stream = Stream::new(join(Refused { fails }, sink()), Peer::new("test"));
             let mut connection = Connection::open(stream).await.unwrap();
             let request = Request::new(Full::default());
             let error = connection.exchange(request).await.map(|_| ()).unwrap_err();

@@ -33,8 +33,6 @@ const MOST: u32 = 256;
 const GATHERED: usize = 64 * 1024;
 /// So are so many bytes of replies in all.
 const MOST_BYTES: usize = 512 * 1024;
-/// How long a reply waits at most for the calls that were read with it, but for the one whose handler runs.
-pub(super) const PATIENCE: Duration = Duration::from_micros(500);
 
 /// What takes a connection's calls in.
 pub(super) struct Intake {
@@ -43,7 +41,7 @@ pub(super) struct Intake {
     replies: Vec<u8>,
     /// The bytes of those that are in the outbox already, with a large one.
     handed: usize,
-    /// How many they are.
+    /// How many replies that makes, here and there.
     answered: u32,
     max_reply: usize,
 }

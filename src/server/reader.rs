@@ -1,15 +1,19 @@
 //! The loop that reads a connection's frames.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::ReadHalf;
 use tokio::time::Instant;
 
-use super::intake::{Intake, PATIENCE};
+use super::intake::Intake;
 use super::session::{End, Session};
 use crate::call::after;
 use crate::protocol::{Cut, FrameReader, FrameType, WireError};
 use crate::transport::{Stream, read_some};
+
+/// How long a reply waits at most for the calls that were read with it, but for the one whose handler runs.
+const PATIENCE: Duration = Duration::from_micros(500);
 
 /// The loop that takes calls in.
 pub(super) struct Reader {
