@@ -1,6 +1,7 @@
 //! One running server of a service, as it registers itself and as clients see it.
 
 mod address;
+mod precedence;
 mod service_name;
 
 use std::collections::BTreeMap;

@@ -19,8 +19,10 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
 ///
 /// # Contract
 /// - `register` is an idempotent upsert by (service, id, epoch): the same epoch again is a renewal,
-///   a higher one replaces, a lower one fails with [`RegistryErrorKind::StaleEpoch`]. Within a
-///   service an address has one holder: the newer registration replaces the older.
+///   a higher one replaces, a lower one fails with [`RegistryErrorKind::StaleEpoch`].
+/// - Within a service an address has one holder. A registration replaces another one's at its address
+///   if [`Instance::takes_address_from`] says so, and fails with [`RegistryErrorKind::Superseded`] if
+///   not: an older process, or one that drains, never takes an address from the one that serves there.
 /// - Once `register` returns, a `resolve` of the same backend sees the instance within the
 ///   granularity that the backend states.
 /// - A registration that is not renewed vanishes after its TTL, never before it.
@@ -163,6 +165,7 @@ pub struct RegistryError {
     kind: RegistryErrorKind,
     message: String,
     retry_after: Option<Duration>,
+    holder: Option<InstanceId>,
     #[source]
     source: Option<BoxError>,
 }
@@ -178,6 +181,13 @@ pub enum RegistryErrorKind {
     #[error("stale epoch")]
     StaleEpoch {
         /// The epoch that the registry holds.
+        held: u64,
+    },
+    /// Another instance of the service holds the address, and keeps it:
+    /// [`RegistryError::holder`] names it.
+    #[error("superseded")]
+    Superseded {
+        /// The epoch of the instance that holds the address.
         held: u64,
     },
     /// The registration breaks a rule of the registry.
@@ -197,12 +207,26 @@ pub enum RegistryErrorKind {
 impl RegistryError {
     /// An error of this kind, with the reason in words.
     pub fn new(kind: RegistryErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), retry_after: None, source: None }
+        Self { kind, message: message.into(), retry_after: None, holder: None, source: None }
     }
 
     /// An error worth repeating.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(RegistryErrorKind::Unavailable, message)
+    }
+
+    /// The refusal of a registration whose address this other instance keeps.
+    pub fn superseded(holder: &Instance) -> Self {
+        let Instance { id, epoch, address, health, .. } = holder;
+        let message = format!("{address} is held by {id}, {health}, with epoch {epoch}");
+        Self::new(RegistryErrorKind::Superseded { held: *epoch }, message).held_by(id.clone())
+    }
+
+    /// Adds the instance that holds what was asked for.
+    #[must_use]
+    pub fn held_by(mut self, holder: InstanceId) -> Self {
+        self.holder = Some(holder);
+        self
     }
 
     /// Adds what caused it.
@@ -227,6 +251,11 @@ impl RegistryError {
     /// The reason in words.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// The instance that holds what was asked for; `None`: nobody does, or the registry does not say.
+    pub fn holder(&self) -> Option<&InstanceId> {
+        self.holder.as_ref()
     }
 
     /// How long the registry asks to be left alone; `None`: it does not say.

@@ -35,6 +35,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// ends, with a warning. Only if it is the first one of this process, whose clock may have gone
 /// back, does it take the other's epoch plus one, once.
 ///
+/// A registration whose address another instance of the service keeps, as
+/// [`Instance::takes_address_from`] says, is superseded as well. If this process never held the address,
+/// it takes the holder's epoch plus one, once. Otherwise it warns once and asks again once a TTL, so that
+/// it is back when the other's lease has ended; one that drains ends.
+///
 /// The task starts with the first registration. Dropping the last clone ends it without
 /// deregistering anything: the leases run out. [`close`](Self::close) deregisters.
 #[derive(Clone)]
@@ -62,7 +67,7 @@ impl Registrar {
     ///
     /// # Errors
     /// `Invalid`, also after [`close`](Self::close), and `StaleEpoch`: the registry refuses it, and
-    /// it is not kept. Any other kind, such as `Unavailable`, `Full` or `NotAllowed`: it is tried on
+    /// it is not kept. Any other kind, `Superseded` among them, such as `Unavailable`, `Full` or `NotAllowed`: it is tried on
     /// all the same, since the registry may answer, have room or know the token later.
     ///
     /// # Cancellation
@@ -163,7 +168,7 @@ pub struct RegistrarStats {
     pub errors: u64,
     /// The last of these failures, in words.
     pub last_error: Option<String>,
-    /// How many registrations ended because another process has registered the same id.
+    /// How often another process had registered the same id, or held the address.
     pub superseded: u64,
 }
 

@@ -4,7 +4,7 @@ use std::slice;
 
 use super::scene::{Scene, instance};
 use super::{Capability, Harness, Outcome};
-use crate::instance::Instance;
+use crate::instance::{Health, Instance};
 use crate::registry::{Held, Registration, RegistryErrorKind, Renewal};
 
 /// Of one id, an equal epoch renews, a higher one replaces, a lower one is `StaleEpoch`.
@@ -80,6 +80,55 @@ pub async fn address_has_one_holder(harness: &dyn Harness) -> Outcome {
     }
     scene.eventually(promise, scene.granularity(), alone).await;
     scene.keep(&held).await?;
+    scene.clear().await;
+    Ok(())
+}
+
+/// An instance keeps its address from an older one, and from one that is draining or unready: these are
+/// `Superseded`, and cannot take the holder back. One that is up takes it from one that is not.
+pub async fn newer_holder_keeps_its_address(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("newer_holder_keeps_its_address", harness);
+    scene.needs(Capability::Epochs)?;
+    scene.needs(Capability::FullState)?;
+    let at = |id: &str, epoch| Instance::new(id, instance(0).address).epoch(epoch);
+    let displaced = scene.register(&at("old", 5), scene.ttl()).await?;
+    let holder = scene.register(&at("new", 7), scene.ttl()).await?;
+    let promise = "the newer registration keeps its address";
+    let alone =
+        |id: &'static str| move |seen: &[Instance]| seen.len() == 1 && seen[0].id.as_str() == id;
+    for challenger in [
+        at("old", 6),
+        at("old", 6).health(Health::Draining),
+        at("old", 8).health(Health::Draining),
+        at("third", 9).health(Health::Unready),
+    ] {
+        let registration = Registration::new(scene.service().clone(), challenger).ttl(scene.ttl());
+        match scene.try_register(&registration).await? {
+            Err(error)
+                if error.kind() == (RegistryErrorKind::Superseded { held: 7 })
+                    && error.holder() == Some(&holder.registration.instance.id) => {}
+            other => scene.fails(format_args!(
+                "{:?} is Superseded, which names the holder and its epoch, 7: {other:?}",
+                registration.instance,
+            )),
+        }
+        scene.eventually(promise, scene.granularity(), alone("new")).await;
+    }
+    if scene.has(Capability::Deregister) {
+        scene.deregister(slice::from_ref(&displaced)).await?;
+        scene.eventually(promise, scene.granularity(), alone("new")).await;
+    }
+    scene.keep(&holder).await?;
+
+    // An equal epoch, as is written by hand: the last one has it.
+    scene.register(&at("equal", 7).health(Health::Up), scene.ttl()).await?;
+    let promise = "of equal epochs the registration that came last holds the address";
+    scene.eventually(promise, scene.granularity(), alone("equal")).await;
+    // And whoever drains gives way to a newer one that is up.
+    scene.register(&at("equal", 8).health(Health::Draining), scene.ttl()).await?;
+    scene.register(&at("newest", 9), scene.ttl()).await?;
+    let promise = "an instance that is up replaces one that drains";
+    scene.eventually(promise, scene.granularity(), alone("newest")).await;
     scene.clear().await;
     Ok(())
 }

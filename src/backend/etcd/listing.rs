@@ -142,22 +142,23 @@ pub(super) fn instance(prefix: &str, kv: &KeyValue) -> Option<Instance> {
         .ok()
 }
 
-/// Of an address that two keys name the one that was put later has it: those who write with `etcdctl`
-/// do not look.
+/// Of an address that two keys name the one that takes precedence has it, and of equal ones the one that was
+/// put later: those who write with `etcdctl` do not look.
 fn instances(prefix: &str, kvs: &[KeyValue]) -> (Vec<Instance>, usize) {
-    let mut holders: HashMap<Address, (Int, Instance)> = HashMap::new();
+    let mut holders: HashMap<Address, (((bool, u64), Int), Instance)> = HashMap::new();
     let mut skipped = 0;
     for kv in kvs {
         let Some(instance) = instance(prefix, kv) else {
             skipped += 1;
             continue;
         };
+        let rank = (instance.precedence(), kv.mod_revision);
         match holders.entry(instance.address.clone()) {
             Entry::Vacant(vacant) => {
-                vacant.insert((kv.mod_revision, instance));
+                vacant.insert((rank, instance));
             }
-            Entry::Occupied(mut held) if held.get().0 < kv.mod_revision => {
-                held.insert((kv.mod_revision, instance));
+            Entry::Occupied(mut held) if held.get().0 < rank => {
+                held.insert((rank, instance));
             }
             Entry::Occupied(_) => {}
         }
@@ -182,6 +183,7 @@ mod tests {
             kv("/srpc/Foo/c", "tcp@h:1", 7),
             kv("/srpc/Foo/d", "tcp@h:2", 1),
             kv("/srpc/Foo/e", "nonsense", 8),
+            kv("/srpc/Foo/f", r#"{"address":"tcp@h:2","epoch":9,"health":"draining"}"#, 20),
         ];
         let (mut instances, skipped) = instances("/srpc/Foo/", &kvs);
         instances.sort_by(|a, b| a.id.cmp(&b.id));

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::leases::Member;
 use crate::backend::join::all;
 use crate::backend::value;
-use crate::instance::{Health, InstanceId, ServiceName};
+use crate::instance::{Health, Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
 /// How often a registration is tried that others change at the same time, or whose lease has gone.
@@ -31,7 +31,7 @@ pub(super) async fn register(
     inner: &Inner,
     registration: &Registration,
 ) -> Result<Lease, RegistryError> {
-    let member = member(inner, registration);
+    let (instance, member) = (&registration.instance, member(inner, registration));
     let mut known = Known::default();
     let mut granted = None;
     for _ in 0..TRIES {
@@ -68,7 +68,13 @@ pub(super) async fn register(
             inner.leases.unused(&inner.gateway, lease.id).await;
             return Err(stale);
         }
-        known.replaced = replaced(inner, registration, &known).await?;
+        known.replaced = match replaced(inner, registration, &known).await? {
+            Some(holder) if !instance.takes_address_from(&holder.instance) => {
+                inner.leases.unused(&inner.gateway, lease.id).await;
+                return Err(RegistryError::superseded(&holder.instance));
+            }
+            holder => holder.map(|holder| (holder.key, holder.revision)),
+        };
     }
     if let Some(lease) = granted {
         inner.leases.unused(&inner.gateway, lease.id).await;
@@ -123,12 +129,19 @@ fn check_epoch(kv: Option<&KeyValue>, registration: &Registration) -> Result<(),
     }
 }
 
-/// The key of the other instance that is at this address, if it still is.
+/// Another instance at the address of a registration, as it is stored.
+struct Holder {
+    key: String,
+    revision: Int,
+    instance: Instance,
+}
+
+/// The other instance that is at this address, if it still is.
 async fn replaced(
     inner: &Inner,
     registration: &Registration,
     known: &Known,
-) -> Result<Option<(String, Int)>, Failure> {
+) -> Result<Option<Holder>, Failure> {
     let Registration { service, instance, .. } = registration;
     let Some(holder) = &known.address else { return Ok(None) };
     let id = InstanceId::from(String::from_utf8_lossy(&holder.value.0).into_owned());
@@ -141,8 +154,9 @@ async fn replaced(
     let Some(kv) = found.found().into_iter().next().flatten() else { return Ok(None) };
     // It may have moved on, and not have told.
     let stays = value::decode(id.as_str(), &kv.value.0)
-        .is_ok_and(|other| other.address == instance.address);
-    Ok(stays.then_some((key, kv.mod_revision)))
+        .ok()
+        .filter(|other| other.address == instance.address);
+    Ok(stays.map(|instance| Holder { key, revision: kv.mod_revision, instance }))
 }
 
 pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {

@@ -26,6 +26,7 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
 pub(super) const UNKNOWN_LEASE: &str = "urn:srpc:unknown-lease";
 pub(super) const STALE_EPOCH: &str = "urn:srpc:stale-epoch";
+pub(super) const SUPERSEDED: &str = "urn:srpc:superseded";
 pub(super) const NOT_ALLOWED: &str = "urn:srpc:not-allowed";
 pub(super) const FULL: &str = "urn:srpc:full";
 pub(super) const UNKNOWN_INSTANCE: &str = "urn:srpc:unknown-instance";
@@ -93,6 +94,8 @@ pub(super) enum Outcome {
         detail: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         held_epoch: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        held_by: Option<InstanceId>,
     },
 }
 
@@ -181,9 +184,13 @@ pub(super) struct Problem {
     pub(super) status: u16,
     #[serde(default)]
     pub(super) detail: String,
-    /// The epoch that the registry holds, where the type is `urn:srpc:stale-epoch`.
+    /// The epoch that the registry holds, where the type is `urn:srpc:stale-epoch` or
+    /// `urn:srpc:superseded`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) held_epoch: Option<u64>,
+    /// The instance that holds the address, where the type is `urn:srpc:superseded`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) held_by: Option<InstanceId>,
     /// The result of each lease, where a renewal failed for all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) results: Option<Vec<Outcome>>,

@@ -129,12 +129,16 @@ impl Store {
             }
             Some(held) if instance.epoch == held => {}
             Some(_) => {
+                self.check_address(&group, instance)?;
                 if let Err(full) = self.replace(&group, instance.clone()) {
                     self.extend(&group, &instance.id, ttl, now);
                     return Err(full);
                 }
             }
-            None => self.insert(&group, instance.clone(), owner)?,
+            None => {
+                self.check_address(&group, instance)?;
+                self.insert(&group, instance.clone(), owner)?;
+            }
         }
         let lease = match self.slot_mut(&group, &instance.id) {
             Some(slot) => {
@@ -163,11 +167,25 @@ impl Store {
         }
         // A full registry may lack the room for the new state; the lease holds all the same.
         let replaced = match instance.epoch > epoch {
-            true => self.replace(&group, instance.clone()),
+            true => {
+                self.check_address(&group, instance)?;
+                self.replace(&group, instance.clone())
+            }
             false => Ok(()),
         };
         self.extend(&group, &instance.id, ttl, now);
         replaced.map(|()| Renewal::Renewed)
+    }
+
+    /// Whether this instance may have its address.
+    fn check_address(&self, group: &GroupName, instance: &Instance) -> Result<(), RegistryError> {
+        let holder = self.groups.get(group).and_then(|group| group.holder(&instance.address));
+        match holder.map(|slot| &slot.instance).filter(|holder| holder.id != instance.id) {
+            Some(holder) if !instance.takes_address_from(holder) => {
+                Err(RegistryError::superseded(holder))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn is_at(&self, group: &Option<ServiceName>, instance: &Instance) -> bool {

@@ -23,8 +23,9 @@ const POLL: Duration = Duration::from_secs(10);
 /// How long the first list of a watch waits for a source that has not answered yet.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Several sources as one: an instance is there if one of them has it. Of two with one id, or at one
-/// address, the one with the higher epoch counts, and of equal ones that of the source named first.
+/// Several sources as one: an instance is there if one of them has it. Of two with one id the one with the
+/// higher epoch counts, of two at one address the one that is up, then the higher epoch; of equal ones that
+/// of the source named first.
 ///
 /// It serves a move from one registry to another: clients look at both, while servers are restarted to
 /// register with the new one. A source that fails keeps what it last said, so that nothing is lost
@@ -179,8 +180,8 @@ fn union(lists: &[Option<Resolved>]) -> Resolved {
     for instance in lists.iter().flatten().flat_map(|list| &list.instances) {
         let same = [by_id.get(&instance.id), by_address.get(&instance.address)];
         let same: Vec<usize> = same.into_iter().flatten().copied().collect();
-        let is_newer = |at: &usize| instances[*at].is_none_or(|other| instance.epoch > other.epoch);
-        if !same.iter().all(is_newer) {
+        let wins = |at: &usize| instances[*at].is_none_or(|other| instance.replaces(other));
+        if !same.iter().all(wins) {
             continue;
         }
         same.iter().for_each(|at| instances[*at] = None);

@@ -55,7 +55,7 @@ pub(super) async fn read(
     // Nobody has ever registered there, or it was forgotten: who knows?
     let Some((names, parent)) = children else { return Ok(Resolved::new(Vec::new())) };
     let folder = paths.service(service);
-    let mut holders: HashMap<Address, (i64, Instance)> = HashMap::new();
+    let mut holders: HashMap<Address, (((bool, u64), i64), Instance)> = HashMap::new();
     let mut skipped = 0;
     for names in names.chunks(BATCH) {
         let mut reader = client.new_multi_reader();
@@ -73,9 +73,9 @@ pub(super) async fn read(
             match unescaped(name).ok_or("no id".to_owned()).and_then(|id| decode(&id, &data)) {
                 Ok(instance) => {
                     let address = instance.address.clone();
-                    let held = holders.get(&address).is_some_and(|(zxid, _)| *zxid > stat.mzxid);
-                    if !held {
-                        holders.insert(address, (stat.mzxid, instance));
+                    let rank = (instance.precedence(), stat.mzxid);
+                    if holders.get(&address).is_none_or(|(held, _)| *held <= rank) {
+                        holders.insert(address, (rank, instance));
                     }
                 }
                 Err(reason) => {

@@ -132,10 +132,13 @@ async fn look_around(
             // What is no id names nobody.
             && !id.as_str().is_empty()
             && let Some(other) = nodes(client, &[&path]).await?.into_iter().next().flatten()
+            && let Ok(stored) = value::decode(id.as_str(), &other.data)
             // It may have moved on.
-            && value::decode(id.as_str(), &other.data)
-                .is_ok_and(|other| other.address == instance.address)
+            && stored.address == instance.address
         {
+            if !instance.takes_address_from(&stored) {
+                return Err(RegistryError::superseded(&stored));
+            }
             present.push((path, other.stat.version));
         }
     }

@@ -50,10 +50,9 @@ pub(super) fn merge(
 
 /// The order of a list; of those with one address the first is kept. The id decides last, so that a
 /// source whose own order varies gives a list that does not.
-fn rank(known: &Known) -> (&Address, bool, Reverse<u64>, &InstanceId) {
+fn rank(known: &Known) -> (&Address, bool, Reverse<(bool, u64)>, &InstanceId) {
     let instance = &known.instance;
-    let newest_first = Reverse(instance.epoch);
-    (&instance.address, known.is_doubtful(), newest_first, &instance.id)
+    (&instance.address, known.is_doubtful(), Reverse(instance.precedence()), &instance.id)
 }
 
 /// The same endpoint in the state that the list gives it.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::RegistrarStats;
 use super::entry::{Entry, Phase, Sent};
-use crate::instance::{Health, Instance, ServiceName};
+use crate::instance::{Health, Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
 
 /// The first backoff; each further failure doubles it, up to the renewal interval.
@@ -86,9 +86,7 @@ impl Book {
             entry.registration.service == service && entry.registration.instance.id == instance.id
         });
         if let Some(entry) = known {
-            instance.epoch = instance.epoch.max(entry.epoch().saturating_add(1));
-            entry.registration.instance = instance;
-            entry.phase = Phase::Pending { due: now };
+            entry.update(instance, now);
             entry.tell(Err(RegistryError::unavailable("a newer state was registered meanwhile")));
             entry.asker = Some(asker);
         } else {
@@ -241,6 +239,8 @@ impl Book {
                 entry.was_held = true;
                 entry.failures = 0;
                 if current {
+                    entry.held_address = true;
+                    entry.is_superseded = false;
                     entry.phase = Phase::Held;
                     entry.tell(Ok(()));
                     tracing::info!(
@@ -286,6 +286,10 @@ impl Book {
             RegistryErrorKind::StaleEpoch { held } if !current && held < entry.epoch() => {
                 entry.phase = Phase::Pending { due: now };
             }
+            RegistryErrorKind::Superseded { .. } if !current => {
+                entry.phase = Phase::Pending { due: now };
+            }
+            RegistryErrorKind::Superseded { held } => self.superseded(at, held, error, now),
             RegistryErrorKind::StaleEpoch { held } if !entry.was_held && !entry.raised => {
                 entry.raised = true;
                 let higher = entry.epoch().max(held.saturating_add(1));
@@ -331,6 +335,50 @@ impl Book {
                 }
             }
         }
+    }
+
+    /// Another instance of the service holds this one's address.
+    fn superseded(&mut self, at: usize, held: u64, error: RegistryError, now: Instant) {
+        let entry = &mut self.entries[at];
+        let health = entry.registration.instance.health;
+        if health == Health::Draining {
+            tracing::info!(
+                service = entry.service(),
+                id = entry.id(),
+                address = entry.address(),
+                holder = error.holder().map(InstanceId::as_str),
+                "superseded while it drains: its registration ends"
+            );
+            self.stats.superseded += u64::from(!entry.is_superseded);
+            self.entries.remove(at).tell(Err(error));
+            return;
+        }
+        // A host whose clock is behind gets its address all the same.
+        if health == Health::Up && !entry.held_address && !entry.raised_for_address {
+            entry.raised_for_address = true;
+            let higher = entry.epoch().max(held.saturating_add(1));
+            entry.registration.instance.epoch = higher;
+            entry.phase = Phase::Pending { due: now };
+            return;
+        }
+        if !entry.is_superseded {
+            entry.is_superseded = true;
+            self.stats.superseded += 1;
+            tracing::warn!(
+                service = entry.service(),
+                id = entry.id(),
+                address = entry.address(),
+                epoch = entry.epoch(),
+                held,
+                holder = error.holder().map(InstanceId::as_str),
+                "superseded: another instance holds this address; asking again once a TTL"
+            );
+        }
+        entry.lease = None;
+        entry.tell(Err(error));
+        let wait = entry.registration.ttl;
+        let wait = self.jittered(wait);
+        self.entries[at].phase = Phase::Pending { due: now + wait };
     }
 
     /// The interval, up to a tenth shorter or longer, so that processes which started together do

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::instance::Instance;
 use crate::registry::{Lease, Registration, RegistryError};
 
 /// Renewals are never closer than this, whatever lease is granted.
@@ -24,10 +25,16 @@ pub(super) struct Entry {
     pub(super) failures: u32,
     /// The newest epoch of which a try has ended, well or not.
     pub(super) tried: Option<u64>,
-    /// Whether this process ever held it: from then on a higher epoch is another process's.
+    /// Whether this process ever held its id: from then on a higher epoch is another process's.
     pub(super) was_held: bool,
-    /// Whether it took another's epoch plus one, which it may once.
+    /// Whether this process ever held its address: from then on another holder there is newer.
+    pub(super) held_address: bool,
+    /// Whether it took the epoch of its id's former holder plus one, which it may once.
     pub(super) raised: bool,
+    /// The same of its address's former holder.
+    pub(super) raised_for_address: bool,
+    /// Whether another instance holds its address, since the last lease that was granted.
+    pub(super) is_superseded: bool,
     /// Who waits for the first try.
     pub(super) asker: Option<oneshot::Sender<Result<(), RegistryError>>>,
 }
@@ -66,13 +73,28 @@ impl Entry {
             failures: 0,
             tried: None,
             was_held: false,
+            held_address: false,
             raised: false,
+            raised_for_address: false,
+            is_superseded: false,
             asker: Some(asker),
         }
     }
 
     pub(super) fn epoch(&self) -> u64 {
         self.registration.instance.epoch
+    }
+
+    /// Takes a newer state, with a higher epoch.
+    pub(super) fn update(&mut self, mut instance: Instance, now: Instant) {
+        instance.epoch = instance.epoch.max(self.epoch().saturating_add(1));
+        if instance.address != self.registration.instance.address {
+            self.held_address = false;
+            self.raised_for_address = false;
+            self.is_superseded = false;
+        }
+        self.registration.instance = instance;
+        self.phase = Phase::Pending { due: now };
     }
 
     pub(super) fn sent(&self, renewal: bool) -> Sent {

@@ -241,6 +241,87 @@ async fn a_clock_that_went_back_is_got_over_once() {
     assert_eq!(registry.instances(), [instance(2_000)]);
 }
 
+fn beside(epoch: u64) -> Instance {
+    Instance::new("b", instance(0).address).epoch(epoch)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_displaced_process_stays_out_until_the_other_is_gone() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    registrar.register(foo(), instance(1_000)).await.unwrap();
+    let newer = Registration::new(foo(), beside(2_000)).ttl(TTL);
+    let lease = registry.inner().register(&newer).await.unwrap();
+
+    // It renews, learns that its lease is lost, asks once, and from then on once a TTL.
+    sleep(HEARTBEAT).await;
+    let asked = registry.registers.load(Relaxed);
+    for _ in 0..4 {
+        sleep(TTL / 3).await;
+        let held = Held { registration: newer.clone(), lease: lease.clone() };
+        registry.inner().renew(&[held]).await;
+        assert_eq!(registry.instances(), [beside(2_000)]);
+    }
+    let stats = registrar.stats();
+    assert_eq!((stats.registered, stats.superseded), (0, 1), "told once");
+    assert!((1..=2).contains(&(registry.registers.load(Relaxed) - asked)));
+
+    // The other's lease runs out.
+    sleep(TTL * 2 + HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(1_000)]);
+    assert_eq!(registrar.stats().registered, 1);
+    registrar.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_whose_clock_is_behind_gets_its_address_once() {
+    let registry = Faulty::new();
+    let older = Registration::new(foo(), beside(2_000)).ttl(TTL);
+    registry.inner().register(&older).await.unwrap();
+    let registrar = registrar(&registry);
+    registrar.register(foo(), instance(1_000)).await.unwrap();
+    assert_eq!(registry.instances(), [instance(2_001)]);
+
+    let newest = Registration::new(foo(), beside(3_000)).ttl(TTL);
+    registry.inner().register(&newest).await.unwrap();
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [beside(3_000)], "not a second time");
+    assert_eq!(registrar.stats().superseded, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_unready_takes_its_address_once_it_is_up() {
+    let registry = Faulty::new();
+    let older = Registration::new(foo(), beside(1_000)).ttl(TTL * 10);
+    registry.inner().register(&older).await.unwrap();
+    let registrar = registrar(&registry);
+    registrar.set_health(Health::Unready);
+    let error = registrar.register(foo(), instance(2_000)).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Superseded { held: 1_000 });
+    sleep(TTL * 3).await;
+    assert_eq!(registry.instances(), [beside(1_000)]);
+    registrar.set_health(Health::Up);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(registry.instances(), [instance(2_001)]);
+    assert_eq!(registrar.stats().registered, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_drains_after_it_was_displaced_ends() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    registrar.register(foo(), instance(1_000)).await.unwrap();
+    let newer = Registration::new(foo(), beside(2_000)).ttl(TTL * 10);
+    registry.inner().register(&newer).await.unwrap();
+    registrar.drain().await;
+    assert_eq!(registry.instances(), [beside(2_000)]);
+    let asked = registry.registers.load(Relaxed);
+    sleep(TTL * 3).await;
+    assert_eq!(registry.registers.load(Relaxed), asked, "nothing is asked for any more");
+    registrar.close().await;
+    assert_eq!(registry.instances(), [beside(2_000)], "the successor is not taken back");
+}
+
 #[tokio::test(start_paused = true)]
 async fn draining_is_seen_and_closing_deregisters() {
     let registry = Faulty::new();

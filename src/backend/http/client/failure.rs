@@ -37,6 +37,7 @@ impl Failure {
             status: answer.status.as_u16(),
             detail: plain(&text),
             held_epoch: None,
+            held_by: None,
             results: None,
             retry_after: answer.retry_after(),
         }))
@@ -50,6 +51,7 @@ impl Failure {
             status: 501,
             detail: "the registry has no /v1".to_owned(),
             held_epoch: None,
+            held_by: None,
             results: None,
             retry_after: None,
         }))
@@ -62,10 +64,14 @@ impl Failure {
 
     /// The same failure for one more lease.
     pub(super) fn registry_error(&self) -> RegistryError {
-        RegistryError::new(self.registry_kind(), self.to_string()).retry_in(match self {
-            Self::Problem(problem) => problem.retry_after,
-            Self::Unavailable { .. } | Self::Nonsense(_) => None,
-        })
+        let error = RegistryError::new(self.registry_kind(), self.to_string());
+        match self {
+            Self::Problem(problem) => {
+                let error = error.retry_in(problem.retry_after);
+                problem.held_by.iter().fold(error, |error, holder| error.held_by(holder.clone()))
+            }
+            Self::Unavailable { .. } | Self::Nonsense(_) => error,
+        }
     }
 
     /// A refusal of the one who asks names the registry: the others may know him.
@@ -100,6 +106,9 @@ fn registry_kind(problem: &Problem) -> RegistryErrorKind {
     match (problem.status, problem.held_epoch) {
         (409, held) if problem.kind == api::STALE_EPOCH => {
             RegistryErrorKind::StaleEpoch { held: held.unwrap_or(u64::MAX) }
+        }
+        (409, held) if problem.kind == api::SUPERSEDED => {
+            RegistryErrorKind::Superseded { held: held.unwrap_or(u64::MAX) }
         }
         (401 | 403, _) => RegistryErrorKind::NotAllowed,
         _ if problem.kind == api::FULL => RegistryErrorKind::Full,

@@ -88,6 +88,7 @@ pub(super) async fn deregister(site: &Site, held: &[Held]) -> Result<Option<()>,
             title: "not deregistered".into(),
             detail: plain(&detail),
             held_epoch: None,
+            held_by: None,
             results: None,
             retry_after: None,
         }))),
@@ -197,10 +198,13 @@ fn renewal(outcome: Outcome, url: &str) -> Result<Renewal, RegistryError> {
             Err(RegistryError::unavailable("what was to be renewed was deregistered"))
         }
         Outcome::Lost { .. } => Ok(Renewal::Lost),
-        Outcome::Error { kind, detail, held_epoch } => {
+        Outcome::Error { kind, detail, held_epoch, held_by } => {
             let kind = match (&*kind, held_epoch) {
                 (api::STALE_EPOCH, held) => {
                     RegistryErrorKind::StaleEpoch { held: held.unwrap_or(u64::MAX) }
+                }
+                (api::SUPERSEDED, held) => {
+                    RegistryErrorKind::Superseded { held: held.unwrap_or(u64::MAX) }
                 }
                 (api::NOT_ALLOWED, _) => RegistryErrorKind::NotAllowed,
                 (api::FULL, _) => RegistryErrorKind::Full,
@@ -210,7 +214,8 @@ fn renewal(outcome: Outcome, url: &str) -> Result<Renewal, RegistryError> {
                 _ => RegistryErrorKind::Unavailable,
             };
             // What is behind a registry may be named in it, and the registry itself is not.
-            Err(RegistryError::new(kind, format!("{url}: {}", plain(&detail))))
+            let error = RegistryError::new(kind, format!("{url}: {}", plain(&detail)));
+            Err(held_by.into_iter().fold(error, RegistryError::held_by))
         }
     }
 }

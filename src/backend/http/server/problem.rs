@@ -41,6 +41,7 @@ impl Refusal {
             status: status.as_u16(),
             detail,
             held_epoch: None,
+            held_by: None,
             results: None,
             retry_after: None,
         };
@@ -176,7 +177,8 @@ impl Refusal {
             return Outcome::Lost { kind };
         }
         let detail = self.problem.detail.clone();
-        Outcome::Error { kind, detail, held_epoch: self.problem.held_epoch }
+        let Problem { held_epoch, held_by, .. } = &*self.problem;
+        Outcome::Error { kind, detail, held_epoch: *held_epoch, held_by: held_by.clone() }
     }
 
     pub(super) fn into_response(self) -> Response<Full<Bytes>> {
@@ -221,6 +223,13 @@ impl From<RegistryError> for Refusal {
                 let mut refusal =
                     Self::new(StatusCode::CONFLICT, api::STALE_EPOCH, "Stale epoch", detail);
                 refusal.problem.held_epoch = Some(held);
+                refusal
+            }
+            RegistryErrorKind::Superseded { held } => {
+                let mut refusal =
+                    Self::new(StatusCode::CONFLICT, api::SUPERSEDED, "Superseded", detail);
+                refusal.problem.held_epoch = Some(held);
+                refusal.problem.held_by = error.holder().cloned();
                 refusal
             }
             RegistryErrorKind::Invalid => Self::invalid_registration(detail),

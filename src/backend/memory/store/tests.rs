@@ -166,8 +166,11 @@ fn the_same_id_and_epoch_elsewhere_is_another_process() {
 #[test]
 fn the_newer_registration_takes_the_address() {
     let mut table = Table::new();
-    let old = table.register(&foo("a", "tcp@a:1", 9)).unwrap();
-    table.register(&foo("b", "tcp@a:1", 1)).unwrap();
+    let old = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    table.register(&foo("b", "tcp@a:1", 9)).unwrap();
+    let error = table.register(&foo("a", "tcp@a:1", 2)).unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Superseded { held: 9 });
+    assert_eq!(error.holder(), Some(&InstanceId::from("b")));
     assert_eq!(table.instance("b").address.as_str(), "tcp@a:1");
     assert_eq!(table.list(Some("Foo")).len(), 1);
     assert_eq!(table.renew(&old).unwrap(), Renewal::Lost);
@@ -179,6 +182,18 @@ fn the_newer_registration_takes_the_address() {
     table.register(&other).unwrap();
     assert_eq!(table.list(None).len(), 2);
     assert_eq!(table.store.services(table.now), [name("Bar"), name("Foo")]);
+}
+
+#[test]
+fn a_renewal_that_moves_takes_no_address_from_a_newer_holder() {
+    let mut table = Table::new();
+    let mut held = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    table.register(&foo("b", "tcp@b:1", 9)).unwrap();
+    held.registration.instance.epoch = 2;
+    held.registration.instance.address = "tcp@b:1".parse().unwrap();
+    let error = table.renew(&held).unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Superseded { held: 9 });
+    assert_eq!(table.list(Some("Foo")), ["tcp@a:1", "tcp@b:1"]);
 }
 
 #[test]
