@@ -3,70 +3,157 @@
 use serde_json::{Map, Value};
 
 use crate::instance::{Health, Instance, InstanceId};
+use crate::registry::{HealthOverride, Renewal};
+
+/// What a key holds: the instance as it registered itself, and an operator's word, if it has not taken that over.
+struct Stored {
+    instance: Instance,
+    word: Option<HealthOverride>,
+}
+
+/// The member of the JSON that holds the operator's word.
+const OVERRIDE: &str = "override";
+
+impl Stored {
+    fn decode(id: &str, value: &[u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(value).map_err(|error| error.to_string())?.trim();
+        let mut fields = if text.starts_with('{') {
+            serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string())?
+        } else {
+            Map::from_iter([("address".to_owned(), Value::from(text))])
+        };
+        let word = fields.remove(OVERRIDE).map(serde_json::from_value).transpose();
+        let word = word.map_err(|error| format!("{OVERRIDE}: {error}"))?;
+        fields.insert("id".to_owned(), Value::from(id));
+        let instance: Instance =
+            serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
+        if instance.id == InstanceId::from("") {
+            return Err("an empty id".to_owned());
+        }
+        Ok(Self { instance, word })
+    }
+
+    fn encode(&self) -> String {
+        let mut value = serde_json::to_value(&self.instance).unwrap_or_default();
+        if let Value::Object(fields) = &mut value {
+            fields.remove("id");
+            if let Some(word) = &self.word {
+                let word = serde_json::to_value(word).unwrap_or_default();
+                fields.insert(OVERRIDE.to_owned(), word);
+            }
+        }
+        value.to_string()
+    }
+
+    /// As it is listed: its health is the worse of its own and of the operator's word.
+    fn listed(self) -> Instance {
+        let said = self.word.map_or(Health::Up, |word| word.health);
+        let health = self.instance.health.worse_of(said);
+        self.instance.health(health)
+    }
+}
 
 /// The instance's JSON without its id, which the key has.
 pub(crate) fn encode(instance: &Instance) -> String {
-    let mut value = serde_json::to_value(instance).unwrap_or_default();
-    if let Value::Object(fields) = &mut value {
-        fields.remove("id");
-    }
-    value.to_string()
+    Stored { instance: instance.clone(), word: None }.encode()
 }
 
-/// Reads what [`encode`] wrote, what others write by hand with fewer fields, or an address alone.
+/// Reads what [`encode`] and [`with_health`] wrote, what others write by hand with fewer fields, or an
+/// address alone: the instance as it is listed.
 pub(crate) fn decode(id: &str, value: &[u8]) -> Result<Instance, String> {
-    let text = std::str::from_utf8(value).map_err(|error| error.to_string())?.trim();
-    let mut fields = if text.starts_with('{') {
-        serde_json::from_str::<Map<String, Value>>(text).map_err(|error| error.to_string())?
-    } else {
-        Map::from_iter([("address".to_owned(), Value::from(text))])
-    };
-    fields.insert("id".to_owned(), Value::from(id));
-    let instance: Instance =
-        serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
-    if instance.id == InstanceId::from("") { Err("an empty id".to_owned()) } else { Ok(instance) }
+    Stored::decode(id, value).map(Stored::listed)
 }
 
-/// Whether this value is the instance as it was registered. Its health may be another: somebody has set
-/// it, and until the instance has a higher epoch that stays.
-pub(crate) fn is_of(instance: &Instance, value: &[u8]) -> bool {
-    decode(instance.id.as_str(), value)
-        .is_ok_and(|stored| Instance { health: instance.health, ..stored } == *instance)
-}
-
-/// The instance as it is written where this value stands: of the same epoch it keeps the health that is
-/// there, which somebody has set.
-pub(crate) fn over(instance: &Instance, stored: Option<&[u8]>) -> Instance {
-    let stored = stored.and_then(|value| decode(instance.id.as_str(), value).ok());
-    match stored {
-        Some(stored) if stored.epoch == instance.epoch && stored.address == instance.address => {
-            instance.clone().health(stored.health)
-        }
-        _ => instance.clone(),
+/// What an operator says of a registered instance, if this value is that instance as it was registered.
+///
+/// A value whose health alone was changed by hand is an operator's word too.
+pub(crate) fn renewal(instance: &Instance, value: &[u8]) -> Option<Renewal> {
+    let Stored { instance: stored, word } = Stored::decode(instance.id.as_str(), value).ok()?;
+    let by_hand = stored.health;
+    if stored.health(instance.health) != *instance {
+        return None;
     }
+    let by_hand = (by_hand != instance.health).then(|| HealthOverride::new(by_hand));
+    Some(word.or(by_hand).map_or(Renewal::Renewed, Renewal::Overridden))
 }
 
-/// The value with another health; `None`: it is no instance.
-pub(crate) fn with_health(id: &str, value: &[u8], health: Health) -> Option<String> {
-    decode(id, value).ok().map(|stored| encode(&stored.health(health)))
+/// The value of an instance that registers where this one stands: an operator's word stays until a newer
+/// state has taken it over.
+pub(crate) fn encode_over(instance: &Instance, stored: Option<&[u8]>) -> String {
+    let stored = stored.and_then(|value| Stored::decode(instance.id.as_str(), value).ok());
+    let written = match stored {
+        Some(stored)
+            if stored.instance.epoch == instance.epoch
+                && stored.instance.address == instance.address =>
+        {
+            let health = stored.instance.health;
+            Stored { instance: instance.clone().health(health), ..stored }
+        }
+        Some(Stored { word, .. }) => {
+            let word = word.filter(|word| !word.is_taken_over_by(instance.health));
+            Stored { instance: instance.clone(), word }
+        }
+        None => Stored { instance: instance.clone(), word: None },
+    };
+    written.encode()
+}
+
+/// The value with what an operator says of the instance; `None`: it is no instance.
+pub(crate) fn with_health(id: &str, value: &[u8], word: &HealthOverride) -> Option<String> {
+    let stored = Stored::decode(id, value).ok()?;
+    let is_needed =
+        word.health != Health::Up || stored.word.is_some() || stored.instance.health != Health::Up;
+    Some(Stored { word: is_needed.then(|| word.clone()), ..stored }.encode())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn listed(value: &str) -> Health {
+        decode("a", value.as_bytes()).unwrap().health
+    }
+
     #[test]
-    fn a_health_that_was_set_is_no_other_instance() {
+    fn an_operators_word_stays_until_a_newer_state_has_taken_it_over() {
         let up = Instance::new("a", "tcp@h:1".parse().unwrap()).epoch(7).zone("z");
-        let set = with_health("a", encode(&up).as_bytes(), Health::Draining).unwrap();
+        let drained = HealthOverride::new(Health::Draining).by("ops");
+        let set = with_health("a", encode(&up).as_bytes(), &drained).unwrap();
         assert_eq!(decode("a", set.as_bytes()).unwrap(), up.clone().health(Health::Draining));
-        assert!(is_of(&up, set.as_bytes()));
-        assert!(!is_of(&up.clone().epoch(8), set.as_bytes()));
-        assert_eq!(over(&up, Some(set.as_bytes())).health, Health::Draining);
-        assert_eq!(over(&up.clone().epoch(8), Some(set.as_bytes())).health, Health::Up);
-        assert_eq!(over(&up, Some(b"nonsense")), up);
-        assert!(!is_of(&up.weight(2), set.as_bytes()));
-        assert_eq!(with_health("a", b"nonsense", Health::Up), None);
+        let told = Some(Renewal::Overridden(drained.clone()));
+        assert_eq!(renewal(&up, set.as_bytes()), told);
+        assert_eq!(renewal(&up.clone().epoch(8), set.as_bytes()), None);
+        assert_eq!(renewal(&up.clone().weight(2), set.as_bytes()), None);
+
+        // The same state again, and a newer one that does not know of it.
+        for epoch in [7, 8] {
+            let again = encode_over(&up.clone().epoch(epoch), Some(set.as_bytes()));
+            assert_eq!(listed(&again), Health::Draining, "{epoch}");
+        }
+        let taken = up.clone().epoch(8).health(Health::Draining);
+        let taken_over = encode_over(&taken, Some(set.as_bytes()));
+        assert_eq!(renewal(&taken, taken_over.as_bytes()), Some(Renewal::Renewed));
+
+        // Taken back: the instance is told, and listed as it says until it has heard.
+        let back = with_health("a", taken_over.as_bytes(), &Health::Up.into()).unwrap();
+        assert_eq!(listed(&back), Health::Draining);
+        let told = Some(Renewal::Overridden(Health::Up.into()));
+        assert_eq!(renewal(&taken, back.as_bytes()), told);
+        let next = up.clone().epoch(9);
+        let next_value = encode_over(&next, Some(back.as_bytes()));
+        assert_eq!(renewal(&next, next_value.as_bytes()), Some(Renewal::Renewed));
+        assert_eq!(listed(&next_value), Health::Up);
+
+        assert_eq!(encode_over(&up, Some(b"nonsense")), encode(&up));
+        assert_eq!(with_health("a", b"nonsense", &drained), None);
+    }
+
+    #[test]
+    fn a_health_that_was_changed_by_hand_is_an_operators_word() {
+        let up = Instance::new("a", "tcp@h:1".parse().unwrap()).epoch(7);
+        let by_hand = encode(&up.clone().health(Health::Unready));
+        let told = Some(Renewal::Overridden(Health::Unready.into()));
+        assert_eq!(renewal(&up, by_hand.as_bytes()), told);
     }
 
     #[test]

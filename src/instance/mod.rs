@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use self::address::{Address, InvalidAddress};
+pub(crate) use self::precedence::Precedence;
 pub use self::service_name::{InvalidServiceName, ServiceName};
 
 /// The weight of an instance that names none.
@@ -160,6 +161,15 @@ pub enum Health {
 }
 
 impl Health {
+    /// The worse of two: up, unready, draining.
+    pub(crate) fn worse_of(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Draining, _) | (_, Self::Draining) => Self::Draining,
+            (Self::Unready, _) | (_, Self::Unready) => Self::Unready,
+            (Self::Up, Self::Up) => Self::Up,
+        }
+    }
+
     /// The word for it on the wire and in the command.
     pub fn as_str(self) -> &'static str {
         match self {

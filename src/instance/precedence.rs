@@ -2,6 +2,13 @@
 
 use super::{Health, Instance};
 
+/// The higher one is preferred.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Precedence {
+    is_up: bool,
+    epoch: u64,
+}
+
 impl Instance {
     /// Whether a registry gives this instance an address of its service that `holder` holds.
     ///
@@ -13,8 +20,8 @@ impl Instance {
 
     /// The order in which a list without an order of time prefers instances at one address: one
     /// that is up, then the higher epoch.
-    pub(crate) fn precedence(&self) -> (bool, u64) {
-        (self.is_up(), self.epoch)
+    pub(crate) fn precedence(&self) -> Precedence {
+        Precedence { is_up: self.is_up(), epoch: self.epoch }
     }
 
     /// Whether a list that has both drops `other`, which has the same id or the same address.

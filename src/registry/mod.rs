@@ -1,5 +1,6 @@
 //! The door through which an instance makes itself known.
 
+mod health_override;
 mod registrar;
 
 use std::sync::Arc;
@@ -8,9 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use self::health_override::HealthOverride;
+pub(crate) use self::registrar::StatsReader;
 pub use self::registrar::{Registrar, RegistrarBuilder, RegistrarStats};
 use crate::error::BoxError;
-use crate::instance::{Health, Instance, InstanceId, ServiceName};
+use crate::instance::{Instance, InstanceId, ServiceName};
 
 /// The lease that a registration asks for if it names none.
 pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
@@ -53,9 +56,11 @@ pub trait Registry: Send + Sync + 'static {
     /// Takes registrations back.
     async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError>;
 
-    /// Sets what is said of an instance's health, and nothing else, for an operator who takes one out
-    /// of the clients' way. Renewals leave it as it is; it ends when the instance registers again, with
-    /// a higher epoch or because its lease was lost. False: the instance is not there.
+    /// Sets what an operator says of an instance's health, and nothing else. The worse of this and of
+    /// what the instance says is listed. The instance is told with its next renewal, as
+    /// [`Renewal::Overridden`], until a state of it with a higher epoch has taken it over; its
+    /// [`Registrar`] says it from then on, to whatever registry it meets. A word whose duration is over
+    /// ends. False: the instance is not there.
     ///
     /// # Errors
     /// [`RegistryErrorKind::Unsupported`], the default: the registry only takes what an instance says
@@ -64,9 +69,9 @@ pub trait Registry: Send + Sync + 'static {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
-        let _ = (service, id, health);
+        let _ = (service, id, word);
         let message = "this registry does not set the health of others";
         Err(RegistryError::new(RegistryErrorKind::Unsupported, message))
     }
@@ -90,9 +95,9 @@ impl<R: Registry + ?Sized> Registry for Arc<R> {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
-        (**self).set_health(service, id, health).await
+        (**self).set_health(service, id, word).await
     }
 }
 
@@ -149,13 +154,25 @@ pub struct Held {
 }
 
 /// What became of a lease that was to be renewed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Renewal {
     /// It holds for a full TTL from now.
     Renewed,
+    /// The same, and an operator has said how the instance is: see [`Registry::set_health`].
+    Overridden(HealthOverride),
     /// The registry does not know it: expired, or the registry forgot. Register again.
     Lost,
+}
+
+impl Renewal {
+    /// Whether the lease holds for a full TTL from now.
+    pub fn holds(&self) -> bool {
+        match self {
+            Self::Renewed | Self::Overridden(_) => true,
+            Self::Lost => false,
+        }
+    }
 }
 
 /// Why a registry could not do as asked.

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use self::book::{Answer, Ask, Book, Good, Job};
 pub use self::builder::RegistrarBuilder;
 use self::entry::Sent;
-use super::{Registry, RegistryError};
+use super::{HealthOverride, Registry, RegistryError};
 use crate::instance::{Health, Instance, ServiceName};
 
 /// How long `close` may take, whatever the registry does.
@@ -89,6 +89,9 @@ impl Registrar {
 
     /// Says how all instances of this process are, now and when registered later. Raises the epochs
     /// of those of which it is news by one, and registers them with their new state at once.
+    ///
+    /// What an operator says of an instance is kept apart, and the worse of both is registered: `Up`
+    /// takes back nothing of it.
     pub fn set_health(&self, health: Health) {
         let shared = &self.owner.shared;
         shared.book.lock().set_health(health, Instant::now());
@@ -144,7 +147,12 @@ impl Registrar {
 
     /// What it has done so far.
     pub fn stats(&self) -> RegistrarStats {
-        self.owner.shared.book.lock().stats()
+        self.owner.shared.stats()
+    }
+
+    /// Reads the stats of this registrar without keeping it alive.
+    pub(crate) fn reader(&self) -> StatsReader {
+        StatsReader(Arc::clone(&self.owner.shared))
     }
 }
 
@@ -170,6 +178,25 @@ pub struct RegistrarStats {
     pub last_error: Option<String>,
     /// How often another process had registered the same id, or held the address.
     pub superseded: u64,
+    /// What operators say of the instances of which they say something, by service: see
+    /// [`Registry::set_health`].
+    pub overrides: Vec<(ServiceName, HealthOverride)>,
+}
+
+/// What a registrar has done, for as long as anybody wants to know.
+#[derive(Clone)]
+pub(crate) struct StatsReader(Arc<Shared>);
+
+impl StatsReader {
+    pub(crate) fn stats(&self) -> RegistrarStats {
+        self.0.stats()
+    }
+}
+
+impl fmt::Debug for StatsReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StatsReader").field(&self.stats()).finish()
+    }
 }
 
 /// What the clones of a registrar share, and its task does not: its drop ends the task.
@@ -188,6 +215,12 @@ struct Shared {
     wake: Notify,
     /// Tells those who wait that the task has brought an answer into the book.
     progress: watch::Sender<()>,
+}
+
+impl Shared {
+    fn stats(&self) -> RegistrarStats {
+        self.book.lock().stats(Instant::now())
+    }
 }
 
 /// A task that ends when it is dropped.

@@ -205,6 +205,10 @@ impl Server {
         self.settings.limits = self.settings.limits.clamped();
         let address = self.advertise.take().unwrap_or_else(|| listener.address().clone());
         let registrar = self.registrar.take();
+        if let Some(registrar) = &registrar {
+            // A value is there already only if this server's stats are those of another one.
+            let _ = self.stats.0.registrations.set(registrar.reader());
+        }
         let instances = self.instances(&address);
         let shared = Arc::new(self.into_shared());
         let (phase, phases) = watch::channel(Phase::Serving);

@@ -87,4 +87,6 @@ pub enum Capability {
     LostLeases,
     /// Keeps weight, zone, version, metadata and health.
     FullState,
+    /// Keeps what an operator says of an instance's health, and tells the instance.
+    HealthOverrides,
 }

@@ -98,10 +98,11 @@ async fn one_of_two_over_etcd_is_killed_and_the_other_goes_on_as_promised() {
     let registration = Registration::new(service.clone(), instance.clone());
     let lease = client.register(&registration).await.unwrap();
     let held = [Held { registration, lease }];
-    assert!(client.set_health(&service, &instance.id, Health::Draining).await.unwrap());
+    assert!(client.set_health(&service, &instance.id, &Health::Draining.into()).await.unwrap());
     drop(one);
     for _ in 0..3 {
-        assert_eq!(client.renew(&held).await[0].as_ref().unwrap(), &Renewal::Renewed);
+        let told = Renewal::Overridden(Health::Draining.into());
+        assert_eq!(client.renew(&held).await[0].as_ref().unwrap(), &told);
     }
     let listed = client.resolve(&service).await.unwrap().instances;
     assert_eq!(listed, [instance.health(Health::Draining)]);

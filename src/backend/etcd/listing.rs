@@ -13,7 +13,7 @@ use super::gateway::Gateway;
 use super::keys::{Keys, end_of};
 use crate::backend::value::decode;
 use crate::discovery::Resolved;
-use crate::instance::{Address, Instance, ServiceName};
+use crate::instance::{Address, Instance, Precedence, ServiceName};
 use crate::registry::DEFAULT_TTL;
 
 /// How many keys are read at once: a thousand of 5 kB are more than one message takes.
@@ -145,7 +145,7 @@ pub(super) fn instance(prefix: &str, kv: &KeyValue) -> Option<Instance> {
 /// Of an address that two keys name the one that takes precedence has it, and of equal ones the one that was
 /// put later: those who write with `etcdctl` do not look.
 fn instances(prefix: &str, kvs: &[KeyValue]) -> (Vec<Instance>, usize) {
-    let mut holders: HashMap<Address, (((bool, u64), Int), Instance)> = HashMap::new();
+    let mut holders: HashMap<Address, ((Precedence, Int), Instance)> = HashMap::new();
     let mut skipped = 0;
     for kv in kvs {
         let Some(instance) = instance(prefix, kv) else {

@@ -47,8 +47,10 @@ use self::listing::{History, list, services};
 use super::hosts::hosts;
 use super::url::InvalidUrl;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
-use crate::instance::{Health, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
+use crate::instance::{InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
+};
 use crate::transport::{Net, Transport};
 
 /// Where instances are, if no prefix is named.
@@ -144,10 +146,10 @@ impl Registry for EtcdRegistry {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
         let limit = self.inner.timeout;
-        let set = timeout(limit, registering::set_health(&self.inner, service, id, health)).await;
+        let set = timeout(limit, registering::set_health(&self.inner, service, id, word)).await;
         set.unwrap_or_else(|_| Err(Failure::late(limit).into()))
     }
 }

@@ -8,8 +8,10 @@ use super::failure::Failure;
 use super::leases::Member;
 use crate::backend::join::all;
 use crate::backend::value;
-use crate::instance::{Health, Instance, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+use crate::instance::{Instance, InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
+};
 
 /// How often a registration is tried that others change at the same time, or whose lease has gone.
 const TRIES: usize = 5;
@@ -93,14 +95,14 @@ async fn put(
     let key = inner.keys.instance(service, &instance.id);
     let holder = inner.keys.address(service, &instance.address);
     let revision = |kv: &Option<KeyValue>| kv.as_ref().map_or(Int(0), |kv| kv.mod_revision);
-    let written = value::over(instance, known.instance.as_ref().map(|kv| &*kv.value.0));
+    let written = value::encode_over(instance, known.instance.as_ref().map(|kv| &*kv.value.0));
     let put = |key: &str, value: &str| Op::Put(Put { key: key.into(), value: value.into(), lease });
     let mut txn = Txn {
         compare: vec![
             Compare::revision(&key, revision(&known.instance)),
             Compare::revision(&holder, revision(&known.address)),
         ],
-        success: vec![put(&key, &value::encode(&written)), put(&holder, instance.id.as_str())],
+        success: vec![put(&key, &written), put(&holder, instance.id.as_str())],
         failure: vec![Op::Range(Range::one(&key)), Op::Range(Range::one(&holder))],
     };
     if let Some((other, revision)) = &known.replaced {
@@ -176,7 +178,7 @@ pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, R
                 None => Ok(Renewal::Lost),
             };
             // Only those that keep what is to be renewed: whoever asks may not be the one who was granted it.
-            if matches!(renewal, Ok(Renewal::Renewed)) {
+            if renewal.as_ref().is_ok_and(Renewal::holds) {
                 leases.extend(lease_of(held));
             }
             results.push(renewal);
@@ -190,7 +192,7 @@ pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, R
         kept.extend(leases.iter().copied().zip(answers));
     }
     for (held, result) in held.iter().zip(&mut results) {
-        if !matches!(result, Ok(Renewal::Renewed)) {
+        if !result.as_ref().is_ok_and(Renewal::holds) {
             continue;
         }
         let Some(id) = lease_of(held) else { continue };
@@ -274,11 +276,13 @@ fn renewed(
     let instance = &held.registration.instance;
     let Some((Some(kv), holder)) = state else { return Ok(Renewal::Lost) };
     check_epoch(Some(kv), &held.registration)?;
-    // Changed by hand, or by this process since: it is put again, with its full state.
-    let is_ours = kv.lease == lease && value::is_of(instance, &kv.value.0);
     let id = instance.id.as_str().as_bytes();
     let is_replaced = holder.as_ref().is_none_or(|holder| holder.value.0 != id);
-    Ok(if is_ours && !is_replaced { Renewal::Renewed } else { Renewal::Lost })
+    if kv.lease != lease || is_replaced {
+        return Ok(Renewal::Lost);
+    }
+    // Changed by hand, or by this process since: it is put again, with its full state.
+    Ok(value::renewal(instance, &kv.value.0).unwrap_or(Renewal::Lost))
 }
 
 /// What of a deregistration is left to do once its keys are gone.
@@ -328,14 +332,14 @@ pub(super) async fn set_health(
     inner: &Inner,
     service: &ServiceName,
     id: &InstanceId,
-    health: Health,
+    word: &HealthOverride,
 ) -> Result<bool, RegistryError> {
     let key = inner.keys.instance(service, id);
     let look = Txn { success: vec![Op::Range(Range::one(&key))], ..Txn::default() };
     for _ in 0..TRIES {
         let found: Txned = inner.gateway.ask("/v3/kv/txn", &look).await?;
         let Some(kv) = found.found().into_iter().next().flatten() else { return Ok(false) };
-        let Some(value) = value::with_health(id.as_str(), &kv.value.0, health) else {
+        let Some(value) = value::with_health(id.as_str(), &kv.value.0, word) else {
             return Ok(false);
         };
         let put = Put { key: key.as_str().into(), value: value.as_str().into(), lease: kv.lease };

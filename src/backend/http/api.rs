@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::instance::{Health, Instance, InstanceId, ServiceName};
-use crate::registry::DEFAULT_TTL;
+use crate::registry::{DEFAULT_TTL, HealthOverride};
 
 /// The seed's contract: one address in a request, all of them in an answer.
 pub(super) const SERVERS: &str = "srpc-servers";
@@ -82,7 +82,11 @@ pub(super) struct Renewed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub(super) enum Outcome {
-    Renewed,
+    Renewed {
+        /// What an operator said of the instance, until the instance says it itself.
+        #[serde(default, rename = "override", skip_serializing_if = "Option::is_none")]
+        word: Option<HealthOverride>,
+    },
     Deregistered,
     Lost {
         #[serde(rename = "type")]
@@ -129,8 +133,24 @@ pub(super) struct Leaving {
 pub(super) struct Drain {
     pub(super) service: ServiceName,
     pub(super) id: InstanceId,
+    #[serde(flatten)]
+    pub(super) word: Said,
+    /// How long to wait for the instance to take it over; missing: half of what is left of its lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) wait_ms: Option<u64>,
+}
+
+/// What an operator says; the health is `draining` if it is missing.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Said {
     #[serde(default = "draining")]
     pub(super) health: Health,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) by: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) for_ms: Option<u64>,
 }
 
 /// The answer to `GET /v1/instances`.

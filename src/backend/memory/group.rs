@@ -8,7 +8,9 @@ use tokio::time::Instant;
 
 use super::Entry;
 use super::quota::Account;
-use crate::instance::{Address, Instance, InstanceId, ServiceName};
+use crate::call::after;
+use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
+use crate::registry::HealthOverride;
 
 /// The service; `None` for what was registered by its address alone.
 pub(super) type GroupName = Option<ServiceName>;
@@ -24,7 +26,12 @@ pub(super) struct Group {
 
 /// An instance and its lease.
 pub(super) struct Slot {
+    /// As it is listed: its health is the worse of its own and of an operator's word.
     pub(super) instance: Instance,
+    /// What the instance says of itself.
+    pub(super) own_health: Health,
+    /// What an operator says of it, until the instance has taken it over.
+    pub(super) health_override: Option<Said>,
     /// The lease's id: 128 random bits as hexadecimal.
     pub(super) lease: Arc<str>,
     pub(super) ttl: Option<Duration>,
@@ -41,6 +48,66 @@ pub(super) struct Slot {
     pub(super) account: Account,
     /// Whether it has run out once already and is kept for a while: not a second time.
     pub(super) kept: bool,
+}
+
+/// An operator's word.
+pub(super) struct Said {
+    /// Its duration is that from when it was said.
+    pub(super) word: HealthOverride,
+    pub(super) until: Option<Instant>,
+    /// The instance's epoch when it was said: only a state that is newer can have taken it over.
+    pub(super) epoch: u64,
+    /// Whether the instance may know of it.
+    pub(super) is_told: bool,
+}
+
+impl Slot {
+    /// Takes over a newer state.
+    fn update(&mut self, instance: Instance) {
+        self.own_health = instance.health;
+        self.instance = instance;
+        let (epoch, health) = (self.instance.epoch, self.own_health);
+        let is_taken_over =
+            |said: &mut Said| epoch > said.epoch && said.word.is_taken_over_by(health);
+        self.health_override.take_if(is_taken_over);
+        self.settle_health();
+    }
+
+    /// Sets what an operator says of it. True: it is listed differently.
+    pub(super) fn say(&mut self, word: &HealthOverride, now: Instant) -> bool {
+        let before = &self.health_override;
+        // What the instance has not heard of need not be taken back from it.
+        let may_know = before.as_ref().is_some_and(|said| said.is_told);
+        let is_needed = word.health != Health::Up || may_know || self.own_health != Health::Up;
+        self.health_override = is_needed.then(|| Said {
+            word: word.clone(),
+            until: word.duration.map(|duration| after(now, duration)),
+            epoch: self.instance.epoch,
+            is_told: false,
+        });
+        self.settle_health()
+    }
+
+    /// The operator's word for the instance, with the time that is left of it.
+    pub(super) fn tell(&mut self, now: Instant) -> Option<HealthOverride> {
+        let said = self.health_override.as_mut()?;
+        said.is_told = true;
+        let mut word = said.word.clone();
+        word.duration = said.until.map(|until| until.saturating_duration_since(now));
+        Some(word)
+    }
+
+    /// Ends a word whose time is over. True: it is listed differently.
+    pub(super) fn end_override(&mut self, now: Instant) -> bool {
+        self.health_override.take_if(|said| said.until.is_some_and(|until| until <= now));
+        self.settle_health()
+    }
+
+    fn settle_health(&mut self) -> bool {
+        let said = self.health_override.as_ref().map_or(Health::Up, |said| said.word.health);
+        let listed = self.own_health.worse_of(said);
+        std::mem::replace(&mut self.instance.health, listed) != listed
+    }
 }
 
 impl Group {
@@ -72,7 +139,7 @@ impl Group {
         if let Some(slot) = self.slots.get_mut(&instance.id) {
             self.holders.remove(&slot.instance.address);
             self.holders.insert(instance.address.clone(), instance.id.clone());
-            slot.instance = instance;
+            slot.update(instance);
         }
     }
 
@@ -94,6 +161,10 @@ impl Group {
             instance: slot.instance.clone(),
             expires_in: slot.due.map(|due| due.saturating_duration_since(now)),
         })
+    }
+
+    pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.values_mut()
     }
 
     /// Every slot, in no order.

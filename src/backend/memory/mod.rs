@@ -28,8 +28,10 @@ pub use self::protection::Protection;
 pub(in crate::backend) use self::quota::{Account, Ledger, Owner, Quota, weight};
 use self::store::Store;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateStream};
-use crate::instance::{Address, Health, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
+use crate::instance::{Address, InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
+};
 
 /// A registry in memory. Clones share its state.
 ///
@@ -142,10 +144,16 @@ impl MemoryRegistry {
         }
     }
 
-    /// Sets what the registry says of an instance's health, and nothing else; it is kept until the
-    /// instance itself registers a higher epoch. False: the instance is not there.
-    pub fn set_health(&self, service: &ServiceName, id: &InstanceId, health: Health) -> bool {
-        self.shared.with(|store, now| store.set_health(service, id, health, now))
+    /// Sets what an operator says of an instance's health, as [`Registry::set_health`] says. False: the
+    /// instance is not there.
+    pub fn set_health(
+        &self,
+        service: &ServiceName,
+        id: &InstanceId,
+        word: impl Into<HealthOverride>,
+    ) -> bool {
+        let word = word.into();
+        self.shared.with(|store, now| store.set_health(service, id, &word, now))
     }
 }
 
@@ -175,9 +183,9 @@ impl Registry for MemoryRegistry {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
-        Ok(MemoryRegistry::set_health(self, service, id, health))
+        Ok(MemoryRegistry::set_health(self, service, id, word.clone()))
     }
 }
 

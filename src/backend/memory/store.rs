@@ -19,8 +19,10 @@ use super::group::{Group, GroupName, Slot};
 use super::protection::{Protection, Reprieve, Threshold};
 use super::quota::{Ledger, Owner, Quota, weight};
 use crate::discovery::Resolved;
-use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+use crate::instance::{Address, Instance, InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
+};
 
 /// The shortest lease granted.
 const MIN_TTL: Duration = Duration::from_millis(1);
@@ -71,6 +73,8 @@ pub(super) struct Store {
     /// When a lease was last granted or renewed, in the leases' time.
     heard: Instant,
     reprieve: Reprieve,
+    /// When the first of the operators' words ends that have an end.
+    next_override_end: Option<Instant>,
     longest_granted: Duration,
     /// As of the last sweep.
     was_warming: bool,
@@ -92,6 +96,7 @@ impl Store {
             blank_for: None,
             heard: now,
             reprieve: Reprieve::new(limits.protection.clone(), now),
+            next_override_end: None,
             longest_granted: Duration::ZERO,
             was_warming: limits.warming,
             limits,
@@ -152,7 +157,7 @@ impl Store {
     }
 
     pub(super) fn renew(&mut self, held: &Held, now: Instant) -> Result<Renewal, RegistryError> {
-        let now = self.settle(now);
+        let lease_time = self.settle(now);
         let group = Some(held.registration.service.clone());
         let instance = &held.registration.instance;
         let Some(slot) = self.slot(&group, &instance.id) else {
@@ -173,8 +178,10 @@ impl Store {
             }
             false => Ok(()),
         };
-        self.extend(&group, &instance.id, ttl, now);
-        replaced.map(|()| Renewal::Renewed)
+        self.extend(&group, &instance.id, ttl, lease_time);
+        replaced?;
+        let word = self.slot_mut(&group, &instance.id).and_then(|slot| slot.tell(now));
+        Ok(word.map_or(Renewal::Renewed, Renewal::Overridden))
     }
 
     /// Whether this instance may have its address.
@@ -244,12 +251,12 @@ impl Store {
         stands
     }
 
-    /// Sets what the registry says of an instance. False: it is not there.
+    /// Sets what an operator says of an instance. False: it is not there.
     pub(super) fn set_health(
         &mut self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
         now: Instant,
     ) -> bool {
         self.settle(now);
@@ -257,12 +264,35 @@ impl Store {
         let Some(slot) = self.slot_mut(&group, id) else {
             return false;
         };
-        let differs = slot.instance.health != health;
-        slot.instance.health = health;
+        let differs = slot.say(word, now);
+        let until = slot.health_override.as_ref().and_then(|said| said.until);
+        self.next_override_end = [self.next_override_end, until].into_iter().flatten().min();
         if differs {
             self.changed(&group);
         }
         true
+    }
+
+    /// Ends the operators' words whose time is over.
+    fn end_overrides(&mut self, now: Instant) {
+        if self.next_override_end.is_none_or(|end| end > now) {
+            return;
+        }
+        let mut next: Option<Instant> = None;
+        let mut changed = Vec::new();
+        for (name, group) in &mut self.groups {
+            let mut differs = false;
+            for slot in group.slots_mut() {
+                differs |= slot.end_override(now);
+                let until = slot.health_override.as_ref().and_then(|said| said.until);
+                next = [next, until].into_iter().flatten().min();
+            }
+            if differs {
+                changed.push(name.clone());
+            }
+        }
+        self.next_override_end = next;
+        changed.iter().for_each(|name| self.changed(name));
     }
 
     /// What is registered for one service, or for all and none.
@@ -322,6 +352,7 @@ impl Store {
     /// Drops what has run out, and notes that the sweep lives.
     pub(super) fn sweep(&mut self, now: Instant) {
         let lease_time = self.clock.read(now);
+        self.end_overrides(now);
         self.expire(lease_time);
         self.clock.swept(now);
         let warming = self.is_warming(lease_time);
@@ -340,6 +371,7 @@ impl Store {
     /// time.
     fn settle(&mut self, now: Instant) -> Instant {
         let lease_time = self.clock.read(now);
+        self.end_overrides(now);
         if !self.clock.awaits_sweep(now) {
             self.expire(lease_time);
         }
@@ -472,6 +504,8 @@ impl Store {
             registered: false,
             account,
             kept: false,
+            own_health: instance.health,
+            health_override: None,
             instance,
         };
         self.next_number += 1;

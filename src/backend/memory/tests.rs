@@ -1,4 +1,5 @@
 use super::*;
+use crate::instance::Health;
 use crate::instance::Instance;
 
 const TTL: Duration = Duration::from_secs(10);

@@ -3,9 +3,9 @@
 use async_trait::async_trait;
 
 use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, UpdateStream};
-use crate::instance::{Health, InstanceId, InvalidServiceName, ServiceName};
+use crate::instance::{InstanceId, InvalidServiceName, ServiceName};
 use crate::registry::{
-    Held, Lease, Registration, Registry, RegistryError, RegistryErrorKind, Renewal,
+    HealthOverride, Held, Lease, Registration, Registry, RegistryError, RegistryErrorKind, Renewal,
 };
 
 /// A source, a registry or both, in which a service has a longer name than its users say: with the prefix
@@ -93,10 +93,10 @@ impl<R: Registry> Registry for Prefixed<R> {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
         match self.name(service) {
-            Ok(service) => self.within.set_health(&service, id, health).await,
+            Ok(service) => self.within.set_health(&service, id, word).await,
             Err(_) => Ok(false),
         }
     }

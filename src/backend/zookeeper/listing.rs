@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::paths::{Paths, unescaped};
 use crate::backend::value::decode;
 use crate::discovery::Resolved;
-use crate::instance::{Address, Instance, ServiceName};
+use crate::instance::{Address, Instance, Precedence, ServiceName};
 use crate::registry::DEFAULT_TTL;
 
 /// How many nodes are read in one request: one of more than 1 MB ends the connection.
@@ -55,7 +55,7 @@ pub(super) async fn read(
     // Nobody has ever registered there, or it was forgotten: who knows?
     let Some((names, parent)) = children else { return Ok(Resolved::new(Vec::new())) };
     let folder = paths.service(service);
-    let mut holders: HashMap<Address, (((bool, u64), i64), Instance)> = HashMap::new();
+    let mut holders: HashMap<Address, ((Precedence, i64), Instance)> = HashMap::new();
     let mut skipped = 0;
     for names in names.chunks(BATCH) {
         let mut reader = client.new_multi_reader();

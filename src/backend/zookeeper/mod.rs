@@ -45,8 +45,10 @@ use self::session::Session;
 use super::hosts::hosts;
 use super::url::InvalidUrl;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
-use crate::instance::{Address, Health, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
+use crate::instance::{Address, InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
+};
 
 /// Where instances are, if no prefix is named.
 pub const DEFAULT_PREFIX: &str = "/srpc";
@@ -132,9 +134,9 @@ impl Registry for ZooKeeperRegistry {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
-        registering::set_health(&self.inner, service, id, health).await
+        registering::set_health(&self.inner, service, id, word).await
     }
 }
 

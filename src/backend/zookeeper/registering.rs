@@ -12,8 +12,10 @@ use super::Inner;
 use super::failure::Failure;
 use super::paths::Paths;
 use crate::backend::value;
-use crate::instance::{Health, Instance, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+use crate::instance::{Instance, InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
+};
 
 static FOLDER: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
 static EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
@@ -101,25 +103,24 @@ async fn put(
             Err(error) => return Err(Failure::from(error).into()),
         }
         let (found, written) = look_around(inner, client, registration, &target).await?;
-        present = found;
-        data = value::encode(&written);
+        (present, data) = (found, written);
     }
     Err(RegistryError::unavailable("others change the same nodes again and again"))
 }
 
 /// The nodes that stand where this registration goes, and that of another instance at its address, all
-/// of which give way to a newer registration; and the instance as it is written then.
+/// of which give way to a newer registration; and the value that is written then.
 async fn look_around(
     inner: &Inner,
     client: &Client,
     registration: &Registration,
     target: &Target,
-) -> Result<(Vec<(String, i32)>, Instance), RegistryError> {
+) -> Result<(Vec<(String, i32)>, String), RegistryError> {
     let Registration { service, instance, .. } = registration;
     let mut found = nodes(client, &[&target.instance, &target.address]).await?.into_iter();
     let (own, holder) = (found.next().flatten(), found.next().flatten());
     check_epoch(own.as_ref(), instance)?;
-    let written = value::over(instance, own.as_ref().map(|own| &*own.data));
+    let written = value::encode_over(instance, own.as_ref().map(|own| &*own.data));
     let mut present = Vec::new();
     if let Some(own) = own {
         present.push((target.instance.clone(), own.stat.version));
@@ -199,7 +200,7 @@ pub(super) async fn renew(
         .map(|held| {
             let (own, holder) = (nodes.next().flatten(), nodes.next().flatten());
             let renewal = renewed(held, session, own, holder);
-            if matches!(renewal, Ok(Renewal::Renewed)) {
+            if renewal.as_ref().is_ok_and(Renewal::holds) {
                 inner.keeper.note(inner, &held.registration);
             }
             renewal
@@ -226,10 +227,13 @@ fn renewed(
     let instance = &held.registration.instance;
     let Some(own) = own else { return Ok(Renewal::Lost) };
     check_epoch(Some(&own), instance)?;
-    // Of an earlier session it ends with that; changed by hand, it is made again, with its full state.
-    let is_ours = own.stat.ephemeral_owner == session && value::is_of(instance, &own.data);
     let holds = holder.is_some_and(|holder| holder.data == instance.id.as_str().as_bytes());
-    Ok(if is_ours && holds { Renewal::Renewed } else { Renewal::Lost })
+    // What an earlier session made ends with that session.
+    if own.stat.ephemeral_owner != session || !holds {
+        return Ok(Renewal::Lost);
+    }
+    // Changed by hand, it is made again, with its full state.
+    Ok(value::renewal(instance, &own.data).unwrap_or(Renewal::Lost))
 }
 
 /// The nodes of a registration that is taken back.
@@ -280,7 +284,7 @@ pub(super) async fn set_health(
     inner: &Inner,
     service: &ServiceName,
     id: &InstanceId,
-    health: Health,
+    word: &HealthOverride,
 ) -> Result<bool, RegistryError> {
     let set = async {
         let client = inner.keeping.client(inner.timeout).await?;
@@ -289,7 +293,7 @@ pub(super) async fn set_health(
             let Some(own) = nodes(&client, &[&path]).await?.into_iter().next().flatten() else {
                 return Ok(false);
             };
-            let Some(data) = value::with_health(id.as_str(), &own.data, health) else {
+            let Some(data) = value::with_health(id.as_str(), &own.data, word) else {
                 return Ok(false);
             };
             // Watches are on the parent, and a child that comes and goes at once fires them.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::discovery::guard::Known;
 use crate::discovery::outlier::Outliers;
 use crate::discovery::{Endpoint, EndpointSet};
-use crate::instance::{Address, Health, InstanceId};
+use crate::instance::{Address, Health, InstanceId, Precedence};
 
 /// The endpoints of a new list.
 pub(super) struct Merged {
@@ -50,7 +50,7 @@ pub(super) fn merge(
 
 /// The order of a list; of those with one address the first is kept. The id decides last, so that a
 /// source whose own order varies gives a list that does not.
-fn rank(known: &Known) -> (&Address, bool, Reverse<(bool, u64)>, &InstanceId) {
+fn rank(known: &Known) -> (&Address, bool, Reverse<Precedence>, &InstanceId) {
     let instance = &known.instance;
     (&instance.address, known.is_doubtful(), Reverse(instance.precedence()), &instance.id)
 }

@@ -30,7 +30,7 @@ pub(super) struct Book {
     /// Whether the registry answered when it was last asked.
     reachable: bool,
     closed: bool,
-    /// All but `registered`, which is counted when asked for.
+    /// All but `registered` and `overrides`, which are made when asked for.
     stats: RegistrarStats,
 }
 
@@ -99,14 +99,7 @@ impl Book {
 
     pub(super) fn set_health(&mut self, health: Health, now: Instant) {
         self.health = Some(health);
-        for entry in &mut self.entries {
-            let instance = &mut entry.registration.instance;
-            if instance.health != health {
-                instance.health = health;
-                instance.epoch = instance.epoch.saturating_add(1);
-                entry.phase = Phase::Pending { due: now };
-            }
-        }
+        self.entries.iter_mut().for_each(|entry| entry.set_own_health(health, now));
     }
 
     /// What is to be asked now. Each job is to be [`answered`](Self::answered).
@@ -116,6 +109,14 @@ impl Book {
             return jobs;
         }
         for entry in &mut self.entries {
+            if entry.end_override(now) {
+                tracing::info!(
+                    service = entry.service(),
+                    id = entry.id(),
+                    health = entry.registration.instance.health.as_str(),
+                    "the time of an operator's override is over"
+                );
+            }
             let due = matches!(entry.phase, Phase::Pending { due } if due <= now);
             if due && !entry.busy {
                 entry.busy = true;
@@ -141,7 +142,8 @@ impl Book {
             _ => None,
         });
         let renewals = self.renew_at.filter(|_| !self.renewing);
-        (registrations.chain(renewals).min(), false)
+        let overrides = self.entries.iter().filter_map(Entry::override_end);
+        (registrations.chain(renewals).chain(overrides).min(), false)
     }
 
     /// Takes in what came of a job. An answer that is missing is a failure.
@@ -202,9 +204,16 @@ impl Book {
         self.entries.drain(..).filter_map(held).collect()
     }
 
-    pub(super) fn stats(&self) -> RegistrarStats {
+    pub(super) fn stats(&self, now: Instant) -> RegistrarStats {
         let held = self.entries.iter().filter(|entry| entry.lease.is_some() && entry.failures == 0);
-        RegistrarStats { registered: held.count(), ..self.stats.clone() }
+        let overrides = self.entries.iter().filter_map(|entry| {
+            Some((entry.registration.service.clone(), entry.health_override(now)?))
+        });
+        RegistrarStats {
+            registered: held.count(),
+            overrides: overrides.collect(),
+            ..self.stats.clone()
+        }
     }
 
     fn renewals(&mut self, now: Instant) -> Option<Job> {
@@ -256,9 +265,27 @@ impl Book {
                 let at = now + self.jittered(interval);
                 self.renew_at = Some(self.renew_at.map_or(at, |planned| planned.min(at)));
             }
-            Ok(Good::Renewal(Renewal::Renewed)) => {
+            Ok(Good::Renewal(renewal @ (Renewal::Renewed | Renewal::Overridden(_)))) => {
                 entry.failures = 0;
                 self.stats.renewed += 1;
+                let word = match renewal {
+                    Renewal::Overridden(word) => Some(word),
+                    _ => None,
+                };
+                if entry.take_over(word.clone(), now)
+                    && let Some(word) = word
+                {
+                    tracing::info!(
+                        service = entry.service(),
+                        id = entry.id(),
+                        said = word.health.as_str(),
+                        by = word.by.as_deref(),
+                        reason = word.reason.as_deref(),
+                        duration = ?word.duration,
+                        health = entry.registration.instance.health.as_str(),
+                        "an operator set the health of this instance"
+                    );
+                }
             }
             Ok(Good::Renewal(Renewal::Lost)) => {
                 tracing::warn!(
@@ -341,7 +368,7 @@ impl Book {
     fn superseded(&mut self, at: usize, held: u64, error: RegistryError, now: Instant) {
         let entry = &mut self.entries[at];
         let health = entry.registration.instance.health;
-        if health == Health::Draining {
+        if entry.own_health() == Health::Draining {
             tracing::info!(
                 service = entry.service(),
                 id = entry.id(),

@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 
 use super::*;
 use crate::backend::memory::MemoryRegistry;
-use crate::registry::{Held, Lease, Registration, RegistryErrorKind, Renewal};
+use crate::registry::{HealthOverride, Held, Lease, Registration, RegistryErrorKind, Renewal};
 
 const TTL: Duration = Duration::from_secs(15);
 /// The longest time between two renewals, with its jitter.
@@ -239,6 +239,64 @@ async fn a_clock_that_went_back_is_got_over_once() {
     sleep(HEARTBEAT).await;
     assert_eq!(first.stats().superseded, 1);
     assert_eq!(registry.instances(), [instance(2_000)]);
+}
+
+fn drained() -> HealthOverride {
+    HealthOverride::new(Health::Draining).by("ops").reason("kernel")
+}
+
+fn set(registry: &Faulty, word: HealthOverride) {
+    assert!(registry.inner().set_health(&foo(), &"a".into(), word));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_operator_set_holds_whatever_becomes_of_the_registry() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    registrar.register(foo(), instance(5)).await.unwrap();
+    set(&registry, drained());
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(6).health(Health::Draining)]);
+    assert_eq!(registrar.stats().overrides, [(foo(), drained())]);
+
+    // Empty again; and then the lease is lost.
+    registry.restart_empty();
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(6).health(Health::Draining)]);
+    registry.set(Fault::Down);
+    sleep(TTL * 2).await;
+    registry.set(Fault::None);
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(6).health(Health::Draining)]);
+
+    // What the process says of itself is kept apart.
+    registrar.set_health(Health::Unready);
+    registrar.set_health(Health::Up);
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(6).health(Health::Draining)]);
+
+    registrar.set_health(Health::Unready);
+    set(&registry, Health::Up.into());
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(7).health(Health::Unready)]);
+    registrar.set_health(Health::Up);
+    sleep(HEARTBEAT).await;
+    assert_eq!(registry.instances(), [instance(8)]);
+    assert!(registrar.stats().overrides.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operators_word_ends_with_its_time_though_the_registry_forgot_it() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    registrar.register(foo(), instance(5)).await.unwrap();
+    set(&registry, drained().lasting(Duration::from_secs(60)));
+    sleep(HEARTBEAT).await;
+    registry.restart_empty();
+    sleep(Duration::from_secs(40)).await;
+    assert_eq!(registry.instances(), [instance(6).health(Health::Draining)]);
+    sleep(Duration::from_secs(20)).await;
+    assert_eq!(registry.instances(), [instance(7)]);
 }
 
 fn beside(epoch: u64) -> Instance {

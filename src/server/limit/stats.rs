@@ -1,7 +1,10 @@
 //! What can be read of a server's load?
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+
+use crate::instance::ServiceName;
+use crate::registry::{HealthOverride, StatsReader};
 
 /// A server's load, readable while it serves. Cheap to clone; clones read the same server.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +22,12 @@ impl ServerStats {
         Some(self.0.limit.load(Relaxed)).filter(|limit| *limit != usize::MAX)
     }
 
+    /// What operators say of this server's instances, by service: the server goes on serving, and its
+    /// clients are told by the registry. Empty without a registrar, and before it serves.
+    pub fn overrides(&self) -> Vec<(ServiceName, HealthOverride)> {
+        self.0.registrations.get().map(|reader| reader.stats().overrides).unwrap_or_default()
+    }
+
     /// Calls turned away because of the limit, since the server started.
     pub fn rejected(&self) -> u64 {
         self.0.rejected.load(Relaxed)
@@ -32,6 +41,7 @@ pub(in crate::server) struct Load {
     /// `usize::MAX`: none.
     pub(in crate::server) limit: AtomicUsize,
     pub(in crate::server) rejected: AtomicU64,
+    pub(in crate::server) registrations: OnceLock<StatsReader>,
 }
 
 impl Default for Load {
@@ -40,6 +50,7 @@ impl Default for Load {
             in_flight: AtomicUsize::new(0),
             limit: AtomicUsize::new(usize::MAX),
             rejected: AtomicU64::new(0),
+            registrations: OnceLock::new(),
         }
     }
 }

@@ -26,8 +26,10 @@ use super::token::Token;
 use crate::backend::InvalidUrl;
 use crate::backend::memory::{Entry, Listing, Protection};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
-use crate::instance::{Health, InstanceId, ServiceName};
-use crate::registry::{DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, Renewal};
+use crate::instance::{InstanceId, ServiceName};
+use crate::registry::{
+    DEFAULT_TTL, HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
+};
 use crate::transport::{Net, Transport};
 
 /// How many leases are renewed in one request.
@@ -157,9 +159,9 @@ impl Registry for HttpRegistry {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
-        Ok(self.inner.first(|site| Box::pin(site.set_health(service, id, health))).await?)
+        Ok(self.inner.first(|site| Box::pin(site.set_health(service, id, word))).await?)
     }
 }
 

@@ -14,7 +14,7 @@ use super::urls::Location;
 use super::{Found, api, seed, v1};
 use crate::backend::exchange::{Answer, Ask, Connections, Host};
 use crate::instance::{Health, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, RegistryError, Renewal};
+use crate::registry::{HealthOverride, Held, Lease, Registration, RegistryError, Renewal};
 use crate::transport::Transport;
 
 /// How long a registry that lacks `/v1` is not asked for it by lists and renewals.
@@ -98,10 +98,10 @@ impl Site {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, Failure> {
         let set = match self.asks_v1() {
-            true => v1::set_health(self, service, id, health).await?,
+            true => v1::set_health(self, service, id, word).await?,
             false => None,
         };
         set.ok_or_else(Failure::unsupported)

@@ -13,8 +13,10 @@ use super::failure::{Failure, plain};
 use super::site::Site;
 use crate::backend::exchange::Ask;
 use crate::backend::memory::{Entry, Protection};
-use crate::instance::{Health, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+use crate::instance::{InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
+};
 
 pub(super) async fn register(
     site: &Site,
@@ -100,9 +102,12 @@ pub(super) async fn set_health(
     site: &Site,
     service: &ServiceName,
     id: &InstanceId,
-    health: Health,
+    word: &HealthOverride,
 ) -> Result<Option<bool>, Failure> {
-    let drain = api::Drain { service: service.clone(), id: id.clone(), health };
+    let HealthOverride { health, by, reason, duration } = word.clone();
+    let word = api::Said { health, by, reason, for_ms: duration.map(millis) };
+    // Whoever asks for more may wait by looking at the list.
+    let drain = api::Drain { service: service.clone(), id: id.clone(), word, wait_ms: Some(0) };
     match site.ask_v1::<IgnoredAny>(&post(api::DRAIN, &drain)?, Duration::ZERO).await {
         Err(Failure::Problem(problem)) if problem.kind == api::UNKNOWN_INSTANCE => Ok(Some(false)),
         answered => Ok(answered?.map(|_| true)),
@@ -193,7 +198,8 @@ impl Answered {
 
 fn renewal(outcome: Outcome, url: &str) -> Result<Renewal, RegistryError> {
     match outcome {
-        Outcome::Renewed => Ok(Renewal::Renewed),
+        Outcome::Renewed { word: None } => Ok(Renewal::Renewed),
+        Outcome::Renewed { word: Some(word) } => Ok(Renewal::Overridden(word)),
         Outcome::Deregistered => {
             Err(RegistryError::unavailable("what was to be renewed was deregistered"))
         }

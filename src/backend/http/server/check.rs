@@ -1,14 +1,17 @@
 //! The rules that a registration must keep, beyond its JSON being well formed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::api::{HeldLease, Register};
+use super::api::{HeldLease, Register, Said};
 use super::problem::Refusal;
 use crate::instance::{Instance, InstanceId};
-use crate::registry::{Held, Lease, Registration};
+use crate::registry::{HealthOverride, Held, Lease, Registration};
 
 /// The longest id, zone or version, in bytes.
 const MAX_TEXT: usize = 128;
+/// The longest reason of an operator, in bytes.
+const MAX_REASON: usize = 512;
 /// The longest name of a lease, in bytes.
 const MAX_LEASE: usize = 256;
 const MAX_METADATA: usize = 64;
@@ -36,6 +39,29 @@ pub(super) fn held(asked: HeldLease) -> Result<Held, Refusal> {
     }
     let registration = registration(Register { service, ttl_ms, instance })?;
     Ok(Held { registration, lease: Lease::new(lease_id, None) })
+}
+
+/// Who shows a token is named by it: the text of a request is only a claim.
+pub(super) fn health_override(
+    said: Said,
+    token: Option<&Arc<str>>,
+) -> Result<HealthOverride, Refusal> {
+    let Said { health, by, reason, for_ms } = said;
+    for (name, text, max) in [("by", &by, MAX_TEXT), ("reason", &reason, MAX_REASON)] {
+        let Some(text) = text else { continue };
+        if text.len() > max || text.chars().any(char::is_control) {
+            let detail = format!("{name}: longer than {max} bytes, or with a control character");
+            return Err(Refusal::invalid(detail));
+        }
+    }
+    if for_ms == Some(0) {
+        return Err(Refusal::invalid("for_ms must be positive"));
+    }
+    let mut word = HealthOverride::new(health);
+    word.by = token.map(|name| name.to_string()).or(by);
+    word.reason = reason;
+    word.duration = for_ms.map(|millis| Duration::from_millis(millis).min(MAX_TTL));
+    Ok(word)
 }
 
 fn check(instance: &Instance) -> Result<(), String> {

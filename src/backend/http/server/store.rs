@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::front::Front;
 use super::problem::Refusal;
 use crate::backend::memory::{Listing, MemoryRegistry, Owner};
-use crate::instance::{Address, Health, InstanceId, ServiceName};
-use crate::registry::{Held, Lease, Registration, Registry, RegistryError, Renewal};
+use crate::instance::{Address, InstanceId, ServiceName};
+use crate::registry::{
+    HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
+};
 
 #[derive(Clone)]
 pub(super) enum Store {
@@ -66,11 +68,11 @@ impl Store {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
         match self {
-            Self::Memory(memory) => Ok(memory.set_health(service, id, health)),
-            Self::Front(front) => front.set_health(service, id, health).await,
+            Self::Memory(memory) => Ok(memory.set_health(service, id, word.clone())),
+            Self::Front(front) => front.set_health(service, id, word).await,
         }
     }
 

@@ -8,6 +8,7 @@ use http::{HeaderValue, Response};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::access::Caller;
 use super::api::{self, Outcome};
@@ -16,11 +17,14 @@ use super::query::Query;
 use super::store::Store;
 use super::{Shared, body, check, json as ok, json_of};
 use crate::backend::memory::Owner;
-use crate::instance::{Address, Instance};
-use crate::registry::{Held, Lease, Registration, Renewal};
+use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
+use crate::registry::{DEFAULT_TTL, HealthOverride, Held, Lease, Registration, Renewal};
 
 /// More leases are not taken in one request: their answers would weigh too much.
 const MAX_HELD: usize = 1000;
+
+/// How long a drain waits at most until the instance has taken it over.
+const MAX_DRAIN_WAIT: Duration = Duration::from_secs(10);
 
 /// Stands in for the address of an instance that leaves: the registry looks at the service, the
 /// id, the epoch and the lease.
@@ -53,7 +57,7 @@ pub(super) async fn answer<B: Body>(
             renew(store, caller, &owner, body::read(parts, body, limits).await?).await
         }
         api::DEREGISTER => deregister(store, caller, body::read(parts, body, limits).await?).await,
-        api::DRAIN => drain(store, caller, body::read(parts, body, limits).await?).await,
+        api::DRAIN => drain(store, caller, body::read(parts, body, limits).await?, stop).await,
         api::INSTANCES => instances(shared, caller, parts, stop).await,
         api::SERVICES => {
             let room = shared.room(&super::host(parts))?;
@@ -105,19 +109,20 @@ async fn renew(
         })
         .collect();
     let mut renewed = store.renew(held, owner).await.into_iter();
-    let results: Vec<Result<(), Refusal>> = checked
+    let results: Vec<Result<Outcome, Refusal>> = checked
         .into_iter()
         .map(|checked| {
             checked?;
             match renewed.next() {
-                Some(Ok(Renewal::Renewed)) => Ok(()),
+                Some(Ok(Renewal::Renewed)) => Ok(Outcome::Renewed { word: None }),
+                Some(Ok(Renewal::Overridden(word))) => Ok(Outcome::Renewed { word: Some(word) }),
                 Some(Ok(Renewal::Lost)) => Err(Refusal::unknown_lease()),
                 Some(Err(error)) => Err(error.into()),
                 None => Err(Refusal::internal("a lease without a result")),
             }
         })
         .collect();
-    ok(&api::Renewed { results: outcomes(results, &Outcome::Renewed)? })
+    ok(&api::Renewed { results: outcomes(results)? })
 }
 
 /// Each is answered by itself, which weighs more than what was asked.
@@ -129,10 +134,10 @@ fn few_enough(held: usize) -> Result<(), Refusal> {
 }
 
 /// What became of each; the first one's refusal if all were refused.
-fn outcomes(results: Vec<Result<(), Refusal>>, done: &Outcome) -> Result<Vec<Outcome>, Refusal> {
+fn outcomes(results: Vec<Result<Outcome, Refusal>>) -> Result<Vec<Outcome>, Refusal> {
     let outcomes: Vec<Outcome> = results
         .iter()
-        .map(|result| result.as_ref().map_or_else(Refusal::outcome, |()| done.clone()))
+        .map(|result| result.as_ref().map_or_else(Refusal::outcome, Outcome::clone))
         .collect();
     if results.iter().all(Result::is_err)
         && let Some(Err(first)) = results.into_iter().next()
@@ -150,7 +155,7 @@ async fn deregister(
     few_enough(asked.held.len())?;
     let left = LEFT.parse::<Address>().map_err(Refusal::internal)?;
     let mut held = Vec::with_capacity(asked.held.len());
-    let results: Vec<Result<(), Refusal>> = asked
+    let results: Vec<Result<Outcome, Refusal>> = asked
         .held
         .into_iter()
         .map(|leaving| {
@@ -158,26 +163,75 @@ async fn deregister(
             let instance = Instance::new(leaving.id, left.clone()).epoch(leaving.epoch);
             let registration = Registration::new(leaving.service, instance);
             held.push(Held { registration, lease: Lease::new(leaving.lease_id, None) });
-            Ok(())
+            Ok(Outcome::Deregistered)
         })
         .collect();
     store.deregister(&held).await?;
     if results.iter().all(Result::is_ok) {
         return ok(&json!({}));
     }
-    ok(&api::Deregistered { results: outcomes(results, &Outcome::Deregistered)? })
+    ok(&api::Deregistered { results: outcomes(results)? })
 }
 
 async fn drain(
     store: &Store,
     caller: &Caller,
     asked: api::Drain,
+    stop: impl Future<Output = ()>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     caller.may_write(Some(&asked.service))?;
-    if !store.set_health(&asked.service, &asked.id, asked.health).await? {
+    let word = check::health_override(asked.word, caller.name())?;
+    let (service, id) = (&asked.service, &asked.id);
+    let before = store.list(Some(service)).await?;
+    let known = before.entries.into_iter().find(|entry| entry.instance.id == *id);
+    if !store.set_health(service, id, &word).await? {
         return Err(Refusal::unknown_instance());
     }
-    ok(&json!({}))
+    let HealthOverride { health, by, reason, duration } = &word;
+    tracing::info!(
+        service = %asked.service,
+        id = ?asked.id.as_str(),
+        health = health.as_str(),
+        by = by.as_deref(),
+        reason = reason.as_deref(),
+        ?duration,
+        "an operator set the health of an instance"
+    );
+    let epoch = known.as_ref().map_or(0, |entry| entry.instance.epoch);
+    let left = known.and_then(|entry| entry.expires_in).unwrap_or(DEFAULT_TTL);
+    // It renews at a third of its lease.
+    let longest = asked.wait_ms.map_or(left / 2, Duration::from_millis).min(MAX_DRAIN_WAIT);
+    let taken_over = tokio::select! {
+        taken = timeout(longest, taken_over(store, service, id, epoch, &word)) => {
+            taken.unwrap_or(Ok(false))?
+        }
+        () = stop => false,
+    };
+    ok(&json!({ "taken_over": taken_over }))
+}
+
+/// Waits until the instance says itself what an operator said of it. False: it is gone.
+async fn taken_over(
+    store: &Store,
+    service: &ServiceName,
+    id: &InstanceId,
+    epoch: u64,
+    word: &HealthOverride,
+) -> Result<bool, Refusal> {
+    loop {
+        let listing = store.list(Some(service)).await?;
+        let mut instances = listing.entries.into_iter().map(|entry| entry.instance);
+        let Some(instance) = instances.find(|instance| instance.id == *id) else {
+            return Ok(false);
+        };
+        let is_newer = instance.epoch > epoch;
+        // What was taken back before the instance had heard of it leaves nothing to wait for.
+        let is_up = word.health == Health::Up && instance.health == Health::Up;
+        if is_up || (is_newer && word.is_taken_over_by(instance.health)) {
+            return Ok(true);
+        }
+        store.changed(service, &listing.revision).await?;
+    }
 }
 
 async fn instances(

@@ -1,6 +1,7 @@
 use rand::SeedableRng;
 
 use super::*;
+use crate::instance::Health;
 
 const TTL: Duration = Duration::from_secs(10);
 
@@ -296,19 +297,55 @@ fn a_full_registry_renews_what_it_holds_and_lets_nothing_grow() {
 }
 
 #[test]
-fn health_set_from_outside_lasts_until_a_higher_epoch() {
+fn an_operators_word_lasts_until_a_newer_state_has_taken_it_over() {
     let mut table = Table::new();
     table.register(&foo("a", "tcp@a:1", 1)).unwrap();
     let before = table.revision(Some("Foo"));
     let (service, id) = (name("Foo"), InstanceId::from("a"));
-    assert!(table.store.set_health(&service, &id, Health::Draining, table.now));
+    let drained = HealthOverride::new(Health::Draining);
+    assert!(table.store.set_health(&service, &id, &drained, table.now));
     assert_ne!(table.revision(Some("Foo")), before);
     table.register(&foo("a", "tcp@a:1", 1)).unwrap();
     assert_eq!(table.instance("a").health, Health::Draining);
     assert_eq!(table.instance("a").epoch, 1);
     table.register(&foo("a", "tcp@a:1", 2)).unwrap();
+    assert_eq!(table.instance("a").health, Health::Draining, "it did not know of it");
+    let mut aware = foo("a", "tcp@a:1", 3);
+    aware.instance.health = Health::Draining;
+    let held = table.register(&aware).unwrap();
+    assert_eq!(table.renew(&held).unwrap(), Renewal::Renewed);
+    table.register(&foo("a", "tcp@a:1", 4)).unwrap();
     assert_eq!(table.instance("a").health, Health::Up);
-    assert!(!table.store.set_health(&service, &"b".into(), Health::Up, table.now));
+    assert!(!table.store.set_health(&service, &"b".into(), &drained, table.now));
+}
+
+#[test]
+fn an_operators_word_that_was_not_told_is_taken_back_at_once() {
+    let mut table = Table::new();
+    let held = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    let (service, id) = (name("Foo"), InstanceId::from("a"));
+    for health in [Health::Draining, Health::Up] {
+        assert!(table.store.set_health(&service, &id, &health.into(), table.now));
+        assert_eq!(table.instance("a").health, health);
+    }
+    assert_eq!(table.renew(&held).unwrap(), Renewal::Renewed);
+}
+
+#[test]
+fn an_operators_word_ends_with_its_time() {
+    let mut table = Table::new();
+    let held = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    let (service, id) = (name("Foo"), InstanceId::from("a"));
+    let word = HealthOverride::new(Health::Draining).lasting(Duration::from_secs(5));
+    assert!(table.store.set_health(&service, &id, &word, table.now));
+    table.pass(Duration::from_secs(2));
+    let left = word.clone().lasting(Duration::from_secs(3));
+    assert_eq!(table.renew(&held).unwrap(), Renewal::Overridden(left));
+    let before = table.revision(Some("Foo"));
+    table.pass(Duration::from_secs(3));
+    assert_eq!(table.instance("a").health, Health::Up);
+    assert_ne!(table.revision(Some("Foo")), before);
+    assert_eq!(table.renew(&held).unwrap(), Renewal::Renewed);
 }
 
 #[test]

@@ -22,9 +22,10 @@ use super::problem::Refusal;
 use crate::backend::memory::{Listing, Owner, Quota};
 use crate::call::after;
 use crate::discovery::Discovery;
-use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
+use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::{
-    DEFAULT_TTL, Held, Lease, Registration, Registry, RegistryError, RegistryErrorKind, Renewal,
+    DEFAULT_TTL, HealthOverride, Held, Lease, Registration, Registry, RegistryError,
+    RegistryErrorKind, Renewal,
 };
 
 /// The service that addresses are of which were registered without one: the doors know none without a
@@ -121,7 +122,7 @@ impl Front {
         let known = known.filter(|held| held.registration.instance == instance);
         if let Some(held) = known {
             match self.renew(vec![held], owner).await.pop() {
-                Some(Ok(Renewal::Renewed)) => return Ok(true),
+                Some(Ok(renewal)) if renewal.holds() => return Ok(true),
                 Some(Err(error)) => return Err(error.into()),
                 _ => {}
             }
@@ -177,7 +178,7 @@ impl Front {
         let (mut book, now) = (self.book.lock(), Instant::now());
         for (held, renewal) in held.iter().zip(&renewed) {
             // What is lost stays on its account until its time is over: it may be on its way back.
-            if matches!(renewal, Ok(Renewal::Renewed)) {
+            if renewal.as_ref().is_ok_and(Renewal::holds) {
                 book.renewed(held, owner, self.limits.ttl, now);
             }
         }
@@ -195,9 +196,9 @@ impl Front {
         &self,
         service: &ServiceName,
         id: &InstanceId,
-        health: Health,
+        word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
-        self.asked(&self.writes, self.registry.set_health(service, id, health)).await
+        self.asked(&self.writes, self.registry.set_health(service, id, word)).await
     }
 
     pub(super) async fn list(&self, service: Option<&ServiceName>) -> Result<Listing, Refusal> {

@@ -52,7 +52,7 @@ async fn two_over_one_registry_agree() {
     });
     let start = Instant::now();
     sleep(Duration::from_secs(1)).await;
-    let drain = json!({ "service": "Foo", "id": "a" });
+    let drain = json!({ "service": "Foo", "id": "a", "wait_ms": 0 });
     assert_eq!(post(&one, api::DRAIN, drain).await.0, 200);
     assert_eq!(polling.await.unwrap().0, [r#"a:"draining""#]);
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
