@@ -381,3 +381,14 @@ async fn a_call_whose_time_went_by_behind_one_that_was_read_with_it_is_not_start
     assert_eq!(started.load(SeqCst), 0);
     scene.end().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fresh_clients_first_call_waits_for_no_timer() {
+    let foo = Service::new("Foo").method("Sum", async |(a, b): (i64, i64)| Ok::<_, Status>(a + b));
+    // Between two ticks of tokio's timers: one that is due lasts until the next.
+    tokio::time::advance(Duration::from_micros(300)).await;
+    let scene = Scene::of(Server::new().service(foo)).await;
+    let begun = Instant::now();
+    assert_eq!(scene.client.call::<_, i64>("Foo.Sum", &(1, 2)).await.unwrap(), 3);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+}

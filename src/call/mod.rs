@@ -30,7 +30,7 @@ pub(crate) use self::packed::BodyRef;
 #[doc(hidden)]
 pub use self::packed::Packed;
 pub(crate) use self::race::Racer;
-pub(crate) use self::time::{Moment, Stamp, after};
+pub(crate) use self::time::{Moment, Stamp, after, until};
 use crate::error::{Error, Fate, Kind};
 use crate::instance::Address;
 

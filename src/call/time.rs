@@ -13,6 +13,19 @@ pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
     now.checked_add(wait.min(FAR)).unwrap_or(now)
 }
 
+/// Waits until a moment; for ever if there is none.
+///
+/// Why not tokio's timer alone? It ends on whole milliseconds: one that is due already lasts until the
+/// next.
+pub(crate) async fn until(at: Option<Instant>) {
+    match at {
+        // A loop of what is due at once lets others run.
+        Some(at) if at <= Instant::now() => tokio::task::coop::consume_budget().await,
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// An instant in 64 bits, in microseconds: a call compares and subtracts several, and each would take
 /// an `Instant` some forty instructions and twice the room.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

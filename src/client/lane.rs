@@ -4,6 +4,7 @@
 //! cycles each time. So what every call touches exists once for each lane, and a thread uses its own.
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::available_parallelism;
 
@@ -27,7 +28,7 @@ impl<T> Lanes<T> {
 
     /// Fewer lanes, where each is large.
     pub(crate) fn at_most(most: usize, mut make: impl FnMut() -> T) -> Self {
-        let wanted = available_parallelism().map_or(1, usize::from).min(MOST).next_power_of_two();
+        let wanted = processors().min(MOST).next_power_of_two();
         let lanes = wanted.min(1 << most.max(1).ilog2());
         Self((0..lanes).map(|_| Apart(make())).collect())
     }
@@ -47,6 +48,12 @@ impl<T> Lanes<T> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|lane| &lane.0)
     }
+}
+
+/// How many processors there are. Asked once: on Linux each answer takes some 17 system calls.
+fn processors() -> usize {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| available_parallelism().map_or(1, usize::from))
 }
 
 /// The number of this thread.

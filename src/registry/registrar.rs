@@ -14,12 +14,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::{Id, JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::book::{Answer, Ask, Book, Good, Job};
 pub use self::builder::RegistrarBuilder;
 use self::entry::Sent;
 use super::{HealthOverride, Registry, RegistryError};
+use crate::call::until;
 use crate::instance::{Health, Instance, ServiceName};
 
 /// How long `close` may take, whatever the registry does.
@@ -283,13 +284,6 @@ async fn put(ask: Ask, registry: Arc<dyn Registry>, limit: Duration) -> Vec<Answ
             Ok(renewals) => renewals.into_iter().map(|one| one.map(Good::Renewal)).collect(),
             Err(_) => held.iter().map(|_| Err(late())).collect(),
         },
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::attempt::Attempt;
 use super::channels::{Channels, Route};
@@ -15,7 +15,7 @@ use super::covered::Below;
 use super::retry::Retry;
 use super::sending::{Landed, Sending};
 use super::stack::Stack;
-use crate::call::{Call, Racer, Reply, Stamp, after, inherited};
+use crate::call::{Call, Racer, Reply, Stamp, after, inherited, until};
 use crate::client::{Channel, Lanes};
 use crate::discovery::{Endpoint, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
@@ -155,8 +155,8 @@ impl Core {
             tracing::debug!(%error, "tried again");
             last = Some(error);
             tried.push(endpoint.clone());
-            if let Some(pause) = pause {
-                sleep(pause).await;
+            if pause.is_some() {
+                until(Some(next)).await;
             }
             now = Instant::now();
         }

@@ -97,6 +97,11 @@ impl Slot {
         Some(word)
     }
 
+    /// When the operator's word ends by itself.
+    pub(super) fn override_end(&self) -> Option<Instant> {
+        self.health_override.as_ref()?.until
+    }
+
     /// Ends a word whose time is over. True: it is listed differently.
     pub(super) fn end_override(&mut self, now: Instant) -> bool {
         self.health_override.take_if(|said| said.until.is_some_and(|until| until <= now));
@@ -163,11 +168,8 @@ impl Group {
         })
     }
 
-    pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slots.values_mut()
-    }
-
     /// Every slot, in no order.
+    #[cfg(test)]
     pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
         self.slots.values()
     }

@@ -9,6 +9,7 @@ mod quota;
 mod store;
 #[cfg(test)]
 mod tests;
+mod ttl_counts;
 
 use std::fmt;
 use std::sync::{Arc, Weak};

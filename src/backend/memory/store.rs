@@ -18,6 +18,7 @@ use super::clock::LeaseClock;
 use super::group::{Group, GroupName, Slot};
 use super::protection::{Protection, Reprieve, Threshold};
 use super::quota::{Ledger, Owner, Quota, weight};
+use super::ttl_counts::TtlCounts;
 use crate::discovery::Resolved;
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::{
@@ -61,6 +62,8 @@ pub(super) struct Store {
     groups: BTreeMap<GroupName, Group>,
     /// What the slots of all groups take, and on whose account.
     ledger: Ledger,
+    /// The TTLs of all slots that can expire.
+    ttls: TtlCounts,
     /// By when which slot is to be looked at: one item for each slot that can expire.
     queue: BTreeMap<(Instant, u64), (GroupName, InstanceId)>,
     next_number: u64,
@@ -73,8 +76,8 @@ pub(super) struct Store {
     /// When a lease was last granted or renewed, in the leases' time.
     heard: Instant,
     reprieve: Reprieve,
-    /// When the first of the operators' words ends that have an end.
-    next_override_end: Option<Instant>,
+    /// When which operator's word ends: one item for each that has an end.
+    override_ends: BTreeMap<(Instant, u64), (GroupName, InstanceId)>,
     longest_granted: Duration,
     /// As of the last sweep.
     was_warming: bool,
@@ -89,6 +92,7 @@ impl Store {
             version: 0,
             groups: BTreeMap::new(),
             ledger: Ledger::new(limits.quota.clone()),
+            ttls: TtlCounts::default(),
             queue: BTreeMap::new(),
             next_number: 0,
             clock: LeaseClock::new(limits.sweep),
@@ -96,7 +100,7 @@ impl Store {
             blank_for: None,
             heard: now,
             reprieve: Reprieve::new(limits.protection.clone(), now),
-            next_override_end: None,
+            override_ends: BTreeMap::new(),
             longest_granted: Duration::ZERO,
             was_warming: limits.warming,
             limits,
@@ -264,9 +268,15 @@ impl Store {
         let Some(slot) = self.slot_mut(&group, id) else {
             return false;
         };
+        let (number, former) = (slot.number, slot.override_end());
         let differs = slot.say(word, now);
-        let until = slot.health_override.as_ref().and_then(|said| said.until);
-        self.next_override_end = [self.next_override_end, until].into_iter().flatten().min();
+        let until = slot.override_end();
+        if let Some(former) = former {
+            self.override_ends.remove(&(former, number));
+        }
+        if let Some(until) = until {
+            self.override_ends.insert((until, number), (group.clone(), id.clone()));
+        }
         if differs {
             self.changed(&group);
         }
@@ -275,24 +285,16 @@ impl Store {
 
     /// Ends the operators' words whose time is over.
     fn end_overrides(&mut self, now: Instant) {
-        if self.next_override_end.is_none_or(|end| end > now) {
-            return;
-        }
-        let mut next: Option<Instant> = None;
-        let mut changed = Vec::new();
-        for (name, group) in &mut self.groups {
-            let mut differs = false;
-            for slot in group.slots_mut() {
-                differs |= slot.end_override(now);
-                let until = slot.health_override.as_ref().and_then(|said| said.until);
-                next = [next, until].into_iter().flatten().min();
-            }
-            if differs {
-                changed.push(name.clone());
+        while let Some(first) = self.override_ends.first_entry()
+            && first.key().0 <= now
+        {
+            let (group, id) = first.remove();
+            // What was taken over meanwhile, or is gone, has no such end any more.
+            let ended = self.slot_mut(&group, &id).is_some_and(|slot| slot.end_override(now));
+            if ended {
+                self.changed(&group);
             }
         }
-        self.next_override_end = next;
-        changed.iter().for_each(|name| self.changed(name));
     }
 
     /// What is registered for one service, or for all and none.
@@ -456,13 +458,11 @@ impl Store {
             return false;
         }
         // A lease that is short among long ones says nothing of the others.
-        let longest = self.groups.values().flat_map(Group::slots).filter_map(|slot| slot.ttl).max();
-        let ttl = ttl.max(longest.unwrap_or_default().min(self.least_warming()));
+        let longest = self.ttls.longest().unwrap_or_default();
+        let ttl = ttl.max(longest.min(self.least_warming()));
         let silence = now.saturating_duration_since(self.heard);
-        let as_short = |slot: &&Slot| slot.ttl.is_some_and(|other| other <= ttl);
         // The one that runs out is the first of them, in whatever order.
-        silence >= ttl / 2
-            && self.groups.values().flat_map(Group::slots).filter(as_short).nth(1).is_some()
+        silence >= ttl / 2 && self.ttls.has_two_within(ttl)
     }
 
     /// The leases made by `register` that stand at this address.
@@ -550,7 +550,11 @@ impl Store {
         if let Some(queued) = slot.queued {
             self.queue.remove(&(queued, slot.number));
         }
+        if let Some(end) = slot.override_end() {
+            self.override_ends.remove(&(end, slot.number));
+        }
         self.ledger.close(&slot.account);
+        self.ttls.moved(slot.ttl, None);
         if slot.kept {
             self.reprieve.release();
         }
@@ -565,11 +569,12 @@ impl Store {
         let Some(slot) = self.slot_mut(name, id) else {
             return;
         };
-        slot.ttl = ttl;
+        let former = std::mem::replace(&mut slot.ttl, ttl);
         slot.due = due;
         let kept = std::mem::take(&mut slot.kept);
         // The queue finds a later date out by itself, once it gets there: a renewal costs nothing.
         let (queued, number) = (slot.queued, slot.number);
+        self.ttls.moved(former, ttl);
         match (queued, due) {
             (None, Some(due)) => self.enqueue(name, id, due),
             (Some(queued), Some(due)) if due < queued => {

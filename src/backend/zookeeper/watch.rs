@@ -4,12 +4,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use zookeeper_client::{Client, Error, EventType, OneshotWatcher, SessionState, Stat};
 
 use super::Inner;
 use super::failure::Failure;
 use super::listing::read;
+use crate::call::until;
 use crate::discovery::{Update, UpdateSender};
 use crate::instance::ServiceName;
 
@@ -56,9 +57,9 @@ async fn follow(
             () = cut_off(&client) => {
                 return Err(Failure::Unavailable("the connection to ZooKeeper is lost".to_owned()));
             }
-            () = sleep_until(again.unwrap_or(asked)), if again.is_some() => {}
+            () = until(again) => {}
         }
-        sleep_until(asked + PACE).await;
+        until(Some(asked + PACE)).await;
     }
 }
 

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::probe::{Probe, Probes};
 use super::table::Outliers;
+use crate::call::until;
 use crate::discovery::Endpoint;
 use crate::discovery::caught::caught;
 
@@ -24,7 +25,7 @@ pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
                 }
             }
             () = outliers.changed.notified() => {}
-            () = at(due) => {
+            () = until(due) => {
                 for endpoint in outliers.turn(Instant::now()) {
                     let (probes, limit) = (probes.usable(), outliers.settings().probe_timeout);
                     probing.spawn(async move {
@@ -56,11 +57,4 @@ async fn answers(probes: &[Arc<dyn Probe>], endpoint: &Endpoint, limit: Duration
         false
     };
     timeout(limit, any).await.unwrap_or(false)
-}
-
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
-    }
 }

@@ -10,6 +10,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
 
 use super::shared::Shared;
+use crate::call::until;
 use crate::discovery::caught::caught;
 use crate::discovery::{
     Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, Update, UpdateStream,
@@ -128,8 +129,8 @@ impl Worker {
             biased;
             (version, answer) = answered(&mut self.asking) => Event::Answered(version, answer),
             () = self.shared.flights.wished() => Event::Wanted,
-            () = at(self.rewatch_at) => Event::Rewatch,
-            () = at(due) => Event::Due,
+            () = until(self.rewatch_at) => Event::Rewatch,
+            () = until(due) => Event::Due,
             item = told(&mut self.watch) => Event::Told(item),
         };
         let now = Instant::now();
@@ -317,14 +318,6 @@ async fn answered(asking: &mut Option<Asking>) -> (u64, Answer) {
 async fn told(watch: &mut Option<Watch>) -> Option<Result<Update, DiscoveryError>> {
     match watch {
         Some(watch) => watch.stream.next().await,
-        None => pending().await,
-    }
-}
-
-/// Waits until a moment; for ever, if there is none.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
         None => pending().await,
     }
 }

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 
 use self::latencies::Latencies;
-use crate::call::{Call, Racer, Reply};
+use crate::call::{Call, Racer, Reply, after, until};
 use crate::error::{BoxError, Error, Execution};
 
 /// A tower layer that makes a second attempt of a call, on another instance, while the first is
@@ -178,7 +178,7 @@ impl Hedge {
                     self.first_ended(&answer, started);
                     return answer;
                 }
-                () = sleep(delay) => {}
+                () = until(Some(after(started, delay))) => {}
             }
         } else {
             let answer = first.await;

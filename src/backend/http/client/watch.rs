@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::Inner;
 use super::site::Site;
+use crate::call::until;
 use crate::discovery::{DiscoveryError, DiscoveryErrorKind, Update, UpdateSender};
 use crate::instance::ServiceName;
 
@@ -53,6 +54,6 @@ pub(super) async fn feed(inner: Arc<Inner>, service: ServiceName, updates: Updat
             return;
         }
         let pace = if is_news { PACE } else { IDLE_PACE.min(inner.long_poll) };
-        tokio::time::sleep_until(asked + pace).await;
+        until(Some(asked + pace)).await;
     }
 }

@@ -473,3 +473,58 @@ fn one_that_runs_out_while_others_renew_is_proven_gone() {
     let listing = table.store.list(None, table.now);
     assert_eq!((listing.entries.len(), listing.warming), (0, false));
 }
+
+#[test]
+fn a_lease_that_ends_costs_the_same_among_many() {
+    // The least of some tries: a busy machine only adds to it.
+    let cost = |others: usize| {
+        let mut table = Table::with(|limits| {
+            limits.warming = true;
+            limits.quota.instances = others + 101;
+        });
+        let leased = |id: &str, ttl| foo(id, &format!("tcp@{id}:1"), 1).ttl(ttl);
+        for n in 0..others {
+            table.register(&leased(&format!("o{n}x"), TTL * 30)).unwrap();
+        }
+        let mut least = Duration::MAX;
+        for _ in 0..5 {
+            for n in 0..100 {
+                table.register(&leased(&format!("s{n}x"), TTL)).unwrap();
+            }
+            table.pass(TTL - MILLI);
+            // Somebody is heard, so that the registry is not deaf and each end is judged.
+            table.register(&leased("heard", TTL * 30)).unwrap();
+            table.pass(MILLI * 2);
+            let begun = Instant::now();
+            table.store.state(&name("Bar"), table.now);
+            least = least.min(begun.elapsed());
+            assert_eq!(table.store.ledger.instances(), others + 1);
+        }
+        least
+    };
+    let (few, many) = (cost(100), cost(30_000));
+    assert!(many < few * 10, "{many:?} among 30,000 and {few:?} among 100");
+}
+
+#[test]
+fn ttls_are_counted_as_they_are() {
+    let mut table = Table::with(|limits| limits.warming = true);
+    let a = table.register(&foo("a", "tcp@a:1", 1)).unwrap();
+    table.register(&foo("b", "tcp@b:1", 1).ttl(TTL * 2)).unwrap();
+    table.post(Some("Bar"), "tcp@c:1");
+    table.register(&foo("b", "tcp@b:1", 1).ttl(TTL * 3)).unwrap();
+    table.register(&foo("x", "tcp@b:1", 2)).unwrap();
+    table.store.deregister(&a, table.now);
+    for _ in 0..2 {
+        let slots = table.store.groups.values().flat_map(Group::slots);
+        let mut ttls: Vec<Duration> = slots.filter_map(|slot| slot.ttl).collect();
+        ttls.sort_unstable();
+        assert_eq!(table.store.ttls.longest(), ttls.last().copied());
+        let second = ttls.get(1).copied();
+        let shorter = second.map(|ttl| ttl - MILLI);
+        assert!(second.is_none_or(|ttl| table.store.ttls.has_two_within(ttl)));
+        assert!(shorter.is_none_or(|ttl| !table.store.ttls.has_two_within(ttl)));
+        table.pass(TTL + MILLI);
+        table.store.sweep(table.now);
+    }
+}

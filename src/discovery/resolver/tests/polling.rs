@@ -233,3 +233,13 @@ async fn whoever_cannot_be_reached_makes_the_list_doubtful_once_a_second() {
     }
     assert!(fake.asked() <= failed + 2, "a source that fails is asked at its own pace");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_new_resolver_has_its_list_without_waiting_for_a_timer() {
+    // Between two ticks of tokio's timers: one that is due lasts until the next.
+    tokio::time::advance(Duration::from_micros(300)).await;
+    let begun = Instant::now();
+    let fake = Fake::listing(proven(&[1]));
+    let resolver = fake.resolver().await;
+    assert_eq!((ports(&resolver), begun.elapsed()), (vec![1], Duration::ZERO));
+}
