@@ -31,7 +31,7 @@ impl fmt::Debug for Opened {
 /// | URL | what it is | feature |
 /// |---|---|---|
 /// | `static://10.0.0.1:7001,unix@/run/foo.sock` | these addresses, whatever the service | |
-/// | `http://a:9999,http://b:9999`, `https://` | this crate's registry; the second stands in for the first | `http` |
+/// | `http://a:9999,http://b:9999`, `https://` | this crate's registry; several are replicas of each other | `http` |
 /// | `etcd://a,b:2379/prefix` | etcd's members; the prefix is `/srpc` if none is named | `etcd` |
 /// | `zookeeper://a,b:2181/prefix` | ZooKeeper's servers; the prefix is `/srpc` if none is named | `zookeeper` |
 /// | `dns://name:7001` | every address of a name, at a port | `dns` |

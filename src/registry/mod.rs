@@ -75,10 +75,20 @@ pub trait Registry: Send + Sync + 'static {
         let message = "this registry does not set the health of others";
         Err(RegistryError::new(RegistryErrorKind::Unsupported, message))
     }
+
+    /// The name of the state behind it, which tells clients that two servers in front of it are one registry
+    /// and not two. It changes when the state is lost. `None`, the default: it has none.
+    async fn name(&self) -> Result<Option<Arc<str>>, RegistryError> {
+        Ok(None)
+    }
 }
 
 #[async_trait]
 impl<R: Registry + ?Sized> Registry for Arc<R> {
+    async fn name(&self) -> Result<Option<Arc<str>>, RegistryError> {
+        (**self).name().await
+    }
+
     async fn register(&self, registration: &Registration) -> Result<Lease, RegistryError> {
         (**self).register(registration).await
     }
@@ -221,6 +231,13 @@ pub enum RegistryErrorKind {
     Unsupported,
 }
 
+impl RegistryErrorKind {
+    /// Whether another process has replaced the one that asks.
+    pub(crate) fn is_superseded(self) -> bool {
+        matches!(self, Self::StaleEpoch { .. } | Self::Superseded { .. })
+    }
+}
+
 impl RegistryError {
     /// An error of this kind, with the reason in words.
     pub fn new(kind: RegistryErrorKind, message: impl Into<String>) -> Self {
@@ -258,6 +275,10 @@ impl RegistryError {
     pub fn retry_in(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait;
         self
+    }
+
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.kind.is_superseded()
     }
 
     /// What kind of failure it is.

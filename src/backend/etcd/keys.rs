@@ -31,6 +31,11 @@ impl Keys {
         format!("{}/@addresses/{service}/{address}", self.prefix)
     }
 
+    /// The name of what is registered here: no service is called `@registry`.
+    pub(super) fn name(&self) -> String {
+        format!("{}/@registry", self.prefix)
+    }
+
     /// What all keys start with.
     pub(super) fn all(&self) -> String {
         format!("{}/", self.prefix)

@@ -152,6 +152,12 @@ impl Registry for EtcdRegistry {
         let set = timeout(limit, registering::set_health(&self.inner, service, id, word)).await;
         set.unwrap_or_else(|_| Err(Failure::late(limit).into()))
     }
+
+    async fn name(&self) -> Result<Option<Arc<str>>, RegistryError> {
+        let limit = self.inner.timeout;
+        let name = timeout(limit, registering::name(&self.inner)).await;
+        Ok(Some(name.unwrap_or_else(|_| Err(Failure::late(limit)))?))
+    }
 }
 
 #[async_trait]

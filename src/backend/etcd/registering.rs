@@ -1,6 +1,7 @@
 //! Puts, renews and deletes the keys of registrations.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use super::Inner;
 use super::api::{Compare, Delete, Done, Int, KeyValue, Op, Put, Range, Txn, Txned};
@@ -357,6 +358,26 @@ pub(super) async fn set_health(
         }
     }
     Err(RegistryError::unavailable("others change the same key again and again"))
+}
+
+/// The name of what is registered here, which the first who asks writes.
+pub(super) async fn name(inner: &Inner) -> Result<Arc<str>, Failure> {
+    let key = inner.keys.name();
+    let name = format!("{:016x}", rand::random::<u64>());
+    let put = Put { key: key.as_str().into(), value: name.as_str().into(), lease: Int(0) };
+    let txn = Txn {
+        compare: vec![Compare::revision(&key, Int(0))],
+        success: vec![Op::Put(put)],
+        failure: vec![Op::Range(Range::one(&key))],
+    };
+    let done: Txned = inner.gateway.ask("/v3/kv/txn", &txn).await?;
+    if done.succeeded {
+        return Ok(name.into());
+    }
+    match done.found().into_iter().next().flatten() {
+        Some(kv) => Ok(String::from_utf8_lossy(&kv.value.0).into()),
+        None => Err(Failure::Nonsense("neither a name nor room for one".to_owned())),
+    }
 }
 
 fn delete_if(compare: Vec<Compare>, key: &str) -> Op {

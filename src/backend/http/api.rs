@@ -54,6 +54,9 @@ pub(super) struct Granted {
     /// Missing: the registry has it from elsewhere, which does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) revision: Option<Arc<str>>,
+    /// Missing: it has no name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) registry: Option<Arc<str>>,
 }
 
 /// `POST /v1/renew`
@@ -76,6 +79,9 @@ pub(super) struct HeldLease {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Renewed {
     pub(super) results: Vec<Outcome>,
+    /// As in [`Granted`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) registry: Option<Arc<str>>,
 }
 
 /// What became of one lease.
@@ -159,6 +165,9 @@ pub(super) struct Instances {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) service: Option<ServiceName>,
     pub(super) revision: Arc<str>,
+    /// As in [`Granted`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) registry: Option<Arc<str>>,
     pub(super) warming: bool,
     pub(super) protecting: bool,
     /// Missing: it protects none.

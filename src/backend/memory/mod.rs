@@ -122,6 +122,11 @@ impl MemoryRegistry {
         self.shared.with(|store, now| store.services(now))
     }
 
+    /// Names this start: it is what revisions begin with.
+    pub fn incarnation(&self) -> Arc<str> {
+        self.shared.with(|store, _| store.incarnation())
+    }
+
     /// The service's revision as it is now.
     pub fn revision(&self, service: &ServiceName) -> Arc<str> {
         self.shared.with(|store, now| store.state(service, now)).0
@@ -187,6 +192,10 @@ impl Registry for MemoryRegistry {
         word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
         Ok(MemoryRegistry::set_health(self, service, id, word.clone()))
+    }
+
+    async fn name(&self) -> Result<Option<Arc<str>>, RegistryError> {
+        Ok(Some(self.incarnation()))
     }
 }
 

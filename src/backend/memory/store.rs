@@ -53,7 +53,7 @@ pub(super) struct Store {
     /// Makes lease ids; cryptographic, since who knows an id may end the lease.
     rng: StdRng,
     /// Random per start: tells the revisions of this start from those of another.
-    incarnation: String,
+    incarnation: Arc<str>,
     /// Rises at each visible change of any group.
     revision: u64,
     /// Rises with `revision`, and when a warm-up starts or ends.
@@ -86,7 +86,7 @@ pub(super) struct Store {
 impl Store {
     pub(super) fn new(limits: Limits, mut rng: StdRng, now: Instant) -> Self {
         Self {
-            incarnation: format!("{:016x}", rng.random::<u64>()),
+            incarnation: format!("{:016x}", rng.random::<u64>()).into(),
             rng,
             revision: 0,
             version: 0,
@@ -329,6 +329,11 @@ impl Store {
         Resolved::new(instances)
             .revision(self.text(group.map_or(0, |group| group.revision)))
             .warming(self.is_warming(now))
+    }
+
+    /// Names this start.
+    pub(super) fn incarnation(&self) -> Arc<str> {
+        Arc::clone(&self.incarnation)
     }
 
     /// What a watcher of this service compares: its revision, and whether the registry warms up.

@@ -100,6 +100,10 @@ impl<R: Registry> Registry for Prefixed<R> {
             Err(_) => Ok(false),
         }
     }
+
+    async fn name(&self) -> Result<Option<std::sync::Arc<str>>, RegistryError> {
+        self.within.name().await
+    }
 }
 
 fn too_long(error: InvalidServiceName) -> DiscoveryError {

@@ -31,6 +31,11 @@ impl Paths {
         if self.prefix.is_empty() { "/" } else { &self.prefix }
     }
 
+    /// The name of what is registered here: no service is called `@registry`.
+    pub(super) fn name(&self) -> String {
+        format!("{}/@registry", self.prefix)
+    }
+
     /// The parent of a service's instances.
     pub(super) fn service(&self, service: &ServiceName) -> String {
         format!("{}/{service}", self.prefix)

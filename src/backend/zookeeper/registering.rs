@@ -335,6 +335,25 @@ pub(super) async fn set_health(
     set.unwrap_or_else(|_| Err(Failure::late(inner.timeout).into()))
 }
 
+/// The name of what is registered here, which the first who asks writes.
+pub(super) async fn name(inner: &Inner) -> Result<Arc<str>, Failure> {
+    let client = inner.keeping.client(inner.timeout).await?;
+    let path = inner.paths.name();
+    for _ in 0..TRIES {
+        if let Some(node) = nodes(&client, &[&path]).await?.into_iter().next().flatten() {
+            return Ok(String::from_utf8_lossy(&node.data).into());
+        }
+        let name = format!("{:016x}", rand::random::<u64>());
+        client.mkdir(inner.paths.all(), &FOLDER).await?;
+        match client.create(&path, name.as_bytes(), &FOLDER).await {
+            Ok(_) => return Ok(name.into()),
+            Err(Error::NodeExists) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(Failure::Unavailable("others change the same node again and again".to_owned()))
+}
+
 pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failure> {
     if held.is_empty() {
         return Ok(());

@@ -62,6 +62,16 @@ impl Failure {
         matches!(self, Self::Problem(problem) if !is_temporary(problem))
     }
 
+    /// Whether another process has replaced the one that asks.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.registry_kind().is_superseded()
+    }
+
+    /// Whether the one who asks is not let in.
+    pub(super) fn is_not_allowed(&self) -> bool {
+        self.registry_kind() == RegistryErrorKind::NotAllowed
+    }
+
     /// The same failure for one more lease.
     pub(super) fn registry_error(&self) -> RegistryError {
         let error = RegistryError::new(self.registry_kind(), self.to_string());
@@ -181,6 +191,11 @@ impl From<Failure> for DiscoveryError {
 pub(super) struct Failures(Vec<Failure>);
 
 impl Failures {
+    /// Adds one that names its registry.
+    pub(super) fn keep(&mut self, failure: Failure) {
+        self.0.push(failure);
+    }
+
     pub(super) fn push(&mut self, url: &str, failure: Failure) {
         tracing::debug!(url, %failure, "a registry failed");
         self.0.push(match failure {

@@ -1,6 +1,7 @@
 //! The client of a registry over HTTP.
 
 mod failure;
+mod replicas;
 mod seed;
 mod site;
 #[cfg(test)]
@@ -9,17 +10,16 @@ mod urls;
 mod v1;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
-use tokio::time::Instant;
 
-use self::failure::{Failure, Failures};
+use self::failure::Failure;
+use self::replicas::Replicas;
 use self::site::Site;
 use super::api;
 use super::token::Token;
@@ -28,7 +28,7 @@ use crate::backend::memory::{Entry, Listing, Protection};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::{InstanceId, ServiceName};
 use crate::registry::{
-    DEFAULT_TTL, HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
+    HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
 };
 use crate::transport::{Net, Transport};
 
@@ -45,11 +45,19 @@ const BATCH_BYTES: usize = 768 * 1024;
 /// - a lease is renewed by registering again, and cannot be given back: it runs out;
 /// - `/v1` is asked for again at every registration and watch, and once a minute by the rest.
 ///
-/// Of several URLs the one that worked last is asked first, and the others if it fails. After such
-/// a change lists count as warming for 15 s: instances may not have come over yet.
+/// # Several URLs
+/// Those whose answers name one registry (fronts of one backend) lead to one: that which worked last is
+/// asked first, and the others if it fails. Different registries are replicas of each other, and a URL
+/// whose answers name none is a registry of its own. What is registered is registered at each:
+/// `register` succeeds once one has taken it, and the others follow at once or with the next renewal; what
+/// is superseded at one is given up at all. Lists are merged by id and epoch, and what every registry
+/// lacks that answers and does not warm up is gone. So each of them may be away, or come back empty. A
+/// first list waits for the others for 2 s at most, and 250 ms once one has answered that does not warm
+/// up; until each has answered once, lists are incomplete.
 ///
 /// # Errors
-/// 401 and 403 are `NotAllowed`, and no reason to ask another registry or to fall back.
+/// 401 and 403 are `NotAllowed`, and no reason to fall back. A registry that refuses is told once, and counts
+/// as away while others answer.
 ///
 /// No failure is an empty list: no status but success, no page, no other JSON, no silence. Every
 /// request is over within its timeout, connecting included; several URLs share it evenly.
@@ -62,14 +70,7 @@ pub struct HttpRegistry {
 }
 
 struct Inner {
-    /// At least one.
-    sites: Vec<Site>,
-    /// The index of the one that answered last.
-    last: AtomicUsize,
-    /// The index of the one to ask first: the last one, or the next if that one was given up on.
-    first: AtomicUsize,
-    /// When another one than before answered.
-    switched: Mutex<Option<Instant>>,
+    replicas: Replicas,
     long_poll: Duration,
 }
 
@@ -114,7 +115,7 @@ impl HttpRegistry {
     /// # Errors
     /// As [`Discovery::resolve`].
     pub async fn list(&self, service: Option<&ServiceName>) -> Result<Listing, DiscoveryError> {
-        let found = self.inner.first(|site| Box::pin(site.list(service))).await?;
+        let found = self.inner.replicas.list(service).await?;
         Ok(Listing {
             revision: found.revision.unwrap_or_default(),
             warming: found.warming,
@@ -125,34 +126,23 @@ impl HttpRegistry {
 
     /// Registers or renews an address by the seed's contract alone.
     pub(super) async fn post(&self, address: &str) -> Result<(), RegistryError> {
-        Ok(self.inner.first(|site| Box::pin(seed::post(site, None, address))).await?)
+        let replicas = &self.inner.replicas;
+        Ok(replicas.each(|site| Box::pin(seed::post(site, None, address)), |(), ()| ()).await?)
     }
 }
 
 #[async_trait]
 impl Registry for HttpRegistry {
     async fn register(&self, registration: &Registration) -> Result<Lease, RegistryError> {
-        Ok(self.inner.first(|site| Box::pin(site.register(registration))).await?)
+        self.inner.replicas.register(registration).await
     }
 
     async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
-        let mut results = Vec::with_capacity(held.len());
-        for batch in batches(held) {
-            match self.inner.first(|site| Box::pin(site.renew(batch))).await {
-                Ok(renewed) => results.extend(renewed),
-                Err(failure) => {
-                    results.extend(batch.iter().map(|_| Err(failure.registry_error())));
-                }
-            }
-        }
-        results
+        self.inner.replicas.renew(held).await
     }
 
     async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
-        for batch in batches(held) {
-            self.inner.first(|site| Box::pin(site.deregister(batch))).await?;
-        }
-        Ok(())
+        self.inner.replicas.deregister(held).await
     }
 
     async fn set_health(
@@ -161,15 +151,22 @@ impl Registry for HttpRegistry {
         id: &InstanceId,
         word: &HealthOverride,
     ) -> Result<bool, RegistryError> {
-        Ok(self.inner.first(|site| Box::pin(site.set_health(service, id, word))).await?)
+        let replicas = &self.inner.replicas;
+        let either = |one, other| one || other;
+        Ok(replicas.each(|site| Box::pin(site.set_health(service, id, word)), either).await?)
+    }
+
+    async fn name(&self) -> Result<Option<Arc<str>>, RegistryError> {
+        let names = self.inner.replicas.known_registries().await;
+        let names: Option<Vec<Arc<str>>> = names.iter().map(|doors| doors[0].name()).collect();
+        Ok(names.map(|names| names.join("+").into()))
     }
 }
 
 #[async_trait]
 impl Discovery for HttpRegistry {
     async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
-        let found = self.inner.first(|site| Box::pin(site.list(Some(service)))).await?;
-        Ok(self.inner.resolved(found))
+        Ok(self.inner.replicas.list(Some(service)).await?.resolved())
     }
 
     fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
@@ -178,60 +175,38 @@ impl Discovery for HttpRegistry {
     }
 
     async fn services(&self) -> Result<Vec<ServiceName>, DiscoveryError> {
-        Ok(self.inner.first(|site| Box::pin(site.services())).await?)
+        let union = |one: Vec<ServiceName>, other: Vec<ServiceName>| {
+            let all: BTreeSet<ServiceName> = one.into_iter().chain(other).collect();
+            all.into_iter().collect()
+        };
+        Ok(self.inner.replicas.each(|site| Box::pin(site.services()), union).await?)
     }
 }
 
 impl fmt::Debug for HttpRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let urls = self.inner.sites.iter().map(|site| &site.location.url);
+        let urls = self.inner.replicas.sites.iter().map(|site| &site.location.url);
         f.debug_tuple("HttpRegistry").field(&urls.collect::<Vec<_>>()).finish()
     }
 }
 
-impl Inner {
-    /// The answer of the first registry that gives one, starting with the one that did last.
-    async fn first<'a, T>(
-        &'a self,
-        ask: impl Fn(&'a Site) -> Asked<'a, T> + Send,
-    ) -> Result<T, Failure> {
-        let (before, from) = self.sites.split_at(self.first.load(Relaxed));
-        let mut failures = Failures::default();
-        for site in from.iter().chain(before) {
-            match ask(site).await {
-                Err(failure) if !failure.is_final() => {
-                    // Also for a caller with a limit of its own that ends before the round does:
-                    // its next request goes on where this one stopped.
-                    self.first.store((site.index + 1) % self.sites.len(), Relaxed);
-                    failures.push(&site.location.url, failure);
-                }
-                answered => {
-                    self.answered(site);
-                    return answered.map_err(|failure| failure.naming(&site.location.url));
-                }
-            }
-        }
-        Err(failures.into_one())
-    }
-
-    fn answered(&self, site: &Site) {
-        self.first.store(site.index, Relaxed);
-        let last = self.last.swap(site.index, Relaxed);
-        if last != site.index {
-            *self.switched.lock() = Some(Instant::now());
-            tracing::info!(url = site.location.url, "another registry is used");
-        }
-    }
-
-    /// A registry to which everyone has just come over may lack some, and would prove them gone.
-    fn resolved(&self, found: Found) -> Resolved {
-        let switched = self.switched.lock().is_some_and(|at| at.elapsed() < DEFAULT_TTL);
-        let instances = found.entries.into_iter().map(|entry| entry.instance).collect();
-        let resolved =
-            Resolved::new(instances).warming(found.warming || switched).complete(found.complete);
-        match found.revision {
+impl Found {
+    fn resolved(self) -> Resolved {
+        let instances = self.entries.into_iter().map(|entry| entry.instance).collect();
+        let resolved = Resolved::new(instances).warming(self.warming).complete(self.complete);
+        match self.revision {
             Some(revision) => resolved.revision(revision),
             None => resolved,
+        }
+    }
+
+    /// Whether another list says nothing new.
+    fn is_same(&self, other: &Self) -> bool {
+        match (&self.revision, &other.revision) {
+            (Some(one), Some(other_revision)) => {
+                one == other_revision && self.warming == other.warming
+            }
+            _ => self.entries == other.entries,
         }
     }
 }
@@ -324,13 +299,7 @@ impl HttpRegistryBuilder {
             })
             .collect();
         Ok(HttpRegistry {
-            inner: Arc::new(Inner {
-                sites,
-                last: AtomicUsize::new(0),
-                first: AtomicUsize::new(0),
-                switched: Mutex::new(None),
-                long_poll: self.long_poll,
-            }),
+            inner: Arc::new(Inner { replicas: Replicas::new(sites), long_poll: self.long_poll }),
         })
     }
 }

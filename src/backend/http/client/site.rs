@@ -29,6 +29,15 @@ pub(super) struct Site {
     timeout: Duration,
     connections: Connections,
     spoke_v1: AtomicBool,
+    /// Which registry it leads to, as its answers say.
+    name: Mutex<Option<Arc<str>>>,
+    /// Whether it has answered, so that it has a name or tells none.
+    is_introduced: AtomicBool,
+    /// Whether it failed when it was last asked.
+    is_down: AtomicBool,
+    has_listed: AtomicBool,
+    /// Whether it did not let this client in when it was last asked.
+    refuses: AtomicBool,
     /// When `/v1` is worth asking for again; `None` while it is spoken.
     fallback: Mutex<Option<Instant>>,
 }
@@ -48,8 +57,76 @@ impl Site {
             timeout,
             connections: Connections::new(token),
             spoke_v1: AtomicBool::new(false),
+            name: Mutex::new(None),
+            is_introduced: AtomicBool::new(false),
+            is_down: AtomicBool::new(false),
+            has_listed: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
             fallback: Mutex::new(None),
         }
+    }
+
+    /// Which registry it leads to; `None`: it does not say.
+    pub(super) fn name(&self) -> Option<Arc<str>> {
+        self.name.lock().clone()
+    }
+
+    /// Takes in what an answer says of the registry's name.
+    pub(super) fn is_called(&self, name: Option<Arc<str>>) {
+        self.is_introduced.store(true, Relaxed);
+        if let Some(name) = name {
+            let mut known = self.name.lock();
+            if known.as_ref() != Some(&name) {
+                *known = Some(name);
+            }
+        }
+    }
+
+    /// Whether it is not known yet which registry it leads to, and worth asking.
+    pub(super) fn is_unknown(&self) -> bool {
+        !self.is_introduced.load(Relaxed) && !self.is_down()
+    }
+
+    /// Asks which registry it leads to.
+    pub(super) async fn introduce(&self) -> Result<(), Failure> {
+        match v1::introduce(self).await {
+            Err(failure) if !failure.is_final() => {
+                self.failed();
+                Err(failure)
+            }
+            answered => {
+                self.is_introduced.store(true, Relaxed);
+                answered.map(|_| ())
+            }
+        }
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        self.is_down.load(Relaxed)
+    }
+
+    pub(super) fn failed(&self) {
+        self.is_down.store(true, Relaxed);
+    }
+
+    /// It has answered, perhaps with a refusal.
+    pub(super) fn answered(&self, refusal: Option<&Failure>) {
+        self.is_down.store(false, Relaxed);
+        let refuses = refusal.is_some_and(Failure::is_not_allowed);
+        if refuses != self.refuses.swap(refuses, Relaxed)
+            && let Some(refusal) = refusal
+        {
+            let url = self.location.url.as_str();
+            tracing::warn!(url, %refusal, "a registry refuses this client");
+        }
+    }
+
+    pub(super) fn has_listed(&self) {
+        self.has_listed.store(true, Relaxed);
+    }
+
+    pub(super) fn listed_once(&self) -> bool {
+        self.has_listed.load(Relaxed)
     }
 
     /// Asks for `/v1` whatever is known: the registry may have been replaced by a newer one.

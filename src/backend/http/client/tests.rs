@@ -2,16 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::backend::http::RegistryServer;
+use crate::backend::memory::MemoryRegistry;
 use crate::discovery::{DiscoveryErrorKind, Resolver, Update};
 use crate::instance::{Address, Health, Instance};
-use crate::registry::RegistryErrorKind;
+use crate::registry::{DEFAULT_TTL, RegistryErrorKind};
 use crate::transport::Memory;
 
 const URL: &str = "http://one:9999/srpc/registry";
@@ -363,42 +366,162 @@ async fn what_a_newer_registry_adds_is_passed_over() {
     assert_eq!(found.instances[0].epoch, u64::MAX);
 }
 
-#[tokio::test(start_paused = true)]
-async fn another_registry_stands_in_and_is_kept() {
-    let net = Memory::new();
+/// Two registries of their own, past their warm-up, and what they hold.
+async fn two(net: &Memory) -> ([JoinHandle<()>; 2], [MemoryRegistry; 2]) {
     let servers = [RegistryServer::new(), RegistryServer::new()];
     let states = servers.each_ref().map(|server| server.registry().unwrap().clone());
     let [first, second] = servers;
-    let first = start(&net, "one", first).await;
-    let _second = start(&net, "two", second).await;
-    // Past the warm-up of both.
+    let serving = [start(net, "one", first).await, start(net, "two", second).await];
     sleep(Duration::from_secs(60)).await;
+    (serving, states)
+}
+
+fn ids(state: &MemoryRegistry) -> Vec<String> {
+    let entries = state.list(Some(&foo())).entries;
+    entries.iter().map(|entry| entry.instance.id.to_string()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_several_registries_holds_a_lease_and_either_may_come_back_empty() {
+    let net = Memory::new();
+    let ([first, _second], states) = two(&net).await;
     let registry = client(&net, BOTH);
     let one = registration("one", "tcp@a:1", 2);
     let lease = registry.register(&one).await.unwrap();
-    assert_eq!(states.each_ref().map(|state| state.services().len()), [1, 0]);
+    let held = [held(&one, &lease)];
+    assert_eq!(states.each_ref().map(ids), [["one"], ["one"]]);
     assert!(registry.resolve(&foo()).await.unwrap().is_proven());
 
-    // An answer that another would give too is final.
-    let stale = registry.register(&registration("one", "tcp@a:1", 1)).await.unwrap_err();
-    assert_eq!(stale.kind(), RegistryErrorKind::StaleEpoch { held: 2 });
-
+    // One is away: the other knows all, and proves it.
     end(first).await;
-    let found = registry.resolve(&foo()).await.unwrap();
-    assert_eq!(found.instances, []);
-    assert!(!found.is_proven(), "its emptiness proves nothing yet");
-    let renewed = registry.renew(&[held(&one, &lease)]).await;
-    assert!(matches!(renewed[..], [Ok(Renewal::Lost)]), "{renewed:?}");
-    registry.register(&one).await.unwrap();
-    assert_eq!(states[1].services().len(), 1);
-    sleep(Duration::from_secs(14)).await;
-    registry.register(&one).await.unwrap();
-    sleep(Duration::from_secs(2)).await;
+    let renewed = registry.renew(&held).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    let found = client(&net, BOTH).resolve(&foo()).await.unwrap();
+    assert_eq!((addresses(&found), found.complete), (vec!["tcp@a:1"], false));
     assert!(registry.resolve(&foo()).await.unwrap().is_proven());
 
-    // The first one is back, empty, and not asked while the second works.
-    let _first = start(&net, "one", RegistryServer::new()).await;
-    assert_eq!(registry.resolve(&foo()).await.unwrap().instances.len(), 1);
+    // It is back and empty: it hides nobody, and is given what the other has.
+    let server = RegistryServer::new();
+    let state = server.registry().unwrap().clone();
+    let _first = start(&net, "one", server).await;
+    for registry in [&registry, &client(&net, BOTH)] {
+        let found = registry.resolve(&foo()).await.unwrap();
+        assert_eq!((addresses(&found), found.warming), (vec!["tcp@a:1"], false));
+    }
+    let renewed = registry.renew(&held).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    assert_eq!((ids(&state), ids(&states[1])), (vec!["one".to_owned()], vec!["one".to_owned()]));
+
+    // Lost at all of them it is lost, and nothing is registered by a renewal.
+    sleep(Duration::from_secs(60)).await;
+    let renewed = registry.renew(&held).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Lost)]), "{renewed:?}");
+    assert!(ids(&state).is_empty() && ids(&states[1]).is_empty());
+
+    let lease = registry.register(&one).await.unwrap();
+    registry.deregister(&[self::held(&one, &lease)]).await.unwrap();
+    assert!(ids(&state).is_empty() && ids(&states[1]).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_superseded_at_one_registry_is_given_up() {
+    let net = Memory::new();
+    let (_serving, states) = two(&net).await;
+    let registry = client(&net, BOTH);
+    let one = registration("one", "tcp@a:1", 2);
+    let lease = registry.register(&one).await.unwrap();
+    states[1].register(&registration("two", "tcp@a:1", 3)).await.unwrap();
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    let superseded = RegistryErrorKind::Superseded { held: 3 };
+    let [Err(error)] = &renewed[..] else { panic!("{renewed:?}") };
+    assert_eq!(error.kind(), superseded);
+    assert_eq!(registry.register(&one).await.unwrap_err().kind(), superseded);
+    // At one address the newer one is listed, whichever registry says so.
+    let found = registry.resolve(&foo()).await.unwrap();
+    assert_eq!(found.instances[0].id.as_str(), "two");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_at_one_registry_reaches_the_instance_and_both() {
+    let net = Memory::new();
+    let (_serving, states) = two(&net).await;
+    let registry = Arc::new(client(&net, BOTH));
+    let registrar = crate::registry::Registrar::new(registry.clone());
+    let one = registration("one", "tcp@a:1", 2);
+    registrar.register(foo(), one.instance).await.unwrap();
+    states[0].set_health(&foo(), &"one".into(), Health::Draining);
+    let found = registry.resolve(&foo()).await.unwrap();
+    assert_eq!(found.instances[0].health, Health::Draining, "draining beats up");
+    sleep(Duration::from_secs(6)).await;
+    let health = |state: &MemoryRegistry| state.list(Some(&foo())).entries[0].instance.health;
+    assert_eq!(states.each_ref().map(health), [Health::Draining; 2]);
+    // And back, at the other one.
+    states[1].set_health(&foo(), &"one".into(), Health::Up);
+    sleep(Duration::from_secs(12)).await;
+    assert_eq!(states.each_ref().map(health), [Health::Up; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_refuses_counts_as_away() {
+    let net = Memory::new();
+    let refusal = http("401 Unauthorized", "", "who are you?");
+    let _first = scripted(&net, "one", move |_| refusal.clone()).await;
+    let server = RegistryServer::new();
+    let state = server.registry().unwrap().clone();
+    let _second = start(&net, "two", server).await;
+    let registry = client(&net, BOTH);
+    let one = registration("one", "tcp@a:1", 2);
+    let lease = registry.register(&one).await.unwrap();
+    assert_eq!(ids(&state), ["one"]);
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
+    let alone = client(&net, URL).resolve(&foo()).await.unwrap_err();
+    assert_eq!(alone.kind(), crate::discovery::DiscoveryErrorKind::NotAllowed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_urls_with_one_name_are_one_registry() {
+    let net = Memory::new();
+    let backend = MemoryRegistry::new();
+    let front = || {
+        let backend = Arc::new(backend.clone());
+        RegistryServer::builder().backend(backend.clone(), backend).build()
+    };
+    let first = start(&net, "one", front()).await;
+    let _second = start(&net, "two", front()).await;
+    let registry = client(&net, BOTH);
+    let one = registration("one", "tcp@a:1", 2);
+    let lease = registry.register(&one).await.unwrap();
+    let registries = registry.inner.replicas.registries();
+    assert_eq!(registries.iter().map(Vec::len).collect::<Vec<_>>(), [2]);
+    // The one is killed, and the other goes on with the same lease.
+    end(first).await;
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_list_waits_for_a_registry_that_hangs_no_longer_than_it_must() {
+    let net = Memory::new();
+    let mut hanging = net.bind(&Address::to_bind("tcp@one:9999").unwrap()).await.unwrap();
+    let _held_open = tokio::spawn(async move {
+        let mut streams = Vec::new();
+        while let Ok(stream) = hanging.accept().await {
+            streams.push(stream);
+        }
+    });
+    let server = RegistryServer::new();
+    server.registry().unwrap().register(&registration("one", "tcp@a:1", 2)).await.unwrap();
+    let _second = start(&net, "two", server).await;
+    let begun = Instant::now();
+    let registry = client(&net, BOTH);
+    let mut updates = registry.watch(&foo()).unwrap();
+    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
+    assert_eq!((addresses(&found), found.complete), (vec!["tcp@a:1"], false));
+    // 2 s for its name, and 2 s for its list, since the one that answers warms up.
+    assert!(begun.elapsed() <= Duration::from_millis(4_100), "{:?}", begun.elapsed());
 }
 
 /// Something in front of a healthy registry answers one request in its place.
@@ -510,20 +633,25 @@ async fn a_registry_that_hangs_does_not_keep_its_callers_from_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_watch_goes_over_to_another_registry() {
+async fn a_watch_follows_every_registry() {
     let net = Memory::new();
-    let first = start(&net, "one", RegistryServer::new()).await;
-    let second = RegistryServer::new();
-    second.registry().unwrap().register(&registration("one", "tcp@a:1", 2)).await.unwrap();
-    let _second = start(&net, "two", second).await;
+    let ([first, _second], states) = two(&net).await;
     let registry = client(&net, BOTH);
     let mut updates = registry.watch(&foo()).unwrap();
-    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
-    assert_eq!(found.instances, []);
+    let next = async |updates: &mut UpdateStream| match updates.next().await {
+        Some(Ok(Update::Set(found))) => found,
+        other => panic!("no list but {other:?}"),
+    };
+    assert_eq!(addresses(&next(&mut updates).await), [""; 0]);
+    states[1].register(&registration("one", "tcp@a:1", 2)).await.unwrap();
+    assert_eq!(addresses(&next(&mut updates).await), ["tcp@a:1"]);
+    states[0].register(&registration("two", "tcp@b:1", 2)).await.unwrap();
+    assert_eq!(addresses(&next(&mut updates).await), ["tcp@a:1", "tcp@b:1"]);
+    // What the one that is away alone had is gone; the rest is followed on.
     end(first).await;
-    let Some(Ok(Update::Set(found))) = updates.next().await else { panic!("no list") };
-    assert_eq!(addresses(&found), ["tcp@a:1"]);
-    assert!(found.warming);
+    assert_eq!(addresses(&next(&mut updates).await), ["tcp@a:1"]);
+    states[1].register(&registration("three", "tcp@c:1", 2)).await.unwrap();
+    assert_eq!(addresses(&next(&mut updates).await), ["tcp@a:1", "tcp@c:1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -672,13 +800,11 @@ async fn a_registry_that_is_asked_too_often_is_left_alone_as_long_as_it_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_full_registry_is_asked_again_and_no_other_is() {
+async fn a_full_registry_is_asked_again() {
     let net = Memory::new();
     let one = RegistryServer::builder().max_instances(1).build();
     let _one = start(&net, "one", one.clone()).await;
-    let two = RegistryServer::new();
-    let _two = start(&net, "two", two.clone()).await;
-    let registry = client(&net, BOTH);
+    let registry = client(&net, URL);
     let first = registration("first", "tcp@a:1", 1);
     let lease = registry.register(&first).await.unwrap();
     let second = registration("second", "tcp@a:2", 1);
@@ -698,7 +824,27 @@ async fn a_full_registry_is_asked_again_and_no_other_is() {
     let listed = one.registry().unwrap().list(None).entries;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].instance.id, second.instance.id);
-    assert!(two.registry().unwrap().list(None).entries.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_full_registry_has_no_room_for_is_at_the_other() {
+    let net = Memory::new();
+    let one = RegistryServer::builder().max_instances(1).build();
+    let _one = start(&net, "one", one.clone()).await;
+    let _two = start(&net, "two", RegistryServer::new()).await;
+    let registry = client(&net, BOTH);
+    let leases = [registration("first", "tcp@a:1", 1), registration("second", "tcp@a:2", 1)];
+    let mut held = Vec::new();
+    for registration in &leases {
+        held.push(self::held(registration, &registry.register(registration).await.unwrap()));
+    }
+    assert_eq!(ids(one.registry().unwrap()), ["first"]);
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1", "tcp@a:2"]);
+    // It follows once there is room.
+    registry.deregister(&held[..1]).await.unwrap();
+    let renewed = registry.renew(&held[1..]).await;
+    assert!(matches!(renewed[..], [Ok(Renewal::Renewed)]), "{renewed:?}");
+    assert_eq!(ids(one.registry().unwrap()), ["second"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,9 @@ use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
 };
 
+/// The name of a service that nobody registers.
+const NOBODY: &str = "srpc.nobody";
+
 pub(super) async fn register(
     site: &Site,
     registration: &Registration,
@@ -31,8 +34,10 @@ pub(super) async fn register(
         },
     )?;
     let granted = site.ask_v1::<api::Granted>(&ask, Duration::ZERO).await?;
-    Ok(granted
-        .map(|granted| Lease::new(granted.lease_id, granted.ttl_ms.map(Duration::from_millis))))
+    Ok(granted.map(|granted| {
+        site.is_called(granted.registry);
+        Lease::new(granted.lease_id, granted.ttl_ms.map(Duration::from_millis))
+    }))
 }
 
 pub(super) async fn renew(
@@ -48,7 +53,10 @@ pub(super) async fn renew(
     let ask = post(api::RENEW, &api::Renew { held: leases.collect() })?;
     let outcomes = match site.ask_v1::<api::Renewed>(&ask, Duration::ZERO).await {
         Ok(None) => return Ok(None),
-        Ok(Some(renewed)) => renewed.results,
+        Ok(Some(renewed)) => {
+            site.is_called(renewed.registry);
+            renewed.results
+        }
         // All failed: the problem is the first one's, and the results tell each one's.
         Err(Failure::Problem(mut problem)) => match problem.results.take() {
             Some(results) => results,
@@ -119,6 +127,19 @@ pub(super) async fn services(site: &Site) -> Result<Option<Vec<ServiceName>>, Fa
     Ok(answered.map(|answered| answered.services))
 }
 
+/// Asks which registry answers here.
+pub(super) async fn introduce(site: &Site) -> Result<Option<()>, Failure> {
+    #[derive(Deserialize)]
+    struct Introduced {
+        #[serde(default)]
+        registry: Option<Arc<str>>,
+    }
+    // A service that nobody has, so that the answer is short.
+    let target = format!("{}?service={NOBODY}", api::INSTANCES);
+    let answered = site.ask_v1::<Introduced>(&Ask::get(target), Duration::ZERO).await?;
+    Ok(answered.map(|introduced| site.is_called(introduced.registry)))
+}
+
 /// The list; with `after`, once it differs from that revision or that wait is over.
 pub(super) async fn list(
     site: &Site,
@@ -139,7 +160,10 @@ pub(super) async fn list(
         // Writing to a string does not fail.
         let _ = write!(target, "&wait={}ms", wait.as_millis());
     }
-    let answered = site.ask_v1::<Answered>(&Ask::get(target), longer).await?;
+    let mut answered = site.ask_v1::<Answered>(&Ask::get(target), longer).await?;
+    if let Some(answered) = &mut answered {
+        site.is_called(answered.registry.take());
+    }
     answered.map(Answered::found).transpose()
 }
 
@@ -147,6 +171,8 @@ pub(super) async fn list(
 #[derive(Deserialize)]
 struct Answered {
     revision: Arc<str>,
+    #[serde(default)]
+    registry: Option<Arc<str>>,
     #[serde(default)]
     warming: bool,
     #[serde(default)]

@@ -63,6 +63,14 @@ impl Store {
         }
     }
 
+    /// The name that its answers tell; `None`: it has none, or it is not known right now.
+    pub(super) async fn name(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Memory(memory) => Some(memory.incarnation()),
+            Self::Front(front) => front.name().await,
+        }
+    }
+
     /// False: the instance is not there.
     pub(super) async fn set_health(
         &self,

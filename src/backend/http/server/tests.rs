@@ -171,7 +171,9 @@ async fn the_life_of_a_lease_over_v1() {
         })
     };
     let (status, renewed) = post(&server, api::RENEW, json!({ "held": [held(lease, 5)] })).await;
-    assert_eq!((status, renewed), (200, json!({ "results": [{ "status": "renewed" }] })));
+    let name = server.registry().unwrap().incarnation();
+    let expected = json!({ "results": [{ "status": "renewed" }], "registry": &*name });
+    assert_eq!((status, renewed), (200, expected));
 
     let both = json!({ "held": [held("other", 5), held(lease, 6)] });
     let (status, renewed) = post(&server, api::RENEW, both).await;

@@ -87,6 +87,7 @@ async fn register(
         lease_id: lease.id,
         ttl_ms: lease.ttl.map(|ttl| ttl.as_millis() as u64),
         revision,
+        registry: store.name().await,
     })
 }
 
@@ -122,7 +123,7 @@ async fn renew(
             }
         })
         .collect();
-    ok(&api::Renewed { results: outcomes(results)? })
+    ok(&api::Renewed { results: outcomes(results)?, registry: store.name().await })
 }
 
 /// Each is answered by itself, which weighs more than what was asked.
@@ -285,6 +286,7 @@ async fn instances(
     let listed = api::Instances {
         service,
         revision: listing.revision,
+        registry: store.name().await,
         warming: listing.warming,
         protecting: protection.is_some(),
         protection,

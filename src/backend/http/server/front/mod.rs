@@ -31,6 +31,8 @@ use crate::registry::{
 /// The service that addresses are of which were registered without one: the doors know none without a
 /// name.
 const UNNAMED: &str = "srpc.unnamed";
+/// How long the backend's name is not asked for again.
+const NAME_HOLDS: Duration = Duration::from_secs(15);
 
 pub(super) struct Front {
     registry: Arc<dyn Registry>,
@@ -41,6 +43,8 @@ pub(super) struct Front {
     news: News,
     renewals: Semaphore,
     writes: Semaphore,
+    /// The backend's name, and when it was asked for.
+    name: Mutex<Option<(Option<Arc<str>>, Instant)>>,
 }
 
 /// What a front asks of its backend at most.
@@ -73,6 +77,7 @@ impl Front {
             started: Instant::now(),
             renewals: Semaphore::new(requests),
             writes: Semaphore::new(requests),
+            name: Mutex::new(None),
             limits,
         }
     }
@@ -219,6 +224,25 @@ impl Front {
             Err(error) => return Err(Refusal::from(&*error)),
         };
         Ok(services.iter().filter(|service| service.as_str() != UNNAMED).cloned().collect())
+    }
+
+    /// The backend's name. It changes when the backend has lost what it had, so it is asked for from time
+    /// to time.
+    pub(super) async fn name(&self) -> Option<Arc<str>> {
+        let known = self.name.lock().clone();
+        if let Some((name, asked)) = &known
+            && asked.elapsed() < NAME_HOLDS
+        {
+            return name.clone();
+        }
+        let asked = Instant::now();
+        let name = match self.asked(&self.writes, self.registry.name()).await {
+            Ok(name) => name,
+            // What was known is more likely than another one.
+            Err(_) => return known.and_then(|(name, _)| name),
+        };
+        *self.name.lock() = Some((name.clone(), asked));
+        name
     }
 
     /// Returns once the list has another revision, at once if it has; also at once if no further service
