@@ -233,7 +233,7 @@ pub enum RegistryErrorKind {
 
 impl RegistryErrorKind {
     /// Whether another process has replaced the one that asks.
-    pub(crate) fn is_superseded(self) -> bool {
+    pub fn is_superseded(self) -> bool {
         matches!(self, Self::StaleEpoch { .. } | Self::Superseded { .. })
     }
 }
@@ -277,7 +277,8 @@ impl RegistryError {
         self
     }
 
-    pub(crate) fn is_superseded(&self) -> bool {
+    /// Whether another process has replaced the one that asks.
+    pub fn is_superseded(&self) -> bool {
         self.kind.is_superseded()
     }
 
