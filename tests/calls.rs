@@ -94,6 +94,32 @@ async fn handlers_take_arguments_context_and_state() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_without_arguments_reaches_a_method_without_arguments() {
+    let foo = Service::new("Foo")
+        .method("Ping", async |(): ()| Ok::<_, Status>(7_u64))
+        .method("Who", async |context: Context, (): ()| Ok::<_, Status>(context.is_idempotent()))
+        .method("Maybe", async |n: Option<u64>| Ok::<_, Status>(n))
+        .method("Echo", async |bytes: Raw| Ok::<_, Status>(bytes));
+    let scene = Scene::of(Server::new().service(foo)).await;
+    let client = scene.client.clone();
+    let ping = || Call::new("Foo.Ping");
+    assert_eq!(ping().body, Call::new("Foo.Ping").args(&()).unwrap().body);
+    assert_eq!(client.send(ping()).await.unwrap().decode::<u64>().unwrap(), 7);
+    client.send(ping().notify(true)).await.unwrap();
+    assert_eq!(client.broadcast_call(ping()).await.unwrap().decode::<u64>().unwrap(), 7);
+    assert_eq!(client.fork_call(ping()).await.unwrap().decode::<u64>().unwrap(), 7);
+    for (_, answer) in client.gather_call(ping()).await.unwrap() {
+        assert_eq!(answer.unwrap().decode::<u64>().unwrap(), 7);
+    }
+    let who = client.send(Call::new("Foo.Who").idempotent(true)).await.unwrap();
+    assert!(who.decode::<bool>().unwrap());
+    let none = client.send(Call::new("Foo.Maybe")).await.unwrap();
+    assert_eq!(none.decode::<Option<u64>>().unwrap(), None);
+    let empty = client.send(Call::new("Foo.Echo").body(CodecId::RAW, "")).await.unwrap();
+    assert_eq!((empty.codec, empty.body.len()), (CodecId::RAW, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn each_failure_has_its_kind_and_class() {
     let foo = Service::new("Foo")
         .method("Fail", async |(): ()| Err::<(), _>(Status::new(Kind::NotFound, "no such thing")))

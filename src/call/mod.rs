@@ -67,12 +67,13 @@ pub struct Call {
 }
 
 impl Call {
-    /// A call of `method` without arguments (an empty raw body).
+    /// A call of `method` without arguments: its body is `()` in MessagePack, and the reply comes in
+    /// MessagePack. [`body`](Self::body) sets an empty raw body.
     pub fn new(method: impl Into<Cow<'static, str>>) -> Self {
         Self {
             method: method.into(),
-            codec: CodecId::RAW,
-            body: Bytes::new(),
+            codec: CodecId::MESSAGE_PACK,
+            body: Bytes::from_static(UNIT_IN_MESSAGE_PACK),
             metadata: Metadata::default(),
             deadline: None,
             timeout: None,
@@ -200,6 +201,9 @@ impl Call {
         self
     }
 }
+
+/// The encoding of `()`: nil.
+const UNIT_IN_MESSAGE_PACK: &[u8] = &[0xc0];
 
 /// What a connection is told of a call, its body and deadline apart.
 #[derive(Clone, Copy, Debug)]
