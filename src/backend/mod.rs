@@ -6,6 +6,8 @@ pub mod dns;
 pub mod etcd;
 #[cfg(feature = "http")]
 mod exchange;
+#[cfg(any(feature = "etcd", feature = "file", feature = "zookeeper"))]
+mod fields;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(any(feature = "etcd", feature = "zookeeper"))]

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use crate::instance::{Health, Instance, InstanceId};
+use super::fields;
+use crate::instance::{Health, Instance};
 use crate::registry::{HealthOverride, Renewal};
 
 /// What a key holds: the instance as it registered itself, and an operator's word, if it has not taken that over.
@@ -25,11 +26,7 @@ impl Stored {
         let word = fields.remove(OVERRIDE).map(serde_json::from_value).transpose();
         let word = word.map_err(|error| format!("{OVERRIDE}: {error}"))?;
         fields.insert("id".to_owned(), Value::from(id));
-        let instance: Instance =
-            serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())?;
-        if instance.id == InstanceId::from("") {
-            return Err("an empty id".to_owned());
-        }
+        let instance = fields::instance(fields).map_err(|wrong| wrong.to_string())?;
         Ok(Self { instance, word })
     }
 

@@ -22,6 +22,9 @@ pub use self::updates::{Update, UpdateSender, UpdateStream};
 use crate::error::BoxError;
 use crate::instance::{Instance, InstanceId, ServiceName};
 
+/// How many reasons in [`Resolved::unread`] are kept.
+pub(crate) const MAX_UNREAD: usize = 16;
+
 /// A source of live instances. One method is required: a discovery of one's own is ten lines.
 ///
 /// # Contract
@@ -93,12 +96,21 @@ pub struct Resolved {
     pub warming: bool,
     /// How long the answer holds, where the source says so (DNS).
     pub valid_for: Option<Duration>,
+    /// What the source holds and could not read, in words: of this service or of others. At most 16.
+    pub unread: Vec<Arc<str>>,
 }
 
 impl Resolved {
     /// An answer that the source holds to be complete, without a revision.
     pub fn new(instances: Vec<Instance>) -> Self {
-        Self { instances, revision: None, complete: true, warming: false, valid_for: None }
+        Self {
+            instances,
+            revision: None,
+            complete: true,
+            warming: false,
+            valid_for: None,
+            unread: Vec::new(),
+        }
     }
 
     /// Sets the revision. Default: none.
@@ -119,6 +131,14 @@ impl Resolved {
     #[must_use]
     pub fn complete(mut self, complete: bool) -> Self {
         self.complete = complete;
+        self
+    }
+
+    /// Adds what the source holds and could not read, in words; the first 16 are kept. Default: none.
+    #[must_use]
+    pub fn unread(mut self, reasons: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Self {
+        let room = MAX_UNREAD.saturating_sub(self.unread.len());
+        self.unread.extend(reasons.into_iter().take(room).map(Into::into));
         self
     }
 

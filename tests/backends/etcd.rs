@@ -226,6 +226,7 @@ async fn others_register_with_its_own_command() {
     assert_eq!(gone(expired.unwrap().unwrap().unwrap()), "worker-1");
     let listed = discovery.resolve(&"Foo".parse().unwrap()).await.unwrap();
     assert!(listed.instances.is_empty() && !listed.complete, "the nonsense is left out, and told");
+    assert!(listed.unread[0].starts_with("/srpc/Foo/worker-3: address: "), "{:?}", listed.unread);
 }
 
 fn etcdctl(etcd: &Etcd, args: &[&str]) -> String {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::slice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -36,41 +37,76 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
             }
         }
     };
+    tell(&listing);
     let rows: Vec<Row<'_>> = listing.entries.iter().map(Row::of).collect();
     match shared.output {
         Format::Json => output::print_json(&rows),
         Format::Jsonl => rows.iter().try_for_each(output::print_json),
         Format::Name => rows.iter().try_for_each(|row| output::print(row.address)),
-        Format::Table | Format::Wide => {
-            if listing.warming {
-                output::note(
-                    "the registry is not sure that this is all: instances may still be coming back",
-                );
-            }
-            if let Some(protection) = &listing.protection {
-                output::note(&format!(
-                    "the registry keeps {} instances whose leases have run out, for {} s at most",
-                    protection.kept,
-                    protection.ends_in.as_secs() + 1
-                ));
-            }
-            output::print(&table(&rows, shared.output == Format::Wide))
-        }
+        Format::Table | Format::Wide => output::print(&table(&rows, shared.output == Format::Wide)),
     }
 }
 
-/// What any source says of these services.
+/// Says on stderr, in every format, how far the list can be trusted.
+fn tell(listing: &Listing) {
+    for reason in &listing.unread {
+        output::note(&format!("left out, because it cannot be read: {reason}"));
+    }
+    if listing.warming {
+        output::note(
+            "the registry is not sure that this is all: instances may still be coming back",
+        );
+    }
+    if let Some(protection) = &listing.protection {
+        output::note(&format!(
+            "the registry keeps {} instances whose leases have run out, for {} s at most",
+            protection.kept,
+            protection.ends_in.as_secs() + 1
+        ));
+    }
+}
+
+/// What any source says of these services. The lists of the others stand where one cannot be read.
 async fn of_services(discovery: &dyn Discovery, services: &[ServiceName]) -> Result<Listing, Exit> {
     let (mut entries, mut warming) = (Vec::new(), false);
+    let mut unread: Vec<Arc<str>> = Vec::new();
+    let (mut failed, mut has_answered) = (None, false);
     for service in services {
-        let resolved = discovery.resolve(service).await.map_err(|error| Exit::from(&error))?;
+        let resolved = match discovery.resolve(service).await {
+            Ok(resolved) => resolved,
+            Err(error) if error.kind() == DiscoveryErrorKind::Invalid => {
+                add(&mut unread, error.message().into());
+                failed = Some(error);
+                continue;
+            }
+            Err(error) => return Err(Exit::from(&error)),
+        };
+        has_answered = true;
         warming |= resolved.warming;
+        if !resolved.complete && resolved.unread.is_empty() {
+            add(&mut unread, format!("a part of the list of {service}").into());
+        }
+        resolved.unread.into_iter().for_each(|reason| add(&mut unread, reason));
         let entry = |instance| Entry::new(Some(service.clone()), instance, None);
         let mut of_one: Vec<Entry> = resolved.instances.into_iter().map(entry).collect();
         of_one.sort_by(|one, other| one.instance.address.cmp(&other.instance.address));
         entries.extend(of_one);
     }
-    Ok(Listing::new("", warming, entries))
+    match failed {
+        Some(error) if !has_answered => Err(Exit::from(&error)),
+        _ => {
+            let mut listing = Listing::new("", warming, entries);
+            listing.unread = unread;
+            Ok(listing)
+        }
+    }
+}
+
+/// Services of one source may share a reason.
+fn add(unread: &mut Vec<Arc<str>>, reason: Arc<str>) {
+    if !unread.contains(&reason) {
+        unread.push(reason);
+    }
 }
 
 /// One instance of one service.

@@ -53,3 +53,36 @@ fn what_is_unknown_lacking_or_away_says_so() {
     let away = sum(&format!("etcd://127.0.0.1:{}", closed_port()));
     assert_eq!(away.code(), 3, "{}", away.stderr);
 }
+
+#[test]
+fn a_list_says_on_stderr_what_it_could_not_read() {
+    for (name, content, said, code) in [
+        ("a.toml", r#"Foo = [{ address = "tcp@h:1", weigth = 3 }]"#, "Foo: line 1: weigth", 3),
+        (
+            "b.toml",
+            r#"Foo = ["tcp@h:1", { address = "tcp@i:2", weight = -1 }]"#,
+            "line 1: weight",
+            0,
+        ),
+        (
+            "c.json",
+            r#"{"Foo": ["tcp@h:1"], "Bar": [{"adress": "tcp@i:2"}]}"#,
+            "Bar: line 1: adress",
+            0,
+        ),
+        ("d.TOML", "Foo = [\"tcp@h:1\"]\nFoo = []", "line 2: ", 3),
+    ] {
+        let file = std::env::temp_dir().join(format!("srpc-unread-{}-{name}", std::process::id()));
+        fs::write(&file, content).unwrap();
+        let url = format!("file://{}", file.display());
+        for format in ["table", "json", "jsonl", "name", "wide"] {
+            let listed = srpc(&["list", "Foo", "--registry", &url, "-o", format]);
+            assert!(listed.stderr.contains(said), "{name}: {}", listed.stderr);
+            assert_eq!(listed.code(), code, "{name}: {}", listed.stderr);
+        }
+        let all = srpc(&["list", "--registry", &url]);
+        assert!(all.stderr.contains(said), "{name}: {}", all.stderr);
+        assert_eq!(all.code(), code, "{name}: {}", all.stderr);
+        fs::remove_file(&file).unwrap();
+    }
+}

@@ -11,6 +11,7 @@ use super::api::{Blob, Int, KeyValue, Range, Ranged};
 use super::failure::Failure;
 use super::gateway::Gateway;
 use super::keys::{Keys, end_of};
+use crate::backend::fields::shown;
 use crate::backend::value::decode;
 use crate::discovery::Resolved;
 use crate::instance::{Address, Instance, Precedence, ServiceName};
@@ -94,11 +95,12 @@ pub(super) async fn list(
         }
     };
     let warming = history.is_warming(before, revision, Instant::now());
-    let (instances, skipped) = instances(&prefix, &found);
+    let (instances, unread) = instances(&prefix, &found);
     let resolved = Resolved::new(instances)
         .revision(revision.0.to_string())
         .warming(warming)
-        .complete(skipped == 0);
+        .complete(unread.is_empty())
+        .unread(unread);
     Ok(Listed { revision, resolved })
 }
 
@@ -133,24 +135,29 @@ pub(super) async fn services(gateway: &Gateway, keys: &Keys) -> Result<Vec<Servi
     Ok(services.into_iter().collect())
 }
 
-/// What one key holds; `None`, and a warning: nothing that this build can read.
-pub(super) fn instance(prefix: &str, kv: &KeyValue) -> Option<Instance> {
+/// The instance of one key, or why its value is none, which is logged too.
+pub(super) fn instance(prefix: &str, kv: &KeyValue) -> Result<Instance, String> {
     let key = String::from_utf8_lossy(&kv.key.0);
-    let id = key.strip_prefix(prefix)?;
-    decode(id, &kv.value.0)
-        .inspect_err(|reason| tracing::warn!(%key, reason, "a key's value is no instance"))
-        .ok()
+    let id = key.strip_prefix(prefix).ok_or_else(|| "not below its service".to_owned());
+    id.and_then(|id| decode(id, &kv.value.0)).map_err(|reason| {
+        let key = shown(&key);
+        tracing::warn!(key, reason, "a key's value is no instance");
+        format!("{key}: {reason}")
+    })
 }
 
 /// Of an address that two keys name the one that takes precedence has it, and of equal ones the one that was
 /// put later: those who write with `etcdctl` do not look.
-fn instances(prefix: &str, kvs: &[KeyValue]) -> (Vec<Instance>, usize) {
+fn instances(prefix: &str, kvs: &[KeyValue]) -> (Vec<Instance>, Vec<String>) {
     let mut holders: HashMap<Address, ((Precedence, Int), Instance)> = HashMap::new();
-    let mut skipped = 0;
+    let mut unread = Vec::new();
     for kv in kvs {
-        let Some(instance) = instance(prefix, kv) else {
-            skipped += 1;
-            continue;
+        let instance = match instance(prefix, kv) {
+            Ok(instance) => instance,
+            Err(reason) => {
+                unread.push(reason);
+                continue;
+            }
         };
         let rank = (instance.precedence(), kv.mod_revision);
         match holders.entry(instance.address.clone()) {
@@ -163,7 +170,7 @@ fn instances(prefix: &str, kvs: &[KeyValue]) -> (Vec<Instance>, usize) {
             Entry::Occupied(_) => {}
         }
     }
-    (holders.into_values().map(|(_, instance)| instance).collect(), skipped)
+    (holders.into_values().map(|(_, instance)| instance).collect(), unread)
 }
 
 #[cfg(test)]
@@ -185,10 +192,11 @@ mod tests {
             kv("/srpc/Foo/e", "nonsense", 8),
             kv("/srpc/Foo/f", r#"{"address":"tcp@h:2","epoch":9,"health":"draining"}"#, 20),
         ];
-        let (mut instances, skipped) = instances("/srpc/Foo/", &kvs);
+        let (mut instances, unread) = instances("/srpc/Foo/", &kvs);
         instances.sort_by(|a, b| a.id.cmp(&b.id));
         let ids: Vec<_> = instances.iter().map(|instance| instance.id.as_str()).collect();
-        assert_eq!((ids.as_slice(), skipped), (&["b", "d"][..], 1));
+        assert_eq!((ids.as_slice(), unread.len()), (&["b", "d"][..], 1));
+        assert!(unread[0].starts_with("/srpc/Foo/e: address: "), "{}", unread[0]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -113,7 +113,7 @@ fn changes(prefix: &str, events: Vec<Event>) -> Vec<Update> {
                 Some(Update::Remove(ids)) => ids.push(id),
                 _ => updates.push(Update::Remove(vec![id])),
             }
-        } else if let Some(instance) = instance(prefix, &kv) {
+        } else if let Ok(instance) = instance(prefix, &kv) {
             match updates.last_mut() {
                 Some(Update::Upsert(instances)) => {
                     instances.retain(|one| one.id != instance.id);

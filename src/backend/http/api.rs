@@ -173,6 +173,9 @@ pub(super) struct Instances {
     /// Missing: it protects none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) protection: Option<Protection>,
+    /// What the backend holds and could not be read, in words; missing: nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) unread: Vec<Arc<str>>,
     pub(super) instances: Vec<Listed>,
 }
 

@@ -17,6 +17,9 @@ pub struct Listing {
     /// That the registry, of all services, keeps leases that have run out. Their entries are listed
     /// like others, so a client has nothing to do. `None`: it keeps none.
     pub protection: Option<Protection>,
+    /// What the source holds and could not read, in words: see
+    /// [`Resolved::unread`](crate::discovery::Resolved::unread).
+    pub unread: Vec<Arc<str>>,
     /// Every entry, sorted by service (those without one first), then by address.
     pub entries: Vec<Entry>,
 }
@@ -24,7 +27,7 @@ pub struct Listing {
 impl Listing {
     /// A listing of these entries, none of them kept.
     pub fn new(revision: impl Into<Arc<str>>, warming: bool, entries: Vec<Entry>) -> Self {
-        Self { revision: revision.into(), warming, protection: None, entries }
+        Self { revision: revision.into(), warming, protection: None, unread: Vec::new(), entries }
     }
 }
 

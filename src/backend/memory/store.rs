@@ -308,6 +308,7 @@ impl Store {
                 revision: self.text(self.revision),
                 warming,
                 protection,
+                unread: Vec::new(),
                 entries: entries.collect(),
             };
         };
@@ -317,6 +318,7 @@ impl Store {
             revision: self.text(group.map_or(0, |group| group.revision)),
             warming,
             protection,
+            unread: Vec::new(),
             entries: group.map_or_else(Vec::new, |group| group.entries(&name, now).collect()),
         }
     }

@@ -195,6 +195,7 @@ fn union(lists: &[Option<Resolved>]) -> Resolved {
     let mut resolved =
         Resolved::new(instances).complete(complete).warming(known.iter().any(|list| list.warming));
     resolved.valid_for = known.iter().filter_map(|list| list.valid_for).min();
+    let resolved = resolved.unread(known.iter().flat_map(|list| list.unread.iter().cloned()));
     let revisions: Option<Vec<&str>> = known.iter().map(|list| list.revision.as_deref()).collect();
     match revisions {
         Some(revisions) if !revisions.is_empty() => resolved.revision(revisions.join("+")),

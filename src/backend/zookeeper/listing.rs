@@ -56,7 +56,7 @@ pub(super) async fn read(
     let Some((names, parent)) = children else { return Ok(Resolved::new(Vec::new())) };
     let folder = paths.service(service);
     let mut holders: HashMap<Address, ((Precedence, i64), Instance)> = HashMap::new();
-    let mut skipped = 0;
+    let mut unread = Vec::new();
     for names in names.chunks(BATCH) {
         let mut reader = client.new_multi_reader();
         for name in names {
@@ -79,8 +79,8 @@ pub(super) async fn read(
                     }
                 }
                 Err(reason) => {
-                    skipped += 1;
                     tracing::warn!(folder, name, reason, "a node's data is no instance");
+                    unread.push(format!("{folder}/{name}: {reason}"));
                 }
             }
         }
@@ -90,7 +90,8 @@ pub(super) async fn read(
     Ok(Resolved::new(instances)
         .revision(parent.pzxid.to_string())
         .warming(warming)
-        .complete(skipped == 0))
+        .complete(unread.is_empty())
+        .unread(unread))
 }
 
 /// `None`: there is no such service.

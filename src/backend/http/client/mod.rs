@@ -80,6 +80,8 @@ struct Found {
     warming: bool,
     protection: Option<Protection>,
     complete: bool,
+    /// What could not be read, in words: by the registry, or of its answer.
+    unread: Vec<Arc<str>>,
     entries: Vec<Entry>,
 }
 
@@ -120,6 +122,7 @@ impl HttpRegistry {
             revision: found.revision.unwrap_or_default(),
             warming: found.warming,
             protection: found.protection,
+            unread: found.unread,
             entries: found.entries,
         })
     }
@@ -193,7 +196,10 @@ impl fmt::Debug for HttpRegistry {
 impl Found {
     fn resolved(self) -> Resolved {
         let instances = self.entries.into_iter().map(|entry| entry.instance).collect();
-        let resolved = Resolved::new(instances).warming(self.warming).complete(self.complete);
+        let resolved = Resolved::new(instances)
+            .warming(self.warming)
+            .complete(self.complete)
+            .unread(self.unread);
         match self.revision {
             Some(revision) => resolved.revision(revision),
             None => resolved,

@@ -1,6 +1,7 @@
 //! The seed's contract, as a client of it.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -11,6 +12,7 @@ use super::failure::Failure;
 use super::site::Site;
 use crate::backend::exchange::{Answer, Ask};
 use crate::backend::memory::Entry;
+use crate::discovery::MAX_UNREAD;
 use crate::instance::{Address, Instance, ServiceName};
 
 /// Registers or renews an address.
@@ -50,7 +52,7 @@ pub(super) async fn list(site: &Site, service: Option<&ServiceName>) -> Result<F
         return Err(Failure::Nonsense(reason.to_owned()));
     }
     let mut addresses = BTreeSet::new();
-    let mut skipped = 0_usize;
+    let mut unread: Vec<Arc<str>> = Vec::new();
     for line in lines {
         let line = String::from_utf8_lossy(line.as_bytes());
         for text in line.split(',').map(str::trim).filter(|text| !text.is_empty()) {
@@ -59,13 +61,13 @@ pub(super) async fn list(site: &Site, service: Option<&ServiceName>) -> Result<F
                     addresses.insert(address);
                 }
                 Err(error) => {
-                    skipped += 1;
                     tracing::warn!(%error, "the registry lists what is no address");
+                    unread.push(error.to_string().into());
                 }
             }
         }
     }
-    if skipped > 0 && addresses.is_empty() {
+    if !unread.is_empty() && addresses.is_empty() {
         return Err(Failure::Nonsense("a list without one address that is one".to_owned()));
     }
     let entries = addresses.into_iter().map(|address| Entry {
@@ -73,11 +75,13 @@ pub(super) async fn list(site: &Site, service: Option<&ServiceName>) -> Result<F
         instance: Instance::at(address),
         expires_in: None,
     });
+    unread.truncate(MAX_UNREAD);
     Ok(Found {
         revision: None,
         warming: false,
         protection: None,
-        complete: skipped == 0,
+        complete: unread.is_empty(),
+        unread,
         entries: entries.collect(),
     })
 }

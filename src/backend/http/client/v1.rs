@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::Found;
 use super::api::{self, Outcome};
@@ -13,6 +14,7 @@ use super::failure::{Failure, plain};
 use super::site::Site;
 use crate::backend::exchange::Ask;
 use crate::backend::memory::{Entry, Protection};
+use crate::discovery::MAX_UNREAD;
 use crate::instance::{InstanceId, ServiceName};
 use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
@@ -177,6 +179,9 @@ struct Answered {
     warming: bool,
     #[serde(default)]
     protection: Option<api::Protection>,
+    /// What the registry could not read of its backend. A list stands without it.
+    #[serde(default)]
+    unread: Value,
     instances: Vec<Item>,
 }
 
@@ -209,6 +214,12 @@ impl Answered {
             }
             tracing::warn!(skipped, "instances in the registry's list cannot be read");
         }
+        let told = self.unread.as_array().into_iter().flatten().filter_map(Value::as_str);
+        let mut unread: Vec<Arc<str>> =
+            told.take(MAX_UNREAD).map(|text| plain(text).into()).collect();
+        if skipped > 0 {
+            unread.push(format!("{skipped} of {listed} instances in the registry's list").into());
+        }
         Ok(Found {
             revision: Some(self.revision),
             warming: self.warming,
@@ -217,6 +228,7 @@ impl Answered {
                 ends_in: Duration::from_millis(protection.ends_in_ms),
             }),
             complete: skipped == 0,
+            unread,
             entries,
         })
     }

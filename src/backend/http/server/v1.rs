@@ -290,6 +290,7 @@ async fn instances(
         warming: listing.warming,
         protecting: protection.is_some(),
         protection,
+        unread: listing.unread,
         instances,
     };
     let mut answer = json_of(&listed, room)?;

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::UNNAMED;
 use crate::backend::join::all;
 use crate::backend::memory::{Entry, Listing};
-use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved};
+use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, MAX_UNREAD, Resolved};
 use crate::instance::ServiceName;
 
 /// How many services are read at once for a list of all.
@@ -195,6 +195,7 @@ struct Read {
     entries: Vec<Entry>,
     /// Something says that it is not sure of all that it lacks.
     warming: bool,
+    unread: Vec<Arc<str>>,
 }
 
 impl Read {
@@ -203,15 +204,22 @@ impl Read {
         let name = (service.as_str() != UNNAMED).then(|| service.clone());
         let entry = |instance| Entry::new(name.clone(), instance, None);
         self.entries.extend(resolved.instances.into_iter().map(entry));
+        for reason in resolved.unread {
+            if self.unread.len() < MAX_UNREAD && !self.unread.contains(&reason) {
+                self.unread.push(reason);
+            }
+        }
     }
 
     fn listing(self) -> Listing {
-        let Self { mut entries, warming } = self;
+        let Self { mut entries, warming, unread } = self;
         entries.sort_by(|one, other| {
             let by_service = one.service.cmp(&other.service);
             by_service.then_with(|| one.instance.address.cmp(&other.instance.address))
         });
-        Listing::new(revision(&entries), warming, entries)
+        let mut listing = Listing::new(revision(&entries), warming, entries);
+        listing.unread = unread;
+        listing
     }
 }
 

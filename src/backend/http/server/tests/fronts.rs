@@ -210,7 +210,11 @@ impl Discovery for Moody {
         sleep(Duration::from_millis(10)).await;
         match self.fails {
             Some(kind) => Err(DiscoveryError::new(kind, "a mood")),
-            None => Ok(Resolved::new(Vec::new()).revision("1").complete(!self.unsure)),
+            None => {
+                let unread = self.unsure.then_some("/srpc/Foo/b: weight: no number");
+                let resolved = Resolved::new(Vec::new()).revision("1");
+                Ok(resolved.complete(!self.unsure).unread(unread))
+            }
         }
     }
 }
@@ -316,5 +320,8 @@ async fn a_list_of_which_the_backend_is_unsure_proves_nothing() {
         assert_eq!(warming().await, true, "it may have been started with its backend");
         sleep(Duration::from_secs(15)).await;
         assert_eq!(warming().await, unsure);
+        let (_, listed) = get(&server, "/v1/instances?service=Foo").await;
+        let unread = unsure.then(|| json!(["/srpc/Foo/b: weight: no number"]));
+        assert_eq!(listed.get("unread"), unread.as_ref());
     }
 }
