@@ -2,16 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "the whole file is tests")]
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use srpc::backend::static_list::StaticList;
-use srpc::call::CodecId;
+use srpc::call::{Codec, CodecId};
 use srpc::client::{Connection, ConnectionSettings};
 use srpc::protocol::{CallHead, FrameType, Hello, Limits, MethodRef, encode_call, encode_frame};
+use srpc::server::{Answered, Asked, Handler, HandlerFuture, Method, Outcome};
 use srpc::transport::{Memory, Transport};
 use srpc::{Address, Call, Execution, Instance, Kind, Listener, Server, Service, Status, XClient};
 use tokio::io::AsyncWriteExt;
@@ -212,4 +213,111 @@ async fn a_broadcast_with_a_leg_that_panics_is_no_success() {
         .unwrap();
     let legs = tokio::spawn(async move { client.broadcast::<_, u64>("Foo.Sleep", &1).await });
     assert!(legs.await.unwrap_err().is_panic());
+}
+
+/// Panics when it is dropped.
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("dropped, on purpose");
+        }
+    }
+}
+
+/// A method whose future panics when it is dropped.
+struct Leaves;
+
+impl Method<(), ()> for Leaves {
+    fn into_handler(self, _: Arc<()>) -> Arc<dyn Handler> {
+        Arc::new(|_: Asked, _: Option<Codec>| -> HandlerFuture { Box::pin(Leaving(PanicsOnDrop)) })
+    }
+}
+
+struct Leaving(#[allow(dead_code, reason = "its drop is what matters")] PanicsOnDrop);
+
+impl Future for Leaving {
+    type Output = Outcome;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Outcome> {
+        Poll::Ready(Ok(Answered::default()))
+    }
+}
+
+/// Twenty calls of the same connection are in flight while `disturb` runs, and all of them succeed.
+async fn beside(client: &XClient, disturb: impl Future<Output = ()>) {
+    client.send(call(1)).await.unwrap();
+    let others: Vec<_> = (0..20)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.send(call(1000)).await })
+        })
+        .collect();
+    sleep(Duration::from_millis(10)).await;
+    disturb.await;
+    for other in others {
+        other.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_whose_payload_panics_costs_one_call() {
+    let panics = async |(): ()| -> Result<(), Status> { std::panic::panic_any(PanicsOnDrop) };
+    let later = async |(): ()| -> Result<(), Status> {
+        sleep(Duration::from_millis(1)).await;
+        std::panic::panic_any(PanicsOnDrop)
+    };
+    let service = foo(&Arc::default()).method("Panic", panics).method("Later", later);
+    let (network, address) = serve(Server::new().service(service)).await;
+    let client = client(&network, &[&address]);
+    beside(&client, async {
+        for method in ["Foo.Panic", "Foo.Later", "Foo.Panic"] {
+            let error = client.call::<_, ()>(method, &()).await.unwrap_err();
+            assert_eq!((error.kind(), error.execution()), (Kind::Internal, Execution::Executed));
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handlers_future_that_panics_when_it_is_dropped_costs_no_call() {
+    let service = foo(&Arc::default()).method("Leaves", Leaves);
+    let (network, address) = serve(Server::new().service(service)).await;
+    let client = client(&network, &[&address]);
+    beside(&client, async {
+        for _ in 0..3 {
+            client.send(Call::new("Foo.Leaves").args(&()).unwrap()).await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[test]
+fn a_unix_bind_fails_at_once_if_the_accept_queue_of_the_listener_is_full() {
+    let path = std::env::temp_dir().join(format!("srpc-full-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let owners = runtime();
+    let _entered = owners.enter();
+    let socket = tokio::net::UnixSocket::new_stream().unwrap();
+    socket.bind(&path).unwrap();
+    let owner = socket.listen(1).unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = owners.block_on(tokio::net::UnixStream::connect(&path)) {
+        queued.push(stream);
+    }
+    let (told, tells) = std::sync::mpsc::channel();
+    let address = format!("unix@{}", path.display());
+    // In a thread: a bind that blocks must not block the test.
+    let binding = address.clone();
+    std::thread::spawn(move || {
+        let bound = runtime().block_on(Listener::bind(&binding));
+        told.send(bound.err().map(|error| error.kind()))
+    });
+    let bound = tells.recv_timeout(Duration::from_secs(10));
+    assert_eq!(bound, Ok(Some(std::io::ErrorKind::AddrInUse)));
+    drop((owner, queued));
+    // Nobody listens on the file that is left: it is replaced.
+    owners.block_on(Listener::bind(&address)).unwrap();
 }

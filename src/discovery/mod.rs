@@ -1,6 +1,5 @@
 //! The door through which clients learn which instances live.
 
-mod caught;
 mod endpoint;
 mod guard;
 mod outlier;

@@ -2,6 +2,7 @@
 
 mod execution;
 mod kind;
+mod panics;
 mod status;
 
 use std::borrow::Cow;
@@ -9,6 +10,7 @@ use std::fmt;
 
 pub use self::execution::{Execution, Fate};
 pub use self::kind::Kind;
+pub(crate) use self::panics::{Panic, catch, caught, discard};
 pub use self::status::Status;
 use crate::instance::Address;
 

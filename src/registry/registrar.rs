@@ -21,6 +21,7 @@ pub use self::builder::RegistrarBuilder;
 use self::entry::Sent;
 use super::{HealthOverride, Registry, RegistryError};
 use crate::call::until;
+use crate::error::{Panic, caught};
 use crate::instance::{Health, Instance, ServiceName};
 
 /// How long `close` may take, whatever the registry does.
@@ -139,9 +140,16 @@ impl Registrar {
         if held.is_empty() {
             return;
         }
-        match timeout_at(deadline, shared.registry.deregister(&held)).await {
-            Ok(Ok(())) => tracing::info!(instances = held.len(), "deregistered"),
-            Ok(Err(error)) => tracing::warn!(%error, "not deregistered: the leases will run out"),
+        let deregistered = caught(async { shared.registry.deregister(&held).await });
+        match timeout_at(deadline, deregistered).await {
+            Ok(Ok(Ok(()))) => tracing::info!(instances = held.len(), "deregistered"),
+            Ok(Ok(Err(error))) => {
+                tracing::warn!(%error, "not deregistered: the leases will run out");
+            }
+            Ok(Err(panic)) => tracing::warn!(
+                panic = panic.text(),
+                "not deregistered: the registry panicked; the leases will run out"
+            ),
             Err(_) => tracing::warn!("not deregistered in time: the leases will run out"),
         }
     }
@@ -261,7 +269,12 @@ async fn keep(shared: Arc<Shared>) {
         }
         tokio::select! {
             Some(done) = requests.join_next_with_id() => {
-                let (id, answers) = done.unwrap_or_else(|error| (error.id(), Vec::new()));
+                let (id, answers) = done.unwrap_or_else(|error| {
+                    let id = error.id();
+                    // The payload may panic when it is dropped, and must not end this task.
+                    drop(Panic::of_task(error));
+                    (id, Vec::new())
+                });
                 let sent = pending.remove(&id).unwrap_or_default();
                 shared.book.lock().answered(&sent, answers, Instant::now());
                 shared.progress.send_replace(());

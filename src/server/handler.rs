@@ -1,8 +1,7 @@
 //! How an async function becomes a method.
 
-use std::any::Any;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
@@ -12,7 +11,7 @@ use tower::{Service as TowerService, ServiceExt};
 
 use super::context::{Answered, Asked, Context, Request, Response, State};
 use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody, Packed, enter};
-use crate::error::{BoxError, Execution, Fate, Kind, Status};
+use crate::error::{BoxError, Execution, Fate, Kind, Panic, Status, catch, discard};
 
 /// What a handler's future comes to.
 pub type Outcome = Result<Answered, Failure>;
@@ -256,20 +255,21 @@ pub(super) struct Guarded {
 enum Work {
     Seated(Box<dyn Seat>),
     Boxed(HandlerFuture),
-    /// It panicked: whatever is left of it is gone.
+    /// It panicked, or was taken out: nothing is left of it.
     Over,
 }
 
 impl Guarded {
-    /// Starts a handler in a seat of its, if it has any.
+    /// Starts a handler in a seat: the one given, or, if it is polled `in_place`, one of its own.
     pub(super) fn start(
         seat: Option<Box<dyn Seat>>,
+        in_place: bool,
         handler: &dyn Handler,
         asked: Asked,
         codec: Option<Codec>,
         deadline: Instant,
     ) -> Result<Self, Failure> {
-        let start = || match seat {
+        let start = || match seat.or_else(|| if in_place { handler.seat() } else { None }) {
             Some(mut seat) => {
                 seat.start(asked, codec);
                 Work::Seated(seat)
@@ -277,15 +277,18 @@ impl Guarded {
             None => Work::Boxed(handler.handle(asked, codec)),
         };
         // It may panic before there is a future.
-        let work = catch_unwind(AssertUnwindSafe(|| enter(deadline, start)));
-        Ok(Self { work: work.map_err(|panic| panicked(&*panic))?, deadline })
+        let work = catch(|| enter(deadline, start)).map_err(|panic| panicked(&panic))?;
+        Ok(Self { work, deadline })
     }
 
     /// Its seat, for the next call, once it has ended.
-    pub(super) fn leave(self) -> Option<Box<dyn Seat>> {
-        match self.work {
+    pub(super) fn leave(mut self) -> Option<Box<dyn Seat>> {
+        match mem::replace(&mut self.work, Work::Over) {
             Work::Seated(seat) => Some(seat),
-            Work::Boxed(_) | Work::Over => None,
+            other => {
+                discard(other);
+                None
+            }
         }
     }
 }
@@ -301,25 +304,27 @@ impl Future for Guarded {
             Work::Boxed(future) => future.as_mut().poll(cx),
             Work::Over => Poll::Pending,
         };
-        match catch_unwind(AssertUnwindSafe(|| enter(*deadline, poll))) {
+        match catch(|| enter(*deadline, poll)) {
             Ok(poll) => poll,
             Err(panic) => {
-                self.work = Work::Over;
-                Poll::Ready(Err(panicked(&*panic)))
+                discard(mem::replace(&mut self.work, Work::Over));
+                Poll::Ready(Err(panicked(&panic)))
             }
         }
     }
 }
 
-fn panicked(panic: &(dyn Any + Send)) -> Failure {
-    let message = format!("the handler panicked: {}", text_of(panic));
-    Failure::new(Kind::Internal, Fate::Panicked, message)
+impl Drop for Guarded {
+    /// A handler's values may panic when they are dropped, while other calls are under way.
+    fn drop(&mut self) {
+        match mem::replace(&mut self.work, Work::Over) {
+            Work::Over => {}
+            work => discard(work),
+        }
+    }
 }
 
-fn text_of(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
+fn panicked(panic: &Panic) -> Failure {
+    let message = format!("the handler panicked: {}", panic.text());
+    Failure::new(Kind::Internal, Fate::Panicked, message)
 }

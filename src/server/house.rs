@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
 
 use super::connection;
 use super::shared::{Phase, Shared};
+use crate::error::Panic;
 use crate::transport::{Listener, Stream};
 
 /// The connections of a server that is up.
@@ -27,7 +28,9 @@ impl House {
     pub(super) async fn accept_from(&mut self, listener: &mut Listener) {
         let mut pause = Duration::ZERO;
         loop {
-            while self.connections.try_join_next().is_some() {}
+            while let Some(ended) = self.connections.try_join_next() {
+                report(ended);
+            }
             match listener.accept().await {
                 Ok(stream) => {
                     pause = Duration::ZERO;
@@ -65,7 +68,16 @@ impl House {
 
     /// Waits until every connection has ended.
     pub(super) async fn empty(&mut self) {
-        while self.connections.join_next().await.is_some() {}
+        while let Some(ended) = self.connections.join_next().await {
+            report(ended);
+        }
+    }
+}
+
+/// Logs that a connection's task panicked.
+fn report(ended: Result<(), JoinError>) {
+    if let Some(panic) = ended.err().and_then(Panic::of_task) {
+        tracing::error!(panic = panic.text(), "a connection's task panicked: its calls are lost");
     }
 }
 

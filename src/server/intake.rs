@@ -127,8 +127,8 @@ impl Intake {
         let asked = Asked { context, codec, body: payload.packed(before_body) };
         let in_place = known.entry.runs_in_place();
         let handler = &*known.entry.handler;
-        let seat = if in_place { known.seat.take().or_else(|| handler.seat()) } else { None };
-        let mut handler = match Guarded::start(seat, handler, asked, own, deadline) {
+        let seat = if in_place { known.seat.take() } else { None };
+        let mut handler = match Guarded::start(seat, in_place, handler, asked, own, deadline) {
             Ok(handler) => handler,
             Err(failure) => {
                 self.answer(session, id, Err(failure));

@@ -6,7 +6,7 @@ use super::context::Origin;
 use super::handler::{Failure, Seat};
 use super::session::Session;
 use super::shared::Entry;
-use crate::error::Kind;
+use crate::error::{Kind, discard};
 use crate::protocol::{MethodRef, Named, WireError};
 
 /// How many methods are remembered; most connections call fewer.
@@ -77,7 +77,7 @@ impl Methods {
             } else {
                 let at = self.next % RECENT;
                 self.next += 1;
-                self.recent[at] = known;
+                discard(std::mem::replace(&mut self.recent[at], known).seat);
                 at
             }
         });

@@ -48,7 +48,7 @@ impl Transport for Net {
                 Ok(Listener::new(Tcp(listener), bound))
             }
             #[cfg(unix)]
-            "unix" => Ok(Listener::new(unix::bind(address.target())?, address.clone())),
+            "unix" => Ok(Listener::new(unix::bind(address.target()).await?, address.clone())),
             other => Err(not_spoken(other)),
         }
     }
@@ -92,7 +92,7 @@ mod unix {
 
     use std::io;
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use async_trait::async_trait;
     use tokio::net::{UnixListener, UnixStream};
@@ -108,24 +108,26 @@ mod unix {
 
     /// Binds `path`. A socket file that nobody listens on any more, as a killed process leaves
     /// behind, is replaced; a live one is an error.
-    pub(super) fn bind(path: &str) -> io::Result<Unix> {
+    pub(super) async fn bind(path: &str) -> io::Result<Unix> {
         let path = PathBuf::from(path);
-        let listener = match UnixListener::bind(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && is_abandoned(&path) => {
-                std::fs::remove_file(&path)?;
-                UnixListener::bind(&path)?
-            }
-            bound => bound?,
-        };
+        let mut bound = UnixListener::bind(&path);
+        let in_use = bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+        if in_use && is_abandoned(&path).await {
+            std::fs::remove_file(&path)?;
+            bound = UnixListener::bind(&path);
+        }
+        let listener = bound?;
         let inode = std::fs::metadata(&path)?.ino();
         Ok(Unix { listener, path, inode })
     }
 
-    fn is_abandoned(path: &PathBuf) -> bool {
-        let is_socket = std::fs::metadata(path).is_ok_and(|file| file.file_type().is_socket());
-        let refused = std::os::unix::net::UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-        is_socket && refused
+    /// Whether nobody listens on a socket file. If its listener lives and its accept queue is full, a
+    /// non-blocking connect fails at once with `WouldBlock`; a blocking one would wait for the listener.
+    async fn is_abandoned(path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
+            && UnixStream::connect(path)
+                .await
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
     }
 
     #[async_trait]

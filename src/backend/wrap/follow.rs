@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::discovery::{Discovery, DiscoveryErrorKind, Resolved, Update, UpdateStream};
+use crate::discovery::{
+    Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, Update, UpdateSender, UpdateStream,
+};
+use crate::error::caught;
 use crate::instance::{Instance, InstanceId, ServiceName};
 
 /// How long a watch that ended is left alone before it is opened again.
@@ -43,8 +46,8 @@ pub(super) fn changes(before: &[Instance], after: &[Instance]) -> Vec<Update> {
     changed.into_iter().chain(gone).collect()
 }
 
-/// A source's updates without an end: a watch that ends is opened again, and what has none is polled. A
-/// failure is an item like any other.
+/// A source's updates without an end: a watch that ends is opened again, and a source without one is
+/// polled. A failure or a panic of the source is an item like any other.
 pub(in crate::backend) fn endless(
     source: Arc<dyn Discovery>,
     service: ServiceName,
@@ -52,37 +55,82 @@ pub(in crate::backend) fn endless(
 ) -> UpdateStream {
     UpdateStream::fed(1, move |updates| async move {
         loop {
-            let mut pause = PAUSE;
-            let mut is_polled = true;
-            if let Some(mut watch) = source.watch(&service) {
-                is_polled = false;
-                while let Some(item) = watch.next().await {
-                    if let Err(error) = &item
-                        && error.kind() == DiscoveryErrorKind::Unsupported
-                    {
-                        is_polled = true;
-                        break;
-                    }
-                    if !updates.send(item).await {
+            let followed = caught(follow_once(&*source, &service, &updates, poll)).await;
+            let pause = match followed {
+                Ok(Some(pause)) => pause,
+                Ok(None) => return,
+                Err(panic) => {
+                    let message = format!("the source panicked: {}", panic.text());
+                    let error = DiscoveryError::new(DiscoveryErrorKind::Invalid, message);
+                    if !updates.send(Err(error)).await {
                         return;
                     }
+                    PAUSE
                 }
-            }
-            if is_polled {
-                pause = poll;
-                let answer = source.resolve(&service).await;
-                if !updates.send(answer.map(Update::Set)).await {
-                    return;
-                }
-            }
+            };
             sleep(pause).await;
         }
     })
 }
 
+/// Follows one watch to its end, or polls once. Returns the pause before the next time; `None` if nobody
+/// listens.
+async fn follow_once(
+    source: &dyn Discovery,
+    service: &ServiceName,
+    updates: &UpdateSender,
+    poll: Duration,
+) -> Option<Duration> {
+    if let Some(mut watch) = source.watch(service) {
+        let mut is_unsupported = false;
+        while let Some(item) = watch.next().await {
+            if let Err(error) = &item
+                && error.kind() == DiscoveryErrorKind::Unsupported
+            {
+                is_unsupported = true;
+                break;
+            }
+            if !updates.send(item).await {
+                return None;
+            }
+        }
+        if !is_unsupported {
+            return Some(PAUSE);
+        }
+    }
+    let answer = source.resolve(service).await;
+    updates.send(answer.map(Update::Set)).await.then_some(poll)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use async_trait::async_trait;
+
     use super::*;
+
+    /// Panics at the first request.
+    #[derive(Default)]
+    struct PanicsOnce(AtomicBool);
+
+    #[async_trait]
+    impl Discovery for PanicsOnce {
+        async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
+            assert!(self.0.swap(true, Relaxed), "on purpose");
+            Ok(Resolved::new(Vec::new()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_panics_is_followed_on() {
+        let source = Arc::new(PanicsOnce::default());
+        let mut updates = endless(source, "Foo".parse().unwrap(), Duration::from_secs(1));
+        let error = updates.next().await.unwrap().unwrap_err();
+        assert_eq!(error.message(), "the source panicked: on purpose");
+        let listed = updates.next().await.unwrap().unwrap();
+        assert_eq!(listed, Update::Set(Resolved::new(Vec::new())));
+    }
 
     fn instance(id: &str, weight: u32) -> Instance {
         Instance::new(id, format!("tcp@{id}:1").parse().unwrap()).weight(weight)

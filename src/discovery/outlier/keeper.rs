@@ -10,7 +10,7 @@ use super::probe::{Probe, Probes};
 use super::table::Outliers;
 use crate::call::until;
 use crate::discovery::Endpoint;
-use crate::discovery::caught::caught;
+use crate::error::{Panic, caught, discard};
 
 /// Runs until it is dropped, and its probes with it.
 pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
@@ -20,8 +20,11 @@ pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
         tokio::select! {
             biased;
             Some(ended) = probing.join_next() => {
-                if let Ok((endpoint, answered)) = ended {
-                    outliers.probed(&endpoint, answered, Instant::now());
+                match ended {
+                    Ok((endpoint, answered)) => {
+                        outliers.probed(&endpoint, answered, Instant::now());
+                    }
+                    Err(error) => drop(Panic::of_task(error)),
                 }
             }
             () = outliers.changed.notified() => {}
@@ -32,6 +35,8 @@ pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
                         // If nobody can ask, time alone takes it back.
                         let answered =
                             probes.is_empty() || answers(&probes, &endpoint, limit).await;
+                        // Each may be the last reference to a custom probe, whose drop may panic.
+                        probes.into_iter().for_each(discard);
                         (endpoint, answered)
                     });
                 }
@@ -46,7 +51,11 @@ async fn answers(probes: &[Arc<dyn Probe>], endpoint: &Endpoint, limit: Duration
     let mut asked = JoinSet::new();
     for probe in probes {
         let (probe, endpoint) = (Arc::clone(probe), endpoint.clone());
-        asked.spawn(async move { matches!(caught(probe.probe(&endpoint)).await, Some(Ok(()))) });
+        asked.spawn(async move {
+            let answered = caught(async { probe.probe(&endpoint).await.is_ok() }).await;
+            discard(probe);
+            answered.unwrap_or(false)
+        });
     }
     let any = async {
         while let Some(answered) = asked.join_next().await {

@@ -11,10 +11,10 @@ use tokio::time::Instant;
 
 use super::shared::Shared;
 use crate::call::until;
-use crate::discovery::caught::caught;
 use crate::discovery::{
     Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, Update, UpdateStream,
 };
+use crate::error::{Panic, caught, discard};
 
 /// The pause after a first failure; it doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(100);
@@ -114,8 +114,9 @@ impl Worker {
         loop {
             // Source and selector are the user's: their panic must not leave every client of this
             // process with a list that nobody keeps up any more.
-            if caught(self.turn()).await.is_none() {
-                self.panicked(Instant::now());
+            let ended = caught(self.turn()).await;
+            if let Err(panic) = ended {
+                self.panicked(&panic, Instant::now());
             }
         }
     }
@@ -267,14 +268,15 @@ impl Worker {
         self.rewatch_at = Some(now + pause);
     }
 
-    fn panicked(&mut self, now: Instant) {
-        self.asking = None;
-        let watching = self.watch.take().is_some();
+    fn panicked(&mut self, panic: &Panic, now: Instant) {
+        let watching = self.watch.is_some();
+        discard(self.asking.take());
+        discard(self.watch.take());
         if watching || self.rewatch_at.is_some_and(|at| at <= now) {
             self.watch_failures = self.watch_failures.saturating_add(1);
             self.rewatch_at = Some(now + self.backoff(self.watch_failures));
         }
-        let message = "the source or the selector panicked";
+        let message = format!("the source or the selector panicked: {}", panic.text());
         self.failed(DiscoveryError::new(DiscoveryErrorKind::Invalid, message), now);
     }
 

@@ -18,7 +18,20 @@ enum Fault {
     Down,
     Hanging,
     Panicking,
+    /// With a payload that panics when it is dropped.
+    PanickingTwice,
     Closed,
+}
+
+/// A payload that panics when it is dropped.
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("dropped, on purpose");
+        }
+    }
 }
 
 /// A registry that fails as it is told.
@@ -63,6 +76,7 @@ impl Faulty {
             Fault::Down => Err(RegistryError::unavailable("down")),
             Fault::Hanging => std::future::pending().await,
             Fault::Panicking => panic!("as told"),
+            Fault::PanickingTwice => std::panic::panic_any(PanicsOnDrop),
         }
     }
 }
@@ -200,9 +214,16 @@ async fn a_request_that_hangs_or_panics_is_a_failure() {
     registry.set(Fault::Panicking);
     sleep(TTL).await;
     assert!(registrar.stats().errors > 2);
+    registry.set(Fault::PanickingTwice);
+    let before = registrar.stats().errors;
+    sleep(TTL).await;
+    assert!(registrar.stats().errors > before + 1, "its task lives and tries on");
     registry.set(Fault::None);
     sleep(HEARTBEAT).await;
     assert_eq!(registry.instances(), [instance(1)]);
+
+    registry.set(Fault::PanickingTwice);
+    registrar.close().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::Limits;
 use super::meter::{Meter, Share};
 use super::stall::WriteTimeout;
+use crate::error::Panic;
 use crate::transport::{Listener, Stream};
 
 /// The largest head of a request, in bytes.
@@ -157,10 +158,8 @@ async fn connection<H, F>(
 }
 
 fn report(ended: Result<(), JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        tracing::error!(%error, "a request panicked: its connection is closed");
+    if let Some(panic) = ended.err().and_then(Panic::of_task) {
+        tracing::error!(panic = panic.text(), "a request panicked: its connection is closed");
     }
 }
 

@@ -371,6 +371,31 @@ async fn a_panic_closes_its_connection_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_panic_whose_payload_panics_closes_its_connection_and_no_other() {
+    struct PanicsOnDrop;
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            if !std::thread::panicking() {
+                panic!("dropped, on purpose");
+            }
+        }
+    }
+
+    let net = Memory::new();
+    let listener = net.bind(&AT.parse().unwrap()).await.unwrap();
+    let handle = |request: Request<Incoming>, _| async move {
+        if request.uri().path() == "/panic" {
+            std::panic::panic_any(PanicsOnDrop);
+        }
+        respond(StatusCode::OK, "text/plain", "fine")
+    };
+    let _serving =
+        tokio::spawn(async move { accept::run(listener, pending(), &limits(), handle).await });
+    assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
+    assert!(raw(&net, GET_LIST).await.ends_with("fine"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn failed_accepts_end_nothing() {
     struct Flaky {
         inner: Listener,

@@ -32,6 +32,19 @@ pub(super) enum Answer {
     Down,
     Hangs,
     Panics,
+    /// With a payload that panics when it is dropped.
+    PanicsTwice,
+}
+
+/// A payload that panics when it is dropped.
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("dropped, on purpose");
+        }
+    }
 }
 
 /// What a watch gives.
@@ -120,6 +133,7 @@ impl Discovery for Fake {
             Answer::Down => Err(DiscoveryError::unavailable("connection refused")),
             Answer::Hangs => std::future::pending().await,
             Answer::Panics => panic!("the source is told to panic"),
+            Answer::PanicsTwice => std::panic::panic_any(PanicsOnDrop),
         }
     }
 

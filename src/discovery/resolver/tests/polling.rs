@@ -159,12 +159,24 @@ async fn a_source_that_panics_has_failed() {
     let resolver = fake.resolver().await;
     fake.answers(Answer::Panics);
     let error = resolver.refresh().await.unwrap_err();
-    assert_eq!(error.message(), "the source or the selector panicked");
+    assert_eq!(error.message(), "the source or the selector panicked: the source is told to panic");
     assert_eq!(ports(&resolver), [1]);
     fake.lists(proven(&[1, 2]));
     seconds(1.0).await;
     assert_eq!(ports(&resolver), [1, 2]);
     assert_eq!(resolver.snapshot().status, SnapshotStatus::Ready);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_panic_panics_is_asked_again() {
+    let fake = Fake::listing(proven(&[1]));
+    let resolver = fake.resolver().await;
+    fake.answers(Answer::PanicsTwice);
+    let refreshed = tokio::time::timeout(Duration::from_secs(60), resolver.refresh()).await;
+    refreshed.unwrap().unwrap_err();
+    fake.lists(proven(&[1, 2]));
+    seconds(1.0).await;
+    assert_eq!(ports(&resolver), [1, 2]);
 }
 
 #[tokio::test(start_paused = true)]

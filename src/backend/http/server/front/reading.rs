@@ -15,6 +15,7 @@ use super::UNNAMED;
 use crate::backend::join::all;
 use crate::backend::memory::{Entry, Listing};
 use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, MAX_UNREAD, Resolved};
+use crate::error::Panic;
 use crate::instance::ServiceName;
 
 /// How many services are read at once for a list of all.
@@ -135,8 +136,10 @@ impl Readings {
         });
         *place.reading.lock() = Some(reading.abort_handle());
         reading.await.unwrap_or_else(|error| {
-            // A backend of the user's own may panic.
-            Err(Arc::new(DiscoveryError::unavailable(format!("the reading ended: {error}"))))
+            // A custom backend may panic, and its payload may panic when it is dropped.
+            let message = format!("the reading ended: {error}");
+            drop(Panic::of_task(error));
+            Err(Arc::new(DiscoveryError::unavailable(message)))
         })
     }
 

@@ -191,12 +191,25 @@ async fn no_more_services_are_watched_than_may_be() {
     assert_eq!((bar, others), (5, 2));
 }
 
+/// A payload that panics when it is dropped.
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            panic!("dropped, on purpose");
+        }
+    }
+}
+
 /// Fails as it is told, and counts.
 #[derive(Default)]
 struct Moody {
     asked: AtomicUsize,
     fails: Option<DiscoveryErrorKind>,
     hangs: bool,
+    /// With a payload that panics when it is dropped.
+    panics: bool,
     unsure: bool,
 }
 
@@ -206,6 +219,9 @@ impl Discovery for Moody {
         self.asked.fetch_add(1, Relaxed);
         if self.hangs {
             pending::<()>().await;
+        }
+        if self.panics {
+            std::panic::panic_any(PanicsOnDrop);
         }
         sleep(Duration::from_millis(10)).await;
         match self.fails {
@@ -323,5 +339,13 @@ async fn a_list_of_which_the_backend_is_unsure_proves_nothing() {
         let (_, listed) = get(&server, "/v1/instances?service=Foo").await;
         let unread = unsure.then(|| json!(["/srpc/Foo/b: weight: no number"]));
         assert_eq!(listed.get("unread"), unread.as_ref());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_backend_whose_panic_panics_is_answered_for() {
+    let (server, _) = moody(Moody { panics: true, ..Moody::default() });
+    for _ in 0..2 {
+        assert_eq!(get(&server, "/v1/instances?service=Foo").await.0, 503);
     }
 }
