@@ -74,6 +74,12 @@ impl Ask {
         Self::new(Method::POST, target)
     }
 
+    /// The same below a path prefix.
+    pub(crate) fn below(mut self, prefix: &str) -> Self {
+        self.target.insert_str(0, prefix);
+        self
+    }
+
     fn new(method: Method, target: impl Into<String>) -> Self {
         let headers = HeaderMap::new();
         Self { method, target: target.into(), headers, body: Bytes::new() }

@@ -31,6 +31,7 @@ pub(super) const NOT_ALLOWED: &str = "urn:srpc:not-allowed";
 pub(super) const FULL: &str = "urn:srpc:full";
 pub(super) const UNKNOWN_INSTANCE: &str = "urn:srpc:unknown-instance";
 pub(super) const UNSUPPORTED: &str = "urn:srpc:unsupported";
+pub(super) const NOT_FOUND: &str = "urn:srpc:not-found";
 
 /// The longest that a server holds a long poll, in milliseconds.
 pub(super) const MAX_WAIT_MS: u64 = 60_000;

@@ -133,7 +133,9 @@ fn is_temporary(problem: &Problem) -> bool {
     let foreign = problem.kind.is_empty() && !matches!(problem.status, 400 | 401 | 403);
     // Of two registries that stand in for each other, not one part of the instances each.
     let is_final = problem.kind == api::FULL || problem.kind == api::UNSUPPORTED;
-    foreign || (matches!(problem.status, 408 | 429 | 500..) && !is_final)
+    // A registry that is mounted elsewhere answers for a path that it does not serve.
+    let misrouted = problem.kind == api::NOT_FOUND;
+    foreign || misrouted || (matches!(problem.status, 408 | 429 | 500..) && !is_final)
 }
 
 impl fmt::Display for Failure {

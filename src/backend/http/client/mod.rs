@@ -41,7 +41,8 @@ const BATCH_BYTES: usize = 768 * 1024;
 ///
 /// It speaks `/v1`, and falls back to the contract of one header where there is no `/v1`: a 404 or
 /// 405 that is no `application/problem+json`, or a success that is no JSON. In the fallback
-/// - the one plain list serves every service name, and proves nothing;
+/// - a list proves nothing; where the registry does not filter by service, as the original contract
+///   does not, its one list serves every service name, which is warned of once;
 /// - a lease is renewed by registering again, and cannot be given back: it runs out;
 /// - `/v1` is asked for again at every registration and watch, and once a minute by the rest.
 ///
@@ -89,7 +90,9 @@ type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>
 
 impl HttpRegistry {
     /// The registry at `http://host:port/srpc/registry`, or the registries at several such URLs,
-    /// separated by commas. A URL without a path means `/srpc/registry`; `/v1` is at the root.
+    /// separated by commas. What comes before `/srpc/registry` is a prefix of `/v1` too, and a prefix
+    /// alone will do: `http://proxy/reg`. A path at which no registry is found so is that of a header
+    /// contract, with `/v1` at the root.
     ///
     /// `https://` needs a transport that speaks `tls`: see
     /// [`transport`](HttpRegistryBuilder::transport).
@@ -112,7 +115,7 @@ impl HttpRegistry {
     }
 
     /// What is registered for one service, or for all and none. In the fallback the revision is
-    /// empty, and every address is listed under no service.
+    /// empty, and an address is listed under no service unless the registry filtered by it.
     ///
     /// # Errors
     /// As [`Discovery::resolve`].

@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
 use parking_lot::Mutex;
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::time::Instant;
 
 use super::failure::{Failure, plain};
-use super::urls::Location;
+use super::urls::{Location, Mount};
 use super::{Found, api, seed, v1};
 use crate::backend::exchange::{Answer, Ask, Connections, Host};
 use crate::instance::{Health, InstanceId, ServiceName};
 use crate::registry::{HealthOverride, Held, Lease, Registration, RegistryError, Renewal};
 use crate::transport::Transport;
 
-/// How long a registry that lacks `/v1` is not asked for it by lists and renewals.
+/// How long a registry that lacks `/v1` is not asked for it by lists and renewals, one whose URL
+/// may mean two places is not looked for again, and one that does not filter is not tested again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// One registry.
@@ -40,6 +42,28 @@ pub(super) struct Site {
     refuses: AtomicBool,
     /// When `/v1` is worth asking for again; `None` while it is spoken.
     fallback: Mutex<Option<Instant>>,
+    /// Where the registry was found, if its URL may mean two places.
+    mounted: Mutex<Option<Mounted>>,
+    /// Until when its header contract is known to filter nothing.
+    unfiltered: Mutex<Option<Instant>>,
+}
+
+/// Where a registry was found whose URL may mean two places.
+#[derive(Clone, Copy)]
+enum Mounted {
+    /// Below the path of its URL.
+    Below,
+    /// `/v1` at the root, which may be another registry's: the path is looked at again.
+    Elsewhere { look_again: Instant },
+}
+
+/// As much of a list of `/v1` as tells it from other JSON.
+#[derive(Deserialize)]
+struct AnyList {
+    #[serde(rename = "revision")]
+    _revision: IgnoredAny,
+    #[serde(rename = "instances")]
+    _instances: Vec<IgnoredAny>,
 }
 
 impl Site {
@@ -63,6 +87,8 @@ impl Site {
             has_listed: AtomicBool::new(false),
             refuses: AtomicBool::new(false),
             fallback: Mutex::new(None),
+            mounted: Mutex::new(None),
+            unfiltered: Mutex::new(None),
         }
     }
 
@@ -189,7 +215,7 @@ impl Site {
         services.ok_or_else(Failure::unsupported)
     }
 
-    /// The seed's one plain list serves every service.
+    /// Without `/v1` the list of the header contract, which may not be filtered by service.
     pub(super) async fn list(&self, service: Option<&ServiceName>) -> Result<Found, Failure> {
         if self.asks_v1()
             && let Some(found) = v1::list(self, service, None).await?
@@ -219,22 +245,120 @@ impl Site {
     /// Asks `/v1`. `None`: there is none here.
     pub(super) async fn ask_v1<T: DeserializeOwned>(
         &self,
-        ask: &Ask,
+        ask: Ask,
         longer: Duration,
     ) -> Result<Option<T>, Failure> {
-        let answer = self.ask(ask, longer).await?;
+        let mount = self.mount().await?;
+        let answer = self.ask(&ask.below(&mount.prefix), longer).await?;
         let mut read = read(&answer);
         if matches!(read, Ok(None)) && answer.status.is_success() && self.has_spoken_v1() {
             // A page does not unteach it: something stands in its way for a moment.
             read = Err(Failure::Nonsense("the answer is no JSON".to_owned()));
         }
         match &read {
-            Ok(Some(_)) => self.found_v1(),
+            Ok(Some(_)) => {
+                self.answered_at(mount);
+                self.found_v1();
+            }
             Ok(None) => self.lacks_v1(answer.status),
             Err(_) if is_problem(&answer) => self.found_v1(),
             Err(_) => {}
         }
         read
+    }
+
+    /// Where the registry's contracts are. If its URL may mean two places, both contracts are looked
+    /// for below its path first.
+    pub(super) async fn mount(&self) -> Result<&Mount, Failure> {
+        let Location { mount, elsewhere, .. } = &self.location;
+        let Some(elsewhere) = elsewhere else { return Ok(mount) };
+        let mounted = *self.mounted.lock();
+        match mounted {
+            Some(Mounted::Below) => return Ok(mount),
+            Some(Mounted::Elsewhere { look_again }) if Instant::now() < look_again => {
+                return Ok(elsewhere);
+            }
+            _ => {}
+        }
+        match self.serves(mount).await {
+            Ok(true) => {
+                *self.mounted.lock() = Some(Mounted::Below);
+                Ok(mount)
+            }
+            Ok(false) => Ok(elsewhere),
+            Err(_) if mounted.is_some() => Ok(elsewhere),
+            // Not told that it is absent: at the root there may be another registry.
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Whether one of the two contracts is served at this mount.
+    async fn serves(&self, mount: &Mount) -> Result<bool, Failure> {
+        let target = format!("{}{}?service={}", mount.prefix, api::INSTANCES, seed::nobody());
+        let answer = self.ask(&Ask::get(target), Duration::ZERO).await?;
+        let refusal = match read::<AnyList>(&answer) {
+            Ok(Some(_)) => return Ok(true),
+            // A scope is asked for only at a path that is served.
+            Err(Failure::Problem(problem)) if problem.kind == api::NOT_ALLOWED => return Ok(true),
+            Err(failure @ (Failure::Unavailable { .. } | Failure::Problem(_)))
+                if !is_absent(answer.status) =>
+            {
+                Some(failure)
+            }
+            Ok(None) | Err(_) => None,
+        };
+        let answer = self.ask(&Ask::get(&*mount.header_path), Duration::ZERO).await?;
+        let is_list = match seed::succeeded(&answer) {
+            Ok(()) => answer.headers.contains_key(api::SERVERS),
+            Err(Failure::Nonsense(_)) => false,
+            Err(_) if is_absent(answer.status) => false,
+            Err(failure) => return Err(refusal.unwrap_or(failure)),
+        };
+        match refusal {
+            Some(failure) if !is_list => Err(failure),
+            _ => Ok(is_list),
+        }
+    }
+
+    /// Remembers where the registry has answered.
+    pub(super) fn answered_at(&self, mount: &Mount) {
+        if self.location.elsewhere.as_ref() != Some(mount) {
+            return;
+        }
+        let now = Instant::now();
+        let before = {
+            let mut mounted = self.mounted.lock();
+            let before = *mounted;
+            match before {
+                Some(Mounted::Below) => return,
+                Some(Mounted::Elsewhere { look_again }) if now < look_again => return,
+                _ => {}
+            }
+            *mounted = Some(Mounted::Elsewhere { look_again: now + ASK_AGAIN });
+            before
+        };
+        if before.is_none() {
+            tracing::warn!(
+                url = self.location.url,
+                "no registry below the path of its URL: /v1 is asked for at the root"
+            );
+        }
+    }
+
+    /// Whether its lists were not filtered by service when that was last looked at.
+    pub(super) fn is_unfiltered(&self) -> bool {
+        self.unfiltered.lock().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// The registry filters nothing by service: told once.
+    pub(super) fn filters_nothing(&self) {
+        let was = self.unfiltered.lock().replace(Instant::now() + ASK_AGAIN);
+        if was.is_none() {
+            tracing::warn!(
+                url = self.location.url,
+                "the registry has no /v1 and filters nothing: its one list serves every service"
+            );
+        }
     }
 
     fn asks_v1(&self) -> bool {
@@ -246,6 +370,7 @@ impl Site {
     }
 
     fn found_v1(&self) {
+        *self.unfiltered.lock() = None;
         self.spoke_v1.store(true, Relaxed);
         if self.fallback.lock().take().is_some() {
             tracing::info!(url = self.location.url, "fallback left: the registry speaks /v1");
@@ -258,10 +383,15 @@ impl Site {
             tracing::info!(
                 url = self.location.url,
                 status = status.as_u16(),
-                "fallback taken: the registry has no /v1, its one list serves every service"
+                "fallback taken: the registry has no /v1, its header contract is used"
             );
         }
     }
+}
+
+/// Whether a status says that nothing is served at a path.
+fn is_absent(status: StatusCode) -> bool {
+    matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED)
 }
 
 fn is_json(answer: &Answer) -> bool {
@@ -295,7 +425,7 @@ fn read<T: DeserializeOwned>(answer: &Answer) -> Result<Option<T>, Failure> {
         return Err(Failure::Problem(problem));
     }
     match status {
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(None),
+        status if is_absent(status) => Ok(None),
         status if status.is_server_error() => Err(Failure::unavailable(format!("status {status}"))),
         status if status.is_client_error() => Err(Failure::refused(answer)),
         status => Err(Failure::Nonsense(format!("status {status}"))),

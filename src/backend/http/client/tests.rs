@@ -15,7 +15,7 @@ use crate::backend::memory::MemoryRegistry;
 use crate::discovery::{DiscoveryErrorKind, Resolver, Update};
 use crate::instance::{Address, Health, Instance};
 use crate::registry::{DEFAULT_TTL, RegistryErrorKind};
-use crate::transport::Memory;
+use crate::transport::{Memory, Stream};
 
 const URL: &str = "http://one:9999/srpc/registry";
 const BOTH: &str = "http://one:9999/srpc/registry,http://two:9999/srpc/registry";
@@ -877,5 +877,192 @@ async fn a_registry_restarted_empty_takes_nobody_from_a_resolver() {
         let warming = registry.resolve(&foo()).await.unwrap().warming;
         assert_eq!(warming, round < 3, "after {} s", round * 5);
         assert_eq!(known().await, if warming { 3 } else { 2 }, "after {} s", round * 5);
+    }
+}
+
+/// What a gateway does to what it passes on.
+#[derive(Clone, Copy, Default)]
+struct Gateway {
+    blocks_v1: bool,
+    drops_service: bool,
+}
+
+/// Serves what is at `tcp@behind:9999` below `/reg`, and pages in all other places.
+async fn gateway(net: &Memory, how: Gateway) -> JoinHandle<()> {
+    let mut listener = net.bind(&"tcp@one:9999".parse().unwrap()).await.unwrap();
+    let net = net.clone();
+    tokio::spawn(async move {
+        while let Ok(stream) = listener.accept().await {
+            // A client that leaves in the middle gets no answer.
+            let _ = pass(&net, stream, how).await;
+        }
+    })
+}
+
+async fn pass(net: &Memory, mut stream: Stream, how: Gateway) -> std::io::Result<()> {
+    let mut read = Vec::new();
+    let (head, length) = loop {
+        if stream.read_buf(&mut read).await? == 0 {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&read).into_owned();
+        let Some((head, _)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        break (head.to_owned(), length.map_or(0, |length| length.parse::<usize>().unwrap()));
+    };
+    while read.len() < head.len() + 4 + length {
+        stream.read_buf(&mut read).await?;
+    }
+    let (first, headers) = head.split_once("\r\n").unwrap();
+    let mut words = first.split(' ');
+    let (method, target) = (words.next().unwrap(), words.next().unwrap());
+    let path =
+        target.strip_prefix("/reg").filter(|path| !(how.blocks_v1 && path.starts_with("/v1")));
+    let Some(path) = path else {
+        let page = "content-type: text/html\r\nconnection: close\r\n";
+        return stream.write_all(http("404 Not Found", page, "<html>").as_bytes()).await;
+    };
+    let mut behind = net.connect(&"tcp@behind:9999".parse().unwrap()).await?;
+    let asked = format!("{method} {path} HTTP/1.1\r\nconnection: close\r\n{headers}\r\n\r\n");
+    behind.write_all(asked.as_bytes()).await?;
+    behind.write_all(&read[head.len() + 4..]).await?;
+    let mut answer = String::new();
+    behind.read_to_string(&mut answer).await?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    let kept = head.lines().filter(|line| !(how.drops_service && line.starts_with("srpc-service")));
+    let head = kept.collect::<Vec<_>>().join("\r\n");
+    stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await
+}
+
+fn service(name: &str) -> ServiceName {
+    name.parse().unwrap()
+}
+
+/// Registers Foo at `tcp@a:1` and Bar at `tcp@b:2`.
+async fn foo_and_bar(server: &RegistryServer) {
+    let state = server.registry().unwrap();
+    state.register(&registration("one", "tcp@a:1", 1)).await.unwrap();
+    let mut bar = registration("two", "tcp@b:2", 1);
+    bar.service = service("Bar");
+    state.register(&bar).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_path_prefix_is_kept() {
+    for path in ["/reg/srpc/registry", "/reg/srpc/registry/", "/reg", "/reg/"] {
+        let net = Memory::new();
+        let server = RegistryServer::new();
+        foo_and_bar(&server).await;
+        let _behind = start(&net, "behind", server.clone()).await;
+        let _gateway = gateway(&net, Gateway::default()).await;
+        let registry = client(&net, &format!("http://one:9999{path}"));
+        let found = registry.resolve(&foo()).await.unwrap();
+        assert_eq!(addresses(&found), ["tcp@a:1"], "{path}");
+        assert!(found.revision.is_some(), "{path}: by /v1");
+        let three = registration("three", "tcp@c:3", 1);
+        assert!(!registry.register(&three).await.unwrap().id.is_empty(), "{path}");
+        registry.post("tcp@d:4").await.unwrap();
+        assert_eq!(server.registry().unwrap().list(None).entries.len(), 4, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_v1_is_blocked_no_service_sees_anothers_instances() {
+    for path in ["/reg/srpc/registry", "/reg"] {
+        for drops_service in [false, true] {
+            let net = Memory::new();
+            let server = RegistryServer::new();
+            foo_and_bar(&server).await;
+            let _behind = start(&net, "behind", server).await;
+            let _gateway = gateway(&net, Gateway { blocks_v1: true, drops_service }).await;
+            let registry = client(&net, &format!("http://one:9999{path}"));
+            for (name, expected) in [("Foo", &["tcp@a:1"][..]), ("Bar", &["tcp@b:2"]), ("No", &[])]
+            {
+                let found = registry.resolve(&service(name)).await.unwrap();
+                assert_eq!(addresses(&found), expected, "{name} {path} {drops_service}");
+            }
+            assert_eq!(registry.list(None).await.unwrap().entries.len(), 2);
+        }
+    }
+}
+
+/// A registry of another team is at the root, and the one below `/reg` is not there for a moment.
+#[tokio::test(start_paused = true)]
+async fn a_registry_at_the_root_does_not_stand_in_for_one_below() {
+    let net = Memory::new();
+    let root = r#"{"revision":"r-1","instances":[{"id":"x","address":"tcp@x:1","service":"Foo"}]}"#;
+    let _root = scripted(&net, "one", move |head| match head.split(' ').nth(1) {
+        Some(target) if target.starts_with("/v1/") => {
+            http("200 OK", "content-type: application/json\r\nconnection: close\r\n", root)
+        }
+        Some(target) if target.starts_with("/reg/") => {
+            http("503 Service Unavailable", "connection: close\r\n", "")
+        }
+        _ => http("404 Not Found", "connection: close\r\n", ""),
+    })
+    .await;
+    for path in ["/reg/srpc/registry", "/reg"] {
+        let registry = client(&net, &format!("http://one:9999{path}"));
+        let error = registry.resolve(&foo()).await.unwrap_err();
+        assert_eq!(error.kind(), DiscoveryErrorKind::Unavailable, "{path}: {error}");
+    }
+    // A header contract that is mounted elsewhere has its `/v1` at the root.
+    let registry = client(&net, "http://one:9999/my/list");
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@x:1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_header_contract_is_found_where_it_is_mounted() {
+    let net = Memory::new();
+    let _serving = scripted(&net, "one", |head| match head.split(' ').nth(1) {
+        Some("/my/list") => http("200 OK", "srpc-servers: tcp@a:1\r\nconnection: close\r\n", ""),
+        _ => http("404 Not Found", "connection: close\r\n", ""),
+    })
+    .await;
+    let registry = client(&net, "http://one:9999/my/list");
+    assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
+    registry.post("tcp@b:2").await.unwrap();
+}
+
+/// Something in the way answers with a list of all, or of another service.
+#[tokio::test(start_paused = true)]
+async fn a_list_that_was_not_asked_for_is_not_believed() {
+    for headers in ["srpc-servers: tcp@b:2\r\n", "srpc-servers: tcp@b:2\r\nsrpc-service: Bar\r\n"] {
+        let net = Memory::new();
+        let server = RegistryServer::new();
+        foo_and_bar(&server).await;
+        let serving = start(&net, "one", server).await;
+        let registry = client(&net, URL);
+        assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
+        end(serving).await;
+        let _stray = scripted(&net, "one", move |head| match head.contains(" /v1/") {
+            true => http("404 Not Found", "connection: close\r\n", ""),
+            false => http("200 OK", &format!("{headers}connection: close\r\n"), ""),
+        })
+        .await;
+        registry.resolve(&foo()).await.unwrap_err();
+    }
+}
+
+/// A registry at the root refuses everything for a moment, whatever the path: that tells nothing of
+/// where it is.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_does_not_settle_where_a_registry_is() {
+    for (status, kind) in [
+        ("401 Unauthorized", "urn:srpc:unauthorized"),
+        ("429 Too Many Requests", "urn:srpc:too-many-requests"),
+        ("503 Service Unavailable", "urn:srpc:unavailable"),
+    ] {
+        let net = Memory::new();
+        let problem = format!(r#"{{"type":"{kind}"}}"#);
+        let headers = "content-type: application/problem+json\r\nconnection: close\r\n";
+        let refusing = scripted(&net, "one", move |_| http(status, headers, &problem)).await;
+        let registry = client(&net, "http://one:9999/my/list");
+        registry.resolve(&foo()).await.expect_err(status);
+        end(refusing).await;
+        let server = RegistryServer::new();
+        foo_and_bar(&server).await;
+        let _serving = start(&net, "one", server).await;
+        assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"], "{status}");
     }
 }

@@ -19,8 +19,25 @@ pub(super) struct Location {
     pub(super) address: Address,
     /// What the `Host` header says.
     pub(super) authority: String,
-    /// Where the seed's contract is served; `/v1` is at the root.
-    pub(super) path: String,
+    /// Where the registry is if the path is its prefix, or ends in its header contract.
+    pub(super) mount: Mount,
+    /// Where it is if the path is a header contract that is mounted elsewhere.
+    pub(super) elsewhere: Option<Mount>,
+}
+
+/// Where a registry serves its two contracts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Mount {
+    /// What comes before `/v1`; it does not end in `/`.
+    pub(super) prefix: String,
+    /// Path of the header contract.
+    pub(super) header_path: String,
+}
+
+impl Mount {
+    fn below(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned(), header_path: format!("{prefix}{DEFAULT_PATH}") }
+    }
 }
 
 /// At least one location, each of a protocol that the transport speaks.
@@ -75,16 +92,28 @@ fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, Invali
     let port = if has_port { "" } else { default_port };
     let address = format!("{protocol}@{authority}{port}").parse::<Address>();
     let address = address.map_err(|error| invalid(error.reason()))?;
-    let path = match uri.path() {
-        "" | "/" => DEFAULT_PATH,
-        path => path,
-    };
+    let (mount, elsewhere) = mounts(uri.path());
     Ok(Location {
         url: url.to_owned(),
         address,
         authority: authority.as_str().to_owned(),
-        path: path.to_owned(),
+        mount,
+        elsewhere,
     })
+}
+
+/// `/reg/srpc/registry` names the prefix `/reg`. Any other path is either a prefix itself, or the
+/// path of a header contract.
+fn mounts(path: &str) -> (Mount, Option<Mount>) {
+    let trimmed = path.trim_end_matches('/');
+    match trimmed.strip_suffix(DEFAULT_PATH) {
+        Some(prefix) => (Mount::below(prefix.trim_end_matches('/')), None),
+        None if trimmed.is_empty() => (Mount::below(""), None),
+        None => {
+            let elsewhere = Mount { prefix: String::new(), header_path: path.to_owned() };
+            (Mount::below(trimmed), Some(elsewhere))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -98,18 +127,46 @@ mod tests {
         let locations = parse(urls, |_| true).unwrap();
         let told: Vec<_> = locations
             .iter()
-            .map(|it| (it.address.as_str(), it.authority.as_str(), it.path.as_str()))
+            .map(|it| (it.address.as_str(), it.authority.as_str(), it.mount.prefix.as_str()))
             .collect();
         assert_eq!(
             told,
             [
-                ("tcp@a:1", "a:1", "/srpc/registry"),
+                ("tcp@a:1", "a:1", ""),
                 ("tcp@[::1]:80", "[::1]", "/x,y"),
-                ("tcp@b.c:80", "b.c", DEFAULT_PATH),
-                ("tls@d:443", "d", DEFAULT_PATH),
-                ("tls@[::1]:7", "[::1]:7", DEFAULT_PATH),
+                ("tcp@b.c:80", "b.c", ""),
+                ("tls@d:443", "d", ""),
+                ("tls@[::1]:7", "[::1]:7", ""),
             ]
         );
+    }
+
+    #[test]
+    fn a_path_is_a_prefix_or_a_header_contract() {
+        for (path, prefix, header_path, elsewhere) in [
+            ("", "", "/srpc/registry", None),
+            ("/", "", "/srpc/registry", None),
+            ("/srpc/registry", "", "/srpc/registry", None),
+            ("/srpc/registry/", "", "/srpc/registry", None),
+            ("/reg/srpc/registry", "/reg", "/reg/srpc/registry", None),
+            ("/a/b/srpc/registry/", "/a/b", "/a/b/srpc/registry", None),
+            ("/reg", "/reg", "/reg/srpc/registry", Some("/reg")),
+            ("/reg/", "/reg", "/reg/srpc/registry", Some("/reg/")),
+            ("/x/a", "/x/a", "/x/a/srpc/registry", Some("/x/a")),
+            (
+                "/xsrpc/registry",
+                "/xsrpc/registry",
+                "/xsrpc/registry/srpc/registry",
+                Some("/xsrpc/registry"),
+            ),
+        ] {
+            let location = parse(&format!("http://a{path}"), |_| true).unwrap().remove(0);
+            assert_eq!(location.mount.prefix, prefix, "{path:?}");
+            assert_eq!(location.mount.header_path, header_path, "{path:?}");
+            let other = location.elsewhere.as_ref();
+            assert_eq!(other.map(|other| other.header_path.as_str()), elsewhere, "{path:?}");
+            assert!(other.is_none_or(|other| other.prefix.is_empty()), "{path:?}");
+        }
     }
 
     #[test]

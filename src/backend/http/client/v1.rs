@@ -20,9 +20,6 @@ use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
 };
 
-/// The name of a service that nobody registers.
-const NOBODY: &str = "srpc.nobody";
-
 pub(super) async fn register(
     site: &Site,
     registration: &Registration,
@@ -35,7 +32,7 @@ pub(super) async fn register(
             instance: registration.instance.clone(),
         },
     )?;
-    let granted = site.ask_v1::<api::Granted>(&ask, Duration::ZERO).await?;
+    let granted = site.ask_v1::<api::Granted>(ask, Duration::ZERO).await?;
     Ok(granted.map(|granted| {
         site.is_called(granted.registry);
         Lease::new(granted.lease_id, granted.ttl_ms.map(Duration::from_millis))
@@ -53,7 +50,7 @@ pub(super) async fn renew(
         instance: held.registration.instance.clone(),
     });
     let ask = post(api::RENEW, &api::Renew { held: leases.collect() })?;
-    let outcomes = match site.ask_v1::<api::Renewed>(&ask, Duration::ZERO).await {
+    let outcomes = match site.ask_v1::<api::Renewed>(ask, Duration::ZERO).await {
         Ok(None) => return Ok(None),
         Ok(Some(renewed)) => {
             site.is_called(renewed.registry);
@@ -85,7 +82,7 @@ pub(super) async fn deregister(site: &Site, held: &[Held]) -> Result<Option<()>,
         epoch: held.registration.instance.epoch,
     });
     let ask = post(api::DEREGISTER, &api::Deregister { held: leaving.collect() })?;
-    let Some(answered) = site.ask_v1::<api::Deregistered>(&ask, Duration::ZERO).await? else {
+    let Some(answered) = site.ask_v1::<api::Deregistered>(ask, Duration::ZERO).await? else {
         return Ok(None);
     };
     let refused = answered.results.into_iter().find_map(|outcome| match outcome {
@@ -118,14 +115,14 @@ pub(super) async fn set_health(
     let word = api::Said { health, by, reason, for_ms: duration.map(millis) };
     // Whoever asks for more may wait by looking at the list.
     let drain = api::Drain { service: service.clone(), id: id.clone(), word, wait_ms: Some(0) };
-    match site.ask_v1::<IgnoredAny>(&post(api::DRAIN, &drain)?, Duration::ZERO).await {
+    match site.ask_v1::<IgnoredAny>(post(api::DRAIN, &drain)?, Duration::ZERO).await {
         Err(Failure::Problem(problem)) if problem.kind == api::UNKNOWN_INSTANCE => Ok(Some(false)),
         answered => Ok(answered?.map(|_| true)),
     }
 }
 
 pub(super) async fn services(site: &Site) -> Result<Option<Vec<ServiceName>>, Failure> {
-    let answered = site.ask_v1::<api::Services>(&Ask::get(api::SERVICES), Duration::ZERO).await?;
+    let answered = site.ask_v1::<api::Services>(Ask::get(api::SERVICES), Duration::ZERO).await?;
     Ok(answered.map(|answered| answered.services))
 }
 
@@ -137,8 +134,8 @@ pub(super) async fn introduce(site: &Site) -> Result<Option<()>, Failure> {
         registry: Option<Arc<str>>,
     }
     // A service that nobody has, so that the answer is short.
-    let target = format!("{}?service={NOBODY}", api::INSTANCES);
-    let answered = site.ask_v1::<Introduced>(&Ask::get(target), Duration::ZERO).await?;
+    let target = format!("{}?service={}", api::INSTANCES, super::seed::nobody());
+    let answered = site.ask_v1::<Introduced>(Ask::get(target), Duration::ZERO).await?;
     Ok(answered.map(|introduced| site.is_called(introduced.registry)))
 }
 
@@ -162,7 +159,7 @@ pub(super) async fn list(
         // Writing to a string does not fail.
         let _ = write!(target, "&wait={}ms", wait.as_millis());
     }
-    let mut answered = site.ask_v1::<Answered>(&Ask::get(target), longer).await?;
+    let mut answered = site.ask_v1::<Answered>(Ask::get(target), longer).await?;
     if let Some(answered) = &mut answered {
         site.is_called(answered.registry.take());
     }

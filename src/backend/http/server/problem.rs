@@ -96,7 +96,7 @@ impl Refusal {
 
     pub(super) fn no_such_path() -> Self {
         let detail = "the registry serves /srpc/registry and /v1";
-        Self::new(StatusCode::NOT_FOUND, "urn:srpc:not-found", "No such path", detail)
+        Self::new(StatusCode::NOT_FOUND, api::NOT_FOUND, "No such path", detail)
     }
 
     pub(super) fn unknown_lease() -> Self {

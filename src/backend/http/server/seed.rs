@@ -127,6 +127,10 @@ async fn list(store: &Store, parts: &Parts, room: Share) -> Result<Response<Full
     // Twice: the header says the same.
     let mut response = respond(StatusCode::OK, TEXT, room.of(body.into_bytes(), 2));
     response.headers_mut().insert(api::SERVERS, header);
+    if let Some(Ok(service)) = service.map(|service| HeaderValue::from_str(service.as_str())) {
+        // Tells a client that the list was filtered: an original registry ignores the query.
+        response.headers_mut().insert(api::SERVICE, service);
+    }
     Ok(response)
 }
 

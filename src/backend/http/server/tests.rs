@@ -115,6 +115,11 @@ async fn keeps_every_row_of_the_seeds_contract(server: RegistryServer) {
         let (status, _, _) = ask(&server, "GET", &format!("{SEED}{bad}"), &[], "").await;
         assert_eq!(status, 400, "{bad}");
     }
+    for (query, service) in [("", None), ("?x=1", None), ("?service=Foo", Some("Foo"))] {
+        let (_, headers, _) = ask(&server, "GET", &format!("{SEED}{query}"), &[], "").await;
+        let told = headers.get(api::SERVICE).map(|told| told.to_str().unwrap());
+        assert_eq!(told, service, "{query}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
