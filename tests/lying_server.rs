@@ -749,6 +749,27 @@ async fn a_result_that_cannot_be_read_names_its_server() {
 }
 
 #[tokio::test]
+async fn the_text_of_an_error_is_cut() {
+    let honest = Honest::start().await;
+    let liar = Liar::start(async |mut line: Line| {
+        line.shake().await;
+        let (id, _) = line.call().await.unwrap();
+        line.say(&reply(id, INTERNAL, EXECUTED, &[b'x'; 100_000])).await;
+        line.call().await.unwrap();
+        line.say(&frame(CONNECTION_ERROR, 0, &[0xff; 4096])).await;
+        line.listen().await;
+    })
+    .await;
+    let client = client_of(&liar, &honest).build().unwrap();
+    for kind in [Kind::Internal, Kind::Unavailable] {
+        let error = sum_at(&client, &liar.address).await.unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
+        let len = error.message().len();
+        assert!((4096..4300).contains(&len), "{len}");
+    }
+}
+
+#[tokio::test]
 async fn a_reply_too_large_costs_its_call_alone() {
     let honest = Honest::start().await;
     let liar = Liar::start(async |mut line: Line| {

@@ -26,4 +26,4 @@ pub mod wrap;
 pub mod zookeeper;
 
 pub use self::open::{OpenOptions, Opened, open};
-pub use self::url::InvalidUrl;
+pub use self::url::{InvalidUrl, masked as masked_url};

@@ -10,7 +10,7 @@ pub struct InvalidUrl {
 
 impl InvalidUrl {
     pub(crate) fn new(url: &str, reason: impl Into<String>) -> Self {
-        Self { url: shown(url), reason: reason.into() }
+        Self { url: masked(url), reason: reason.into() }
     }
 
     /// What is wrong, in a few words.
@@ -19,12 +19,41 @@ impl InvalidUrl {
     }
 }
 
-/// The URL without a password that it may contain.
-fn shown(url: &str) -> String {
-    match (url.rsplit_once('@'), url.split_once("://")) {
-        // There an `@` is a part of every address.
-        (Some(_), Some(("static", _))) | (None, _) => url.to_owned(),
-        (Some((_, host)), Some((scheme, _))) => format!("{scheme}://***@{host}"),
-        (Some((_, host)), None) => format!("***@{host}"),
+/// A URL, or several, without what may be a secret in it: user information, query and fragment. For messages.
+pub fn masked(url: &str) -> String {
+    let is_list = url.trim_start().get(..9).is_some_and(|it| it.eq_ignore_ascii_case("static://"));
+    // In a list an `@` is a part of each address.
+    let url = match url.rsplit_once('@').filter(|_| !is_list) {
+        Some((before, host)) => match before.split_once("://") {
+            Some((scheme, _)) => format!("{scheme}://***@{host}"),
+            None => format!("***@{host}"),
+        },
+        None => url.to_owned(),
+    };
+    match url.find(['?', '#']) {
+        Some(at) => format!("{}***", &url[..=at]),
+        None => url,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_a_secret_is_not_shown() {
+        for (url, told) in [
+            ("http://u:secret@a/x", "http://***@a/x"),
+            ("http://a/?token=secret", "http://a/?***"),
+            ("http://a/#secret", "http://a/#***"),
+            ("http://u:se?cret@a/x?t=secret", "http://***@a/x?***"),
+            ("http://a/?t=sec@ret", "http://***@ret"),
+            ("http://a,http://b/?t=secret,http://c", "http://a,http://b/?***"),
+            ("static://tcp@a:1,unix@/b", "static://tcp@a:1,unix@/b"),
+            ("u:secret@a", "***@a"),
+            ("http://a:9/srpc/registry", "http://a:9/srpc/registry"),
+        ] {
+            assert_eq!(masked(url), told, "{url}");
+        }
     }
 }

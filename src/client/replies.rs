@@ -10,7 +10,7 @@ use super::keeper::overdue;
 use super::shared::{Phase, Shared, State};
 use crate::call::{Moment, Stamp};
 use crate::discovery::Answers;
-use crate::error::{Error, Fate, Kind};
+use crate::error::{Error, Fate, Kind, cut, text_of};
 use crate::protocol::{
     Cut, FrameReader, FrameType, Header, Payload, WireError, decode_reply, encode_connection_error,
     encode_frame,
@@ -176,6 +176,7 @@ fn take_frame(
         FrameType::Void => {}
         FrameType::ConnectionError => {
             let text = String::from_utf8_lossy(payload.as_slice()).escape_debug().to_string();
+            let text = cut(&text).to_owned();
             tracing::warn!(
                 endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),
                 reason = %text,
@@ -193,10 +194,7 @@ fn answer(payload: Payload<'_>) -> Result<Result<Answer, Error>, WireError> {
     let before_body = payload.as_slice().len() - body.len();
     Ok(match head.status {
         Ok(()) => Ok(Answer::new(payload.packed(before_body), head.metadata, head.load)),
-        Err((kind, execution)) => {
-            let message = String::from_utf8_lossy(body).into_owned();
-            Err(Error::answered(kind, execution, message))
-        }
+        Err((kind, execution)) => Err(Error::answered(kind, execution, text_of(body))),
     })
 }
 

@@ -17,6 +17,33 @@ use crate::instance::Address;
 /// What tower's services and layers may fail with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// The longest text of an error that is sent, or taken from a peer, in bytes.
+pub(crate) const MAX_TEXT: usize = 4 * 1024;
+
+/// As much of a text as is sent, in whole characters.
+pub(crate) fn cut(text: &str) -> &str {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+/// The text of an error as a peer sent it.
+pub(crate) fn text_of(bytes: &[u8]) -> String {
+    let mut end = bytes.len().min(MAX_TEXT);
+    if end < bytes.len() {
+        // Not within a character of UTF-8, which continues in up to three bytes 10xxxxxx.
+        let first = end - 3;
+        while end > first && bytes[end] & 0xc0 == 0x80 {
+            end -= 1;
+        }
+    }
+    // Bytes that are no UTF-8 grow where they are replaced.
+    let text = String::from_utf8_lossy(&bytes[..end]);
+    cut(&text).to_owned()
+}
+
 /// Why a call failed.
 ///
 /// Four things can be asked of it: [`kind`](Self::kind), the [`endpoint`](Self::endpoint) it
@@ -201,6 +228,20 @@ impl std::error::Error for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_cut_between_two_characters() {
+        let emojis = format!("x{}", "\u{1f600}".repeat(2000));
+        for text in ["x".repeat(9000), "\u{e4}".repeat(9000), emojis] {
+            let taken = text_of(text.as_bytes());
+            assert!(taken.len() <= MAX_TEXT && taken.len() > MAX_TEXT - 4, "{}", taken.len());
+            assert!(text.starts_with(&taken));
+            assert_eq!(cut(&text), taken);
+        }
+        assert!(text_of(&[0xff; 9000]).len() <= MAX_TEXT);
+        assert!(text_of(&[0x80; 9000]).len() <= MAX_TEXT);
+        assert_eq!(text_of(b"short \xff"), "short \u{fffd}");
+    }
 
     #[test]
     fn an_error_wrapped_by_a_layer_is_found_again() {

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use self::book::{Answer, Ask, Book, Good, Job};
 pub use self::builder::RegistrarBuilder;
 use self::entry::Sent;
-use super::{HealthOverride, Registry, RegistryError};
+use super::{HealthOverride, Registry, RegistryError, RegistryErrorKind};
 use crate::call::until;
 use crate::error::{Panic, caught};
 use crate::instance::{Health, Instance, ServiceName};
@@ -68,7 +68,7 @@ impl Registrar {
     /// was called, its word replaces the instance's.
     ///
     /// # Errors
-    /// `Invalid`, also after [`close`](Self::close), and `StaleEpoch`: the registry refuses it, and
+    /// `Invalid`, also after [`close`](Self::close) and for an empty key in the instance's metadata, and `StaleEpoch`: the registry refuses it, and
     /// it is not kept. Any other kind, `Superseded` among them, such as `Unavailable`, `Full` or `NotAllowed`: it is tried on
     /// all the same, since the registry may answer, have room or know the token later.
     ///
@@ -79,6 +79,10 @@ impl Registrar {
         service: ServiceName,
         mut instance: Instance,
     ) -> Result<(), RegistryError> {
+        if instance.metadata.contains_key("") {
+            let message = "the instance's metadata has an empty key";
+            return Err(RegistryError::new(RegistryErrorKind::Invalid, message));
+        }
         if instance.epoch == 0 {
             instance.epoch = unix_millis();
         }

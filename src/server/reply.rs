@@ -3,13 +3,10 @@
 use super::context::Answered;
 use super::handler::{Failure, Outcome};
 use crate::call::{Metadata, Packed};
-use crate::error::{Fate, Kind};
+use crate::error::{Fate, Kind, cut};
 use crate::protocol::{
     FrameType, LARGE_BODY, Outbox, ReplyHead, encode_frame, encode_frame_before, encode_reply,
 };
-
-/// The longest error text that travels, in bytes.
-const MAX_TEXT: usize = 4 * 1024;
 
 pub(super) fn too_large(max_body: u32) -> Failure {
     Failure::rejected(
@@ -76,10 +73,7 @@ pub(super) fn put_reply(out: &mut Vec<u8>, id: u64, outcome: Outcome, load: u32,
                 load,
                 metadata: Metadata::default(),
             };
-            let text = &failure.message;
-            // Half a character at the end is replaced by whoever reads it.
-            let end = text.len().min(MAX_TEXT);
-            encode_reply(out, &head, &text.as_bytes()[..end]);
+            encode_reply(out, &head, cut(&failure.message).as_bytes());
         }
     });
 }

@@ -40,7 +40,8 @@ pub(crate) fn case(name: impl Into<String>, raw: impl Into<Vec<u8>>, expect: Exp
 
 /// A request without a body that asks the server to close.
 pub(crate) fn plain(method: &str, target: &str, headers: &str) -> Vec<u8> {
-    format!("{method} {target} HTTP/1.1\r\nhost: r\r\nconnection: close\r\n{headers}\r\n").into()
+    format!("{method} {target} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n{headers}\r\n")
+        .into()
 }
 
 pub(crate) fn with_body(path: &str, headers: &str, body: &str) -> Vec<u8> {
@@ -114,7 +115,8 @@ pub(crate) fn seed_contract() -> Vec<Case> {
     }
     let twice = "srpc-servers: tcp@a:1\r\nsrpc-servers: tcp@b:2\r\n";
     cases.push(case("seed: two headers", plain("POST", seed, twice), Expect::Text(400)));
-    let mut not_utf8 = b"POST /srpc/registry HTTP/1.1\r\nconnection: close\r\n".to_vec();
+    let mut not_utf8 =
+        b"POST /srpc/registry HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n".to_vec();
     not_utf8.extend_from_slice(b"srpc-servers: unix@/\xff\r\n\r\n");
     cases.push(case("seed: not UTF-8", not_utf8, Expect::Text(400)));
     for (name, value) in [("NUL", "tcp@a\0:1"), ("CR", "tcp@a\r:1"), ("fold", "tcp@a\r\n :1")] {
@@ -139,8 +141,35 @@ pub(crate) fn seed_contract() -> Vec<Case> {
     cases
 }
 
+/// Host names, which a page in a browser of this machine chooses.
+fn hosts() -> Vec<Case> {
+    let get =
+        |hosts: &str| format!("GET /v1/instances HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+    let misdirected = Expect::Problem(421, "misdirected");
+    let mut cases: Vec<Case> = [
+        ("no host", "", Expect::Problem(400, "invalid-request")),
+        (
+            "two hosts",
+            "host: localhost\r\nhost: localhost\r\n",
+            Expect::Problem(400, "invalid-request"),
+        ),
+        ("a page's host", "host: evil.example:9999\r\n", misdirected.clone()),
+        ("an empty host", "host:\r\n", misdirected.clone()),
+        ("localhost", "host: LOCALHOST.:9999\r\n", Expect::Good),
+    ]
+    .into_iter()
+    .map(|(name, hosts, expect)| case(name, get(hosts), expect))
+    .collect();
+    let seed = "POST /srpc/registry HTTP/1.1\r\nhost: evil.example\r\nsrpc-servers: tcp@a:1\r\n\
+                connection: close\r\n\r\n";
+    cases.push(case("a page's registration", seed, misdirected.clone()));
+    let absolute = plain("GET", "http://evil.example/v1/instances", "");
+    cases.push(case("a page's absolute URL", absolute, misdirected));
+    cases
+}
+
 pub(crate) fn paths_and_methods() -> Vec<Case> {
-    let mut cases = Vec::new();
+    let mut cases = hosts();
     for path in [
         "/",
         "*",
@@ -334,6 +363,7 @@ pub(crate) fn registrations(lease: &str) -> Vec<Case> {
         ("version", json!("\u{7f}"), &refused),
         ("metadata", Value::Object(entries), &refused),
         ("metadata", json!({ "k": "x".repeat(8192) }), &refused),
+        ("metadata", json!({ "": "x" }), &refused),
         ("metadata", json!({ "k": 1 }), &invalid),
         ("metadata", json!([]), &invalid),
         ("weight", json!(-1), &invalid),
@@ -431,7 +461,7 @@ pub(crate) fn not_bad_at_all(lease: &str) -> Vec<Case> {
         ),
         case("a heartbeat of what /v1 holds", seed, Expect::Good),
         case("an unknown parameter", plain("GET", "/srpc/registry?x=%31", ""), Expect::Good),
-        case("an absolute URL", plain("GET", "http://r/v1/instances", ""), Expect::Good),
+        case("an absolute URL", plain("GET", "http://localhost/v1/instances", ""), Expect::Good),
     ]
 }
 

@@ -26,6 +26,10 @@ pub(crate) struct Access {
     /// Let everybody use /srpc/registry without a token: older programs have none to show
     #[arg(long)]
     open_seed_path: bool,
+    /// Another name, beside localhost and IP addresses, by which a registry on loopback may be asked
+    /// without a token; may be repeated
+    #[arg(long, value_name = "HOST")]
+    allow_host: Vec<String>,
 }
 
 impl Access {
@@ -37,6 +41,8 @@ impl Access {
         builder: RegistryServerBuilder,
     ) -> Result<RegistryServerBuilder, Exit> {
         let builder = builder.insecure(self.insecure).open_seed_path(self.open_seed_path);
+        let builder =
+            self.allow_host.iter().fold(builder, |builder, host| builder.allow_host(host));
         match self.tokens()? {
             Some(tokens) => Ok(builder.tokens(tokens)),
             None if identified => Ok(builder.identified(true)),

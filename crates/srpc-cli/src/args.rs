@@ -36,7 +36,8 @@ pub(crate) const REGISTRY_VARIABLE: &str = "SRPC_REGISTRY";
 pub(crate) struct Shared {
     /// Where the registry is: http://, etcd://, zookeeper://, dns://, dns+srv://, file:// or static://;
     /// several of http://, separated by commas, stand in for each other
-    #[arg(long, global = true, env = REGISTRY_VARIABLE, value_name = "URL[,URL]")]
+    #[arg(long, global = true, env = REGISTRY_VARIABLE, hide_env_values = true,
+        value_name = "URL[,URL]")]
     pub(crate) registry: Option<String>,
     /// Each call's deadline in `call` and `bench`, else each registry request's limit
     #[arg(long, global = true, default_value = "5s", value_name = "DURATION",

@@ -49,7 +49,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Call) -> Result<(), Exit> 
 
 async fn one(client: &XClient, call: Call) -> Result<(), Exit> {
     let reply = client.send(call).await?;
-    output::print(result_of(&reply)?.get())
+    output::print(&output::inert(result_of(&reply)?.get()))
 }
 
 async fn broadcast(

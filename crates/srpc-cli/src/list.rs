@@ -42,7 +42,9 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
     match shared.output {
         Format::Json => output::print_json(&rows),
         Format::Jsonl => rows.iter().try_for_each(output::print_json),
-        Format::Name => rows.iter().try_for_each(|row| output::print(row.address)),
+        Format::Name => {
+            rows.iter().try_for_each(|row| output::print(&output::printable(row.address)))
+        }
         Format::Table | Format::Wide => output::print(&table(&rows, shared.output == Format::Wide)),
     }
 }

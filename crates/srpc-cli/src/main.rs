@@ -71,7 +71,7 @@ fn log_to_stderr(cli: &Cli) -> Result<(), Exit> {
         .map_err(|error| Exit::usage(format!("--log {filter:?}: {error}")))?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| output::LogWriter)
         .with_ansi(false)
         .try_init()
         .map_err(|error| Exit::failed(format!("cannot log: {error}")))

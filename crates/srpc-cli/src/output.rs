@@ -1,5 +1,6 @@
 //! How does output reach its reader: data on stdout, all else on stderr?
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
@@ -47,7 +48,7 @@ pub(crate) fn print(text: &str) -> Result<(), Exit> {
 pub(crate) fn print_json<T: Serialize + ?Sized>(value: &T) -> Result<(), Exit> {
     let text = serde_json::to_string(value)
         .map_err(|error| Exit::failed(format!("no JSON for the output: {error}")))?;
-    print(&text)
+    print(&inert(&text))
 }
 
 /// A server's first line.
@@ -59,7 +60,7 @@ pub(crate) fn print_listening(format: Format, at: &str) -> Result<(), Exit> {
     if format.is_json() {
         print_json(&Listening { listening: at })
     } else {
-        print(&format!("listening on {at}"))
+        print(&format!("listening on {}", printable(at)))
     }
 }
 
@@ -100,17 +101,37 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
-/// Whether a character that is no control character changes how the text around it is shown: line
-/// separators, and marks that turn its direction.
+/// Whether a character changes how the text around it is shown, or is not seen: control characters, line
+/// separators, direction marks, characters without width, tags.
 fn steers(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(
+            c,
+            '\u{ad}'
+                | '\u{34f}'
+                | '\u{61c}'
+                | '\u{115f}'
+                | '\u{1160}'
+                | '\u{17b4}'
+                | '\u{17b5}'
+                | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}'
+                | '\u{feff}'
+                | '\u{ffa0}'
+                | '\u{fff0}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e0fff}'
+        )
 }
 
 /// Text that may come from a peer, made harmless to a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() || steers(c) {
+        if steers(c) {
             shown.extend(c.escape_default());
         } else {
             shown.push(c);
@@ -119,9 +140,65 @@ pub(crate) fn printable(text: &str) -> String {
     shown
 }
 
+/// JSON of the same value on one line, harmless to a terminal.
+pub(crate) fn inert(json: &str) -> Cow<'_, str> {
+    if !json.contains(steers) {
+        return Cow::Borrowed(json);
+    }
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            // White space between tokens: within a string JSON has escaped it.
+            '\t' | '\n' | '\r' => text.push(' '),
+            c if steers(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    // Writing to a string cannot fail.
+                    let _ = write!(text, "\\u{unit:04x}");
+                }
+            }
+            c => text.push(c),
+        }
+    }
+    Cow::Owned(text)
+}
+
+/// Standard error for log lines: what peers say in them neither steers the terminal nor starts a line.
+#[derive(Debug)]
+pub(crate) struct LogWriter;
+
+impl io::Write for LogWriter {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        let (text, end) = match text.strip_suffix('\n') {
+            Some(text) => (text, "\n"),
+            None => (&*text, ""),
+        };
+        // In one write, so that lines of several threads do not mix.
+        io::stderr().write_all(format!("{}{end}", printable(text)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_says_the_same_and_steers_nothing() {
+        let json = "{\"a\u{202e}\":\r\n \"\u{9b}2J\u{200b}\u{2028}\u{e0041}\u{7f}\",\n\"b\": \"\u{e4}\\n\"}";
+        let shown = inert(json);
+        assert!(!shown.contains(steers), "{shown}");
+        assert!(shown.contains("\\u202e") && shown.contains("\\udb40\\udc41"), "{shown}");
+        let value = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(value(&shown), value(json));
+        assert!(matches!(inert("{\"a\": 1}"), Cow::Borrowed(_)));
+        let escaped = "\\u{200b}a\\u{feff}\\u{61c}\\u{85}";
+        assert_eq!(printable("\u{200b}a\u{feff}\u{61c}\u{85}"), escaped);
+    }
 
     #[test]
     fn columns_line_up_and_peers_cannot_steer_the_terminal() {

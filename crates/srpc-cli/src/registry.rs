@@ -1,7 +1,7 @@
 //! What does `srpc registry` do?
 
-use srpc::backend::OpenOptions;
 use srpc::backend::http::{DEFAULT_PATH, RegistryServer, RegistryServerBuilder};
+use srpc::backend::{OpenOptions, masked_url};
 use srpc::instance::Address;
 
 use crate::args::{self, REGISTRY_VARIABLE, Shared};
@@ -15,6 +15,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Ex
     if let Some(given) = shared.registry()
         && std::env::var(REGISTRY_VARIABLE).ok().as_deref() != Some(given)
     {
+        let given = masked_url(given);
         let why = format!("this starts a registry: to keep all in {given}, give --backend {given}");
         return Err(Exit::usage(why));
     }
@@ -54,6 +55,7 @@ fn in_front_of(
     let options = OpenOptions::new().timeout(shared.timeout).lease_each(true);
     let opened = options.open(url).map_err(|error| Exit::usage(error.to_string()))?;
     let registry = opened.registry.ok_or_else(|| {
+        let url = masked_url(url);
         Exit::usage(format!("{url} is only read: nothing can be registered there"))
     })?;
     // What one request may take, and as long again for its turn.

@@ -1,6 +1,7 @@
 //! What does `srpc serve` do?
 
 use srpc::Server;
+use srpc::backend::masked_url;
 use srpc::registry::Registrar;
 
 use crate::args::{self, Shared};
@@ -62,6 +63,7 @@ fn with_registry(mut server: Server, shared: &Shared, args: &args::Serve) -> Res
         let transport = args.dialling.transport()?;
         let opened = target::open(urls, shared.timeout, &args.credentials, transport)?;
         let registry = opened.registry.ok_or_else(|| {
+            let urls = masked_url(urls);
             Exit::usage(format!("{urls} is only read: nothing can be registered there"))
         })?;
         server = server.registrar(Registrar::builder(registry).ttl(args.ttl).build());

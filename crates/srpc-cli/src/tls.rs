@@ -7,6 +7,7 @@ mod gate;
 
 use std::sync::Arc;
 
+use srpc::backend::masked_url;
 use srpc::instance::{Address, InvalidAddress};
 use srpc::transport::{Listener, Transport};
 
@@ -43,7 +44,10 @@ pub(crate) fn check(transport: &Arc<dyn Transport>, several: &str) -> Result<(),
     };
     match several.split(',').find(|one| is_tls(one)) {
         Some(one) if !transport.speaks("tls") => {
-            Err(Exit::usage(format!("{}: {LACKS_AUTHORITY}", one.trim())))
+            let one = one.trim();
+            // In an address `@` ends the protocol.
+            let one = if one.contains("://") { masked_url(one) } else { one.to_owned() };
+            Err(Exit::usage(format!("{one}: {LACKS_AUTHORITY}")))
         }
         _ => Ok(()),
     }
@@ -65,13 +69,16 @@ mod tests {
         let plain: Arc<dyn Transport> = Arc::new(Net::default());
         for (several, is_tls) in [
             ("http://a,HTTPS://b/r", true),
+            ("https://u:secret@b/r?t=secret", true),
             ("tls@a:1,tcp@b:1", true),
             ("http://a,http://https", false),
             ("tcp@tls:1", false),
         ] {
             let told = check(&plain, several).map_err(|exit| exit.message().to_owned());
             assert_eq!(told.is_err(), is_tls, "{several}: {told:?}");
-            assert!(told.err().is_none_or(|told| told.ends_with(LACKS_AUTHORITY)));
+            let told = told.err().unwrap_or_default();
+            assert!(!is_tls || told.ends_with(LACKS_AUTHORITY), "{several}: {told}");
+            assert!(!told.contains("secret"), "{told}");
         }
     }
 }

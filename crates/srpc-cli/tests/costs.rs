@@ -261,7 +261,8 @@ fn serves_calls(at: &str) -> bool {
 fn serves_http(at: &str) -> bool {
     let mut stream = connect(at);
     stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
-    let request = b"GET /v1/instances?service=Foo HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n";
+    let request =
+        b"GET /v1/instances?service=Foo HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n";
     let mut answer = String::new();
     stream.write_all(request).is_ok()
         && stream.read_to_string(&mut answer).is_ok()

@@ -349,7 +349,8 @@ fn epoch_at(url: &str, address: &str) -> u64 {
     use std::io::{Read, Write};
     let at = url.trim_start_matches("http://").trim_end_matches("/srpc/registry");
     let mut stream = std::net::TcpStream::connect(at).unwrap();
-    let get = "GET /v1/instances?service=Foo HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n";
+    let get =
+        "GET /v1/instances?service=Foo HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n";
     stream.write_all(get.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();

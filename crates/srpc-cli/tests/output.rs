@@ -309,3 +309,33 @@ fn a_list_follows_a_server_that_is_gone() {
     server.kill();
     eventually(PATIENCE, "its lease ends", || listed(&url, "Foo").is_empty());
 }
+
+#[test]
+fn what_peers_say_steers_no_terminal() {
+    let odd = "\u{9b}2J\u{202e}\u{200b}\u{2028}\u{e0041}";
+    let steers = |c: char| odd.contains(c) && !c.is_ascii();
+    let is_inert = |text: &str| !text.contains(steers);
+    let (_registry, url) = Process::listening(&["registry", "--bind", "127.0.0.1:0"]);
+    let meta = format!("k{odd}=v{odd}");
+    let serve = ["serve", "--bind", "127.0.0.1:0", "--registry", &url, "--meta", &meta];
+    let (_server, address) = Process::listening(&serve);
+    wait_for(&url, "Foo", 1);
+    let argument = format!("{{\"a{odd}\":\r\n\"{odd}\"}}");
+    for format in ["table", "wide", "json", "jsonl", "name"] {
+        let list = srpc(&["list", "Foo", "--registry", &url, "-o", format]);
+        assert!(is_inert(&list.stdout) && is_inert(&list.stderr), "{format}: {:?}", list.stdout);
+        let call = srpc(&["call", &address, "Foo.Echo", &argument, "-o", format]);
+        assert!(is_inert(&call.stdout), "{format}: {:?}", call.stdout);
+        assert_eq!(call.stdout.lines().count(), 1, "{format}: {:?}", call.stdout);
+        let said: serde_json::Value = serde_json::from_str(&argument).unwrap();
+        assert_eq!(call.json(), said, "{format}");
+        let legs = srpc(&["call", &address, "Foo.Echo", &argument, "--broadcast", "-o", format]);
+        assert!(is_inert(&legs.stdout), "{format}: {:?}", legs.stdout);
+        let failed = format!("{{\"message\":\"{odd}\"}}");
+        let failed = srpc(&["call", &address, "Foo.Fail", &failed, "-o", format]);
+        assert!(is_inert(&failed.stdout) && is_inert(&failed.stderr), "{:?}", failed.stderr);
+    }
+    let list = srpc(&["list", "Foo", "--registry", &url, "-o", "json"]);
+    assert!(list.stdout.contains("\\u202e"), "{}", list.stdout);
+    assert_eq!(list.json()[0]["metadata"][format!("k{odd}")], format!("v{odd}"));
+}

@@ -102,7 +102,7 @@ fn over(mut stream: TcpStream, head: &str, body: &str) -> Option<Answer> {
         format!("content-length: {}\r\n", body.len())
     };
     let head = head.replace('\n', "\r\n");
-    let request = format!("{head}\r\nhost: registry\r\nconnection: close\r\n{length}\r\n{body}");
+    let request = format!("{head}\r\nhost: localhost\r\nconnection: close\r\n{length}\r\n{body}");
     // A server that refuses may close before it has read everything.
     let _ = stream.write_all(request.as_bytes());
     let mut answer = Vec::new();
@@ -445,6 +445,34 @@ fn the_seeds_path_is_closed_unless_its_own_flag_opens_it() {
 }
 
 #[test]
+fn a_registry_on_loopback_answers_to_names_that_it_was_given() {
+    let file = File::new("hosts", &lines());
+    let status = |at: SocketAddr, host: &str, token: &str| {
+        let mut stream = TcpStream::connect(at).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = head(token, "GET /v1/services").replace('\n', "\r\n");
+        write!(stream, "{head}\r\nhost: {host}\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    let (_open, at, _) = registry(&["--allow-host", "registry.test"]);
+    for (host, expected) in [
+        ("registry.test", 200),
+        ("Registry.Test.:9999", 200),
+        ("localhost", 200),
+        ("[::1]:80", 200),
+        ("evil.test", 421),
+        ("registry.test.evil", 421),
+    ] {
+        assert_eq!(status(at, host, ""), expected, "{host}");
+    }
+    let (_strict, at, _) = registry(&["--tokens-file", file.path()]);
+    assert_eq!(status(at, "evil.test", READER), 200, "no page has a token");
+    assert_eq!(status(at, "evil.test", ""), 401);
+}
+
+#[test]
 fn the_command_shows_its_token_and_exits_7_without() {
     let tokens = File::new("tokens", &lines());
     let (_registry, _, url) = registry(&["--tokens-file", tokens.path()]);
@@ -649,7 +677,7 @@ fn one_address_that_takes_all_its_connections_takes_none_of_anothers() {
     // Half of its connections are held by long polls, and no more.
     let mut polls: Vec<TcpStream> = (0..4).map(|_| from(other, at)).collect();
     for stream in &mut polls {
-        stream.write_all(format!("{poll}\r\nhost: registry\r\n\r\n").as_bytes()).unwrap();
+        stream.write_all(format!("{poll}\r\nhost: localhost\r\n\r\n").as_bytes()).unwrap();
     }
     std::thread::sleep(Duration::from_millis(300));
     for _ in 0..20 {

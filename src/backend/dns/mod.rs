@@ -34,7 +34,7 @@ use tokio::time::timeout;
 
 use self::names::candidates;
 use super::join::all;
-use super::url::InvalidUrl;
+use super::url::{InvalidUrl, masked};
 use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved};
 use crate::instance::{Address, Instance, ServiceName};
 
@@ -324,7 +324,8 @@ fn parse(template: &str, service: &ServiceName) -> Result<(Name, Option<IpAddr>)
     let ip = text.trim_start_matches('[').trim_end_matches(']').parse().ok();
     let name = match ip {
         Some(_) => Name::root(),
-        None => Name::from_str(&text).map_err(|error| invalid(format!("{text:?}: {error}")))?,
+        None => Name::from_str(&text)
+            .map_err(|error| invalid(format!("{:?}: {error}", masked(&text))))?,
     };
     Ok((name, ip))
 }

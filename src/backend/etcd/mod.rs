@@ -45,7 +45,7 @@ use self::keys::Keys;
 use self::leases::Leases;
 use self::listing::{History, list, services};
 use super::hosts::hosts;
-use super::url::InvalidUrl;
+use super::url::{InvalidUrl, masked};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::{InstanceId, ServiceName};
 use crate::registry::{
@@ -272,7 +272,7 @@ impl EtcdRegistryBuilder {
 impl fmt::Debug for EtcdRegistryBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdRegistryBuilder")
-            .field("members", &self.members)
+            .field("members", &masked(&self.members))
             .field("prefix", &self.prefix)
             .field("user", &self.user.as_ref().map(|user| &user.name))
             .field("lease_each", &self.lease_each)

@@ -43,7 +43,7 @@ use self::listing::{History, children, read, services};
 use self::paths::Paths;
 use self::session::Session;
 use super::hosts::hosts;
-use super::url::InvalidUrl;
+use super::url::{InvalidUrl, masked};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::{Address, InstanceId, ServiceName};
 use crate::registry::{
@@ -182,7 +182,6 @@ impl fmt::Debug for ZooKeeperRegistry {
 }
 
 /// Configures a [`ZooKeeperRegistry`].
-#[derive(Debug)]
 #[must_use]
 pub struct ZooKeeperRegistryBuilder {
     servers: String,
@@ -233,5 +232,16 @@ impl ZooKeeperRegistryBuilder {
                 timeout: self.timeout,
             }),
         })
+    }
+}
+
+impl fmt::Debug for ZooKeeperRegistryBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ZooKeeperRegistryBuilder")
+            .field("servers", &masked(&self.servers))
+            .field("prefix", &self.prefix)
+            .field("session_timeout", &self.session_timeout)
+            .field("timeout", &self.timeout)
+            .finish()
     }
 }

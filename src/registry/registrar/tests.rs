@@ -191,6 +191,16 @@ async fn what_is_not_allowed_yet_is_tried_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_empty_metadata_key_is_refused_before_the_registry_is_asked() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    let error = registrar.register(foo(), instance(1).meta("", "x")).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Invalid);
+    sleep(TTL).await;
+    assert_eq!((registry.registers.load(Relaxed), registrar.stats().registered), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_refused_is_not_kept() {
     let registry = Faulty::new();
     let door = Arc::clone(&registry) as Arc<dyn Registry>;

@@ -87,7 +87,7 @@ impl Failure {
     /// A refusal of the one who asks names the registry: the others may know him.
     pub(super) fn naming(self, url: &str) -> Self {
         match self {
-            Self::Problem(mut problem) if matches!(problem.status, 401 | 403) => {
+            Self::Problem(mut problem) if matches!(problem.status, 401 | 403 | 421) => {
                 problem.title = format!("{url}: {}", problem.title).into();
                 Self::Problem(problem)
             }
@@ -120,7 +120,7 @@ fn registry_kind(problem: &Problem) -> RegistryErrorKind {
         (409, held) if problem.kind == api::SUPERSEDED => {
             RegistryErrorKind::Superseded { held: held.unwrap_or(u64::MAX) }
         }
-        (401 | 403, _) => RegistryErrorKind::NotAllowed,
+        (401 | 403 | 421, _) => RegistryErrorKind::NotAllowed,
         _ if problem.kind == api::FULL => RegistryErrorKind::Full,
         _ if problem.kind == api::UNSUPPORTED => RegistryErrorKind::Unsupported,
         _ if is_temporary(problem) => RegistryErrorKind::Unavailable,
@@ -130,7 +130,7 @@ fn registry_kind(problem: &Problem) -> RegistryErrorKind {
 
 fn is_temporary(problem: &Problem) -> bool {
     // What is refused in foreign words was not refused by a registry: something stands in for it.
-    let foreign = problem.kind.is_empty() && !matches!(problem.status, 400 | 401 | 403);
+    let foreign = problem.kind.is_empty() && !matches!(problem.status, 400 | 401 | 403 | 421);
     // Of two registries that stand in for each other, not one part of the instances each.
     let is_final = problem.kind == api::FULL || problem.kind == api::UNSUPPORTED;
     // A registry that is mounted elsewhere answers for a path that it does not serve.

@@ -23,8 +23,8 @@ use self::replicas::Replicas;
 use self::site::Site;
 use super::api;
 use super::token::Token;
-use crate::backend::InvalidUrl;
 use crate::backend::memory::{Entry, Listing, Protection};
+use crate::backend::{InvalidUrl, masked_url};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::{InstanceId, ServiceName};
 use crate::registry::{
@@ -57,7 +57,7 @@ const BATCH_BYTES: usize = 768 * 1024;
 /// up; until each has answered once, lists are incomplete.
 ///
 /// # Errors
-/// 401 and 403 are `NotAllowed`, and no reason to fall back. A registry that refuses is told once, and counts
+/// 401, 403 and 421 are `NotAllowed`, and no reason to fall back. A registry that refuses is told once, and counts
 /// as away while others answer.
 ///
 /// No failure is an empty list: no status but success, no page, no other JSON, no silence. Every
@@ -316,7 +316,7 @@ impl HttpRegistryBuilder {
 impl fmt::Debug for HttpRegistryBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpRegistryBuilder")
-            .field("urls", &self.urls)
+            .field("urls", &masked_url(&self.urls))
             .field("token", &self.token)
             .field("timeout", &self.timeout)
             .field("long_poll", &self.long_poll)

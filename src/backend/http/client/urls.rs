@@ -3,7 +3,7 @@
 use http::Uri;
 
 use super::super::DEFAULT_PATH;
-use crate::backend::url::InvalidUrl;
+use crate::backend::url::{InvalidUrl, masked};
 use crate::instance::Address;
 
 /// Why https:// is refused where the transport cannot do it.
@@ -13,7 +13,7 @@ const NO_TLS: &str = "https:// needs a transport that speaks TLS: \
 /// Where one registry is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Location {
-    /// As given, for messages.
+    /// For messages: what may be a secret in it is masked.
     pub(super) url: String,
     /// What to connect to.
     pub(super) address: Address,
@@ -94,7 +94,7 @@ fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, Invali
     let address = address.map_err(|error| invalid(error.reason()))?;
     let (mount, elsewhere) = mounts(uri.path());
     Ok(Location {
-        url: url.to_owned(),
+        url: masked(url),
         address,
         authority: authority.as_str().to_owned(),
         mount,
@@ -180,12 +180,14 @@ mod tests {
             ("http://a:0", "port 0"),
             ("http://a:65536", "a port above 65535"),
             ("http://u:secret@a", "user information in it would not be used"),
-            ("http://a/?x=1", "a query: name the registry alone"),
+            ("http://a/?x=secret", "a query: name the registry alone"),
             ("http://a:1,https://b", "the feature `tls`"),
         ] {
             let error = parse(url, |protocol| protocol == "tcp").unwrap_err();
             assert!(error.reason().contains(reason), "{url:?}: {error}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+        let fragment = parse("http://a/#secret", |_| true).unwrap();
+        assert_eq!((&*fragment[0].url, &*fragment[0].path), ("http://a/#***", DEFAULT_PATH));
     }
 }

@@ -91,6 +91,9 @@ fn check(instance: &Instance) -> Result<(), String> {
     if instance.metadata.len() > MAX_METADATA {
         return Err(format!("metadata: more than {MAX_METADATA} entries"));
     }
+    if instance.metadata.contains_key("") {
+        return Err("metadata: an empty key".to_owned());
+    }
     let bytes: usize = instance.metadata.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > MAX_METADATA_BYTES {
         return Err(format!("metadata: more than {MAX_METADATA_BYTES} bytes"));

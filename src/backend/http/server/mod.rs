@@ -5,6 +5,7 @@ mod access;
 mod body;
 mod check;
 mod front;
+mod hosts;
 mod meter;
 mod problem;
 mod query;
@@ -32,6 +33,7 @@ use serde::Serialize;
 use self::accept::Stopping;
 use self::access::{Access, Caller};
 use self::front::Front;
+use self::hosts::{Hosts, Reach};
 use self::meter::{Meter, Share};
 use self::problem::Refusal;
 use self::rate::{Rate, Rates, Use};
@@ -79,6 +81,7 @@ struct Shared {
     store: Store,
     limits: Limits,
     access: Access,
+    hosts: Hosts,
     insecure: bool,
     rates: Rates,
     /// Requests under way, by token.
@@ -128,6 +131,7 @@ impl RegistryServer {
             tokens: None,
             identified: false,
             open_seed_path: false,
+            hosts: Hosts::default(),
             insecure: false,
             limits: Limits {
                 header_timeout: Duration::from_secs(10),
@@ -173,15 +177,15 @@ impl RegistryServer {
         listener: Listener,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let exposed = !listener.is_local();
-        if exposed && !self.shared.insecure && !self.shared.access.is_restricted() {
+        let reach = Reach::of(&listener);
+        if reach.is_exposed() && !self.shared.insecure && !self.shared.access.is_restricted() {
             let unprotected = Unprotected { address: listener.address().clone() };
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, unprotected));
         }
         let limits = self.shared.limits.clone();
         let handle = move |request: Request<Incoming>, stopping: Stopping| {
             let server = self.clone();
-            async move { server.answer(request, exposed, stopping.wait()).await }
+            async move { server.answer(request, reach, stopping.wait()).await }
         };
         accept::run(listener, shutdown, &limits, handle).await;
         Ok(())
@@ -191,21 +195,22 @@ impl RegistryServer {
     ///
     /// The request's path must be the one of its origin (`/srpc/registry`, `/v1/...`): a router
     /// must not strip it. Who may do what is checked here; whom its listener lets in is the outer
-    /// server's, and so is it to insert the [`Peer`], without which nothing is counted by address. Timeouts of headers and connections are the outer server's; the limits of
+    /// server's, and so are the check of the header `Host` and the [`Peer`] to insert, without which nothing is
+    /// counted by address. Timeouts of headers and connections are the outer server's; the limits of
     /// bodies hold. A long poll is answered when its time is over; dropping the future ends it.
     pub async fn handle<B: Body>(&self, request: Request<B>) -> Response<Full<Bytes>> {
-        self.answer(request, false, std::future::pending()).await
+        self.answer(request, Reach::Mounted, std::future::pending()).await
     }
 
-    /// `exposed`: others than this machine may ask; `stop` ends long polls early.
+    /// `stop` ends long polls early.
     async fn answer<B: Body>(
         &self,
         request: Request<B>,
-        exposed: bool,
+        reach: Reach,
         stop: impl Future<Output = ()>,
     ) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
-        match self.route(&parts, body, exposed, stop).await {
+        match self.route(&parts, body, reach, stop).await {
             Ok(response) => response,
             Err(refusal) => {
                 tracing::debug!(
@@ -224,14 +229,14 @@ impl RegistryServer {
         &self,
         parts: &Parts,
         body: B,
-        exposed: bool,
+        reach: Reach,
         stop: impl Future<Output = ()>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let shared = &*self.shared;
         let limits = &shared.limits;
         let host = host(parts);
         // Before anything else is looked at.
-        let caller = match shared.access.caller(parts, exposed) {
+        let caller = match shared.caller(parts, reach) {
             Ok(caller) => caller,
             Err(refusal) => {
                 shared.rates.count(&host, None, Use::Stranger)?;
@@ -270,6 +275,17 @@ impl fmt::Debug for RegistryServer {
 }
 
 impl Shared {
+    /// Who asks, if this server answers it.
+    fn caller(&self, parts: &Parts, reach: Reach) -> Result<Caller, Refusal> {
+        hosts::check_header(parts, reach)?;
+        let caller = self.access.caller(parts, reach.is_exposed())?;
+        // A page in a browser of this machine has no token to show.
+        if caller.name().is_none() {
+            self.hosts.check(parts, reach)?;
+        }
+        Ok(caller)
+    }
+
     /// A place for a request; renewals have places of their own.
     fn under_way(&self, token: Option<&Arc<str>>, renews: bool) -> Result<Option<Share>, Refusal> {
         let Some(token) = token else { return Ok(None) };
@@ -319,6 +335,7 @@ pub struct RegistryServerBuilder {
     tokens: Option<Tokens>,
     identified: bool,
     open_seed_path: bool,
+    hosts: Hosts,
     insecure: bool,
     limits: Limits,
 }
@@ -388,6 +405,14 @@ impl RegistryServerBuilder {
     /// tokens, and is off where others than this machine reach a registry without. Default: false.
     pub fn open_seed_path(mut self, open: bool) -> Self {
         self.open_seed_path = open;
+        self
+    }
+
+    /// A host name, beside `localhost` and IP addresses, by which a registry on loopback may be asked without a
+    /// token; a request for another name is 421, since any page in a browser of this machine can make it. Port
+    /// and case do not matter; may be called several times. Without effect on other listeners. Default: none.
+    pub fn allow_host(mut self, host: &str) -> Self {
+        self.hosts.allow(host);
         self
     }
 
@@ -542,6 +567,7 @@ impl RegistryServerBuilder {
             shared: Arc::new(Shared {
                 store,
                 access: Access::new(self.tokens, self.identified, self.open_seed_path),
+                hosts: self.hosts,
                 insecure: self.insecure,
                 rates: Rates::new(&limits.rate),
                 in_flight: Meter::new(usize::MAX, limits.max_in_flight_per_token),

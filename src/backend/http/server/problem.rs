@@ -122,6 +122,17 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, api::NOT_ALLOWED, "Not allowed", detail)
     }
 
+    /// The host name of the request may be one that a page in a browser was loaded by.
+    pub(super) fn misdirected(host: &str) -> Self {
+        let detail = format!(
+            "a registry on loopback that asks nobody for a token answers to IP addresses, \
+             `localhost` and the names of --allow-host (RegistryServerBuilder::allow_host), and \
+             not to {host:?}"
+        );
+        let status = StatusCode::MISDIRECTED_REQUEST;
+        Self::new(status, "urn:srpc:misdirected", "Not this host", detail).closing()
+    }
+
     /// More than is answered: later perhaps.
     pub(super) fn too_many(detail: impl fmt::Display, wait: Duration) -> Self {
         let status = StatusCode::TOO_MANY_REQUESTS;
@@ -152,7 +163,7 @@ impl Refusal {
         self
     }
 
-    fn closing(mut self) -> Self {
+    pub(super) fn closing(mut self) -> Self {
         self.close = true;
         self
     }

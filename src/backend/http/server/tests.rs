@@ -284,7 +284,7 @@ async fn raw(net: &Memory, request: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-const GET_LIST: &str = "GET /srpc/registry HTTP/1.1\r\nconnection: close\r\n\r\n";
+const GET_LIST: &str = "GET /srpc/registry HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n";
 
 #[tokio::test(start_paused = true)]
 async fn a_shutdown_answers_long_polls_at_once_and_ends() {
@@ -296,7 +296,7 @@ async fn a_shutdown_answers_long_polls_at_once_and_ends() {
     let polling = tokio::spawn({
         let net = net.clone();
         let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
-        async move { raw(&net, &format!("GET {target} HTTP/1.1\r\n\r\n")).await }
+        async move { raw(&net, &format!("GET {target} HTTP/1.1\r\nhost: r\r\n\r\n")).await }
     });
     sleep(Duration::from_secs(2)).await;
     let start = Instant::now();
@@ -314,7 +314,7 @@ async fn silence_is_cut() {
     let net = Memory::new();
     let server = RegistryServer::new();
     let (_stop, _serving) = start(&net, server).await;
-    let head = "POST /v1/register HTTP/1.1\r\ncontent-type: application/json\r\n";
+    let head = "POST /v1/register HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\n";
     for (request, seconds, status) in [
         ("", 10, ""),
         ("GET /srpc/reg", 10, ""),
@@ -530,7 +530,8 @@ async fn what_others_reach_is_not_served_without_tokens() {
         (RegistryServer::builder().identified(true), "HTTP/1.1 401", "HTTP/1.1 401"),
     ] {
         let serving = tokio::spawn(builder.build().serve(exposed().await, pending()));
-        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nconnection: close\r\n\r\n");
+        let get =
+            |path: &str| format!("GET {path} HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n");
         let answer = raw(&net, &get("/v1/instances")).await;
         assert!(answer.starts_with(list), "{answer}");
         let answer = raw(&net, &get(SEED)).await;
@@ -547,7 +548,7 @@ async fn long_polls_leave_connections_for_renewals() {
     let revision = server.registry().unwrap().list(Some(&"Foo".parse().unwrap())).revision;
     let (_stop, _serving) = start(&net, server).await;
     let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
-    let poll = format!("GET {target} HTTP/1.1\r\n\r\n");
+    let poll = format!("GET {target} HTTP/1.1\r\nhost: r\r\n\r\n");
     let mut held = Vec::new();
     for _ in 0..3 {
         let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
@@ -584,7 +585,7 @@ async fn unread_lists_fill_what_there_is_for_them_and_no_more() {
         assert_eq!(post(&server, api::REGISTER, body).await.0, 200);
     }
     let (_stop, _serving) = start(&net, server.clone()).await;
-    let get = "GET /v1/instances HTTP/1.1\r\nconnection: close\r\n\r\n";
+    let get = "GET /v1/instances HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n";
     let mut unread = Vec::new();
     for _ in 0..5 {
         let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
@@ -595,7 +596,7 @@ async fn unread_lists_fill_what_there_is_for_them_and_no_more() {
     // One host: a quarter of 4 MiB, and the answer that went beyond it.
     let answer = raw(&net, get).await;
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
-    let renew = "POST /v1/renew HTTP/1.1\r\ncontent-type: application/json\r\nconnection: close\r\n\
+    let renew = "POST /v1/renew HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\nconnection: close\r\n\
                  content-length: 11\r\n\r\n{\"held\":[]}";
     assert!(raw(&net, renew).await.starts_with("HTTP/1.1 200"));
     drop(unread);
