@@ -73,6 +73,8 @@
 //! suite. `tls`: `transport::Tls`, for encryption and for peers that prove who they are.
 
 // The floors, from the ground up; a floor uses only the floors below it.
+mod sync;
+
 pub mod call;
 pub mod error;
 pub mod instance;

@@ -18,6 +18,7 @@ use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::error::BoxError;
 use crate::instance::ServiceName;
 use crate::selector::PickContext;
+use crate::sync::event;
 
 /// How long an endpoint that could not be reached is left alone at first, and how often that doubles: up to
 /// 12.8 s.
@@ -197,7 +198,7 @@ impl<S, P> Shared<S, P> {
                 Some(again) => request = again,
                 None => return Err(error),
             }
-            tracing::debug!(%error, "goes to another endpoint");
+            event!(DEBUG, %error, "goes to another endpoint");
             last = Some(error);
         }
     }

@@ -2,9 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use parking_lot::Mutex;
-
 use crate::discovery::{Endpoint, Snapshot};
+use crate::sync::Mutex;
 
 pub(super) struct Pool<S> {
     make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>,

@@ -9,6 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::instance::{Instance, ServiceName};
 use crate::registry::Registrar;
+use crate::sync::event;
 
 /// A server that is not this crate's, registered while it serves: axum, tonic, hyper, or any that stops
 /// when it is told to.
@@ -81,7 +82,7 @@ impl Registered {
         let mut serving = std::pin::pin!(server(Stopped(stopped)).into_future());
         let until = async {
             if let Err(error) = registrar.register(service.clone(), instance).await {
-                tracing::warn!(%service, %error, "not registered at the first try");
+                event!(WARN, %service, %error, "not registered at the first try");
             }
             std::future::pending::<()>().await;
         };

@@ -29,7 +29,6 @@ use http::{Request, Response, request};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint as Target};
@@ -42,6 +41,7 @@ use super::sent::was_not_sent;
 use crate::discovery::{Endpoint, Resolver};
 use crate::error::BoxError;
 use crate::instance::{Address, Instance};
+use crate::sync::Mutex;
 use crate::transport::{Net, Stream, Transport};
 
 /// How long connecting may take, where no function says otherwise.

@@ -14,11 +14,11 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::error::BoxError;
 use crate::instance::Address;
+use crate::sync::Mutex;
 use crate::transport::{Stream, Transport};
 
 /// The largest body of an answer, in bytes.

@@ -22,7 +22,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
@@ -31,6 +30,7 @@ use crate::discovery::{
     Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, Update, UpdateStream,
 };
 use crate::instance::ServiceName;
+use crate::sync::{Mutex, event};
 
 /// The largest file that is read, in bytes.
 pub const MAX_LEN: u64 = 16 * 1024 * 1024;
@@ -103,7 +103,7 @@ impl FileList {
         let is_new = self.logged.lock().replace(seen.mark) != Some(seen.mark);
         if is_new {
             for reason in &resolved.unread {
-                tracing::warn!(reason = &**reason, "an entry of the file cannot be read");
+                event!(WARN, reason = &**reason, "an entry of the file cannot be read");
             }
         }
         Ok((seen, resolved))

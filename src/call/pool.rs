@@ -4,7 +4,8 @@
 //! the allocator gives them back soon.
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+
+use crate::sync::Mutex;
 
 /// The largest buffer that is kept.
 const LARGEST: usize = 256 * 1024;

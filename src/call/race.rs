@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::instance::Address;
+use crate::sync::Mutex;
 
 /// One of the copies of a call that race for its answer.
 #[derive(Clone, Debug)]

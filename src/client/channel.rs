@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
@@ -20,6 +19,7 @@ use super::{Connection, ConnectionSettings};
 use crate::call::{Call, Reply, after};
 use crate::discovery::{Endpoint, Outcome};
 use crate::error::{Error, Execution, Fate, Kind};
+use crate::sync::{Mutex, event};
 use crate::transport::Transport;
 
 /// The way to one endpoint, shared by all calls to it: one connection, or as many as set.
@@ -324,7 +324,8 @@ impl Inner {
                 Err(why) => {
                     let wait = inner.backoff(stats.connect_failures());
                     stats.connect_failed(after(Instant::now(), wait));
-                    tracing::debug!(
+                    event!(
+                        DEBUG,
                         endpoint = %inner.endpoint.instance().address, why = &**why, ?wait,
                         "cannot connect"
                     );

@@ -11,6 +11,7 @@ use super::keeper::keep;
 use super::replies::read;
 use super::shared::{Shared, Writer};
 use crate::protocol::{Batch, FrameReader};
+use crate::sync::event;
 use crate::transport::{Stream, write_some};
 
 /// What a write buffer keeps for the next batch.
@@ -32,7 +33,8 @@ pub(super) async fn run(shared: Arc<Shared>, stream: Stream, reader: FrameReader
         why = write(&shared, write_half) => why,
         why = keep(&shared) => why,
     };
-    tracing::debug!(
+    event!(
+        DEBUG,
         endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),
         why,
         "connection ended"

@@ -9,6 +9,7 @@ use super::shared::{Phase, Ping, Shared, State};
 use crate::call::{Stamp, after};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{FrameType, encode_frame};
+use crate::sync::event;
 
 /// Looks after deadlines while calls wait, pings a peer that is silent, and ends a connection that
 /// is drained or dead.
@@ -132,7 +133,8 @@ fn check_silence(
             && !state.replaced
         {
             state.accused = true;
-            tracing::warn!(
+            event!(
+                WARN,
                 endpoint = %endpoint.instance().address,
                 "suspect: a ping is not answered"
             );

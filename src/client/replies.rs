@@ -15,6 +15,7 @@ use crate::protocol::{
     Cut, FrameReader, FrameType, Header, Payload, WireError, decode_reply, encode_connection_error,
     encode_frame,
 };
+use crate::sync::event;
 use crate::transport::{Stream, read_some};
 
 /// How much may wait to be written before pings are not answered any more.
@@ -177,7 +178,7 @@ fn take_frame(
         FrameType::ConnectionError => {
             let text = String::from_utf8_lossy(payload.as_slice()).escape_debug().to_string();
             let text = cut(&text).to_owned();
-            tracing::warn!(
+            event!(WARN,
                 endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),
                 reason = %text,
                 "the server refuses the connection"
@@ -210,7 +211,7 @@ fn drain(shared: &Shared, state: &mut State, last: u64, wakers: &mut Vec<Waker>)
         && state.calls.len() > 0
     {
         endpoint.stats().set_draining(true);
-        tracing::debug!(endpoint = %endpoint.instance().address, "the server drains");
+        event!(DEBUG, endpoint = %endpoint.instance().address, "the server drains");
     }
     wakers.extend(state.calls.fail(|id, _| {
         (id > last)

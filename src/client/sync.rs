@@ -3,7 +3,7 @@
 
 #[cfg(not(all(test, srpc_loom)))]
 pub(super) use {
-    parking_lot::{Mutex, MutexGuard},
+    crate::sync::{Mutex, MutexGuard},
     std::sync::atomic::AtomicU64,
     tokio::sync::Notify,
 };

@@ -11,7 +11,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -23,6 +22,7 @@ use super::{HealthOverride, Registry, RegistryError, RegistryErrorKind};
 use crate::call::until;
 use crate::error::{Panic, caught};
 use crate::instance::{Health, Instance, ServiceName};
+use crate::sync::{Mutex, event};
 
 /// How long `close` may take, whatever the registry does.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -120,7 +120,7 @@ impl Registrar {
             }
         };
         if timeout(shared.request_timeout, tried).await.is_err() {
-            tracing::warn!("the registry was not told in time that this process drains");
+            event!(WARN, "the registry was not told in time that this process drains");
         }
     }
 
@@ -146,15 +146,16 @@ impl Registrar {
         }
         let deregistered = caught(async { shared.registry.deregister(&held).await });
         match timeout_at(deadline, deregistered).await {
-            Ok(Ok(Ok(()))) => tracing::info!(instances = held.len(), "deregistered"),
+            Ok(Ok(Ok(()))) => event!(INFO, instances = held.len(), "deregistered"),
             Ok(Ok(Err(error))) => {
-                tracing::warn!(%error, "not deregistered: the leases will run out");
+                event!(WARN, %error, "not deregistered: the leases will run out");
             }
-            Ok(Err(panic)) => tracing::warn!(
+            Ok(Err(panic)) => event!(
+                WARN,
                 panic = panic.text(),
                 "not deregistered: the registry panicked; the leases will run out"
             ),
-            Err(_) => tracing::warn!("not deregistered in time: the leases will run out"),
+            Err(_) => event!(WARN, "not deregistered in time: the leases will run out"),
         }
     }
 

@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
@@ -20,6 +19,7 @@ use super::session::{End, Session, State};
 use super::shared::{Phase, Shared};
 use super::writer::Writer;
 use crate::protocol::{Batch, FrameReader, Outbox, encode_connection_error};
+use crate::sync::{Mutex, event};
 use crate::transport::{IdleWriter, Stream};
 
 /// Serves one connection until it ends. Dropping the future drops its handlers.
@@ -91,7 +91,7 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
     match end {
         End::Lost => return,
         End::Refused(error) => {
-            tracing::debug!(host = &*session.peer.host, %error, "a peer broke the protocol");
+            event!(DEBUG, host = &*session.peer.host, %error, "a peer broke the protocol");
             session.state.lock().outbox.append(|out| encode_connection_error(out, &error));
         }
         End::Done => {}

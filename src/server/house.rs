@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::connection;
 use super::shared::{Phase, Shared};
 use crate::error::Panic;
+use crate::sync::event;
 use crate::transport::{Listener, Stream};
 
 /// The connections of a server that is up.
@@ -39,7 +40,7 @@ impl House {
                 Err(error) => {
                     // Too many open files passes when connections end: wait, and accept again.
                     pause = (pause * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
-                    tracing::warn!(%error, ?pause, "cannot accept");
+                    event!(WARN, %error, ?pause, "cannot accept");
                     sleep(pause).await;
                 }
             }
@@ -53,7 +54,7 @@ impl House {
             // A loop that connects must not fill a disk with lines.
             if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
                 let refused = std::mem::take(&mut self.refused);
-                tracing::warn!(host = &*stream.peer().host, refused, "too many connections");
+                event!(WARN, host = &*stream.peer().host, refused, "too many connections");
                 self.told = Some(Instant::now());
             }
             return;
@@ -77,7 +78,7 @@ impl House {
 /// Logs that a connection's task panicked.
 fn report(ended: Result<(), JoinError>) {
     if let Some(panic) = ended.err().and_then(Panic::of_task) {
-        tracing::error!(panic = panic.text(), "a connection's task panicked: its calls are lost");
+        event!(ERROR, panic = panic.text(), "a connection's task panicked: its calls are lost");
     }
 }
 

@@ -27,7 +27,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -42,6 +41,7 @@ pub use self::settings::ServerSettings;
 use self::shared::{Entry, Phase, Shared};
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::Registrar;
+use crate::sync::{Mutex, event};
 use crate::transport::Listener;
 
 /// How long a connection that was cut gets to write what it has.
@@ -314,7 +314,7 @@ impl fmt::Debug for Server {
 async fn register(registrar: &Registrar, instances: Vec<(ServiceName, Instance)>) {
     for (service, instance) in instances {
         if let Err(error) = registrar.register(service.clone(), instance).await {
-            tracing::warn!(%service, %error, "not registered at the first try");
+            event!(WARN, %service, %error, "not registered at the first try");
         }
     }
 }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -16,6 +15,7 @@ use super::running::{Room, Running};
 use super::shared::Shared;
 use crate::error::Kind;
 use crate::protocol::{Outbox, WireError};
+use crate::sync::Mutex;
 use crate::transport::{IdleWriter, Peer};
 
 /// What a connection's loops and its handlers share.

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::handler::Handler;
 use super::limit::Limit;
 use super::settings::ServerSettings;
 use crate::call::Codec;
+use crate::sync::Mutex;
 
 /// How far a server has come; connections follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::{Accept, Listener, Peer, Stream, Transport};
 use crate::instance::Address;
+use crate::sync::Mutex;
 
 /// What one direction of a connection holds before its writer waits, in bytes.
 const CAPACITY: usize = 64 * 1024;

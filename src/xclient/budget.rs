@@ -5,11 +5,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
-
 use crate::call::Stamp;
 use crate::client::Lanes;
 use crate::instance::ServiceName;
+use crate::sync::Mutex;
 
 /// Over how many seconds a budget counts, the one that runs included.
 const WINDOW: usize = 10;

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use async_trait::async_trait;
-use parking_lot::RwLock;
 use tokio::time::Instant;
 
 use crate::call::Reply;
@@ -18,6 +17,7 @@ use crate::client::{Channel, Connection, ConnectionSettings, Lanes};
 use crate::discovery::{Endpoint, Probe, Resolver, Snapshot};
 use crate::error::BoxError;
 use crate::instance::Address;
+use crate::sync::RwLock;
 use crate::transport::Transport;
 
 /// How long a probe may take at most; the resolver that asks for it has a limit of its own.

@@ -21,6 +21,7 @@ use crate::discovery::{Endpoint, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::instance::Address;
 use crate::selector::PickContext;
+use crate::sync::event;
 
 /// What all calls of a client share.
 pub(super) struct Core {
@@ -152,7 +153,7 @@ impl Core {
             if !again {
                 return Err(error);
             }
-            tracing::debug!(%error, "tried again");
+            event!(DEBUG, %error, "tried again");
             last = Some(error);
             tried.push(endpoint.clone());
             if pause.is_some() {

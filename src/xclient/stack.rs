@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceExt};
@@ -13,6 +12,7 @@ use super::{covered, overdue};
 use crate::call::Reply;
 use crate::client::Lanes;
 use crate::error::{BoxError, Error};
+use crate::sync::Mutex;
 
 pub(super) type Boxed<T> = BoxCloneService<T, Reply, BoxError>;
 type Answer = Pin<Box<dyn Future<Output = Result<Reply, BoxError>> + Send>>;

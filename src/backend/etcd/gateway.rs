@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -13,6 +12,7 @@ use super::api::{Authenticate, Authenticated, Refusal, Streamed};
 use super::failure::Failure;
 use crate::backend::exchange::{Answer, Ask, Connections, Host, OpenAnswer};
 use crate::instance::Address;
+use crate::sync::Mutex;
 use crate::transport::Transport;
 
 /// The longest line of a stream, in bytes: etcd splits larger messages.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -12,6 +11,7 @@ use super::failure::Failure;
 use super::gateway::Gateway;
 use crate::call::after;
 use crate::instance::InstanceId;
+use crate::sync::{Mutex, event};
 
 /// A lease is asked for by so much longer than is told: until then after its last renewal it is as good
 /// as new, and need not be renewed for each of many registrations.
@@ -188,7 +188,7 @@ impl Leases {
         match gateway.ask::<LeaseTime>("/v3/lease/timetolive", &asked).await {
             Ok(lease) if lease.keys.is_empty() => self.revoke(gateway, id).await,
             Ok(_) => {}
-            Err(failure) => tracing::debug!(%failure, "a lease is not revoked: it runs out"),
+            Err(failure) => event!(DEBUG, %failure, "a lease is not revoked: it runs out"),
         }
     }
 
@@ -209,7 +209,7 @@ impl Leases {
     async fn revoke(&self, gateway: &Gateway, id: Int) {
         let revoked = gateway.ask::<Done>("/v3/lease/revoke", &LeaseId { id }).await;
         if let Err(failure) = revoked {
-            tracing::debug!(%failure, "a lease is not revoked: it runs out");
+            event!(DEBUG, %failure, "a lease is not revoked: it runs out");
         }
     }
 

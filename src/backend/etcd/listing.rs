@@ -4,7 +4,6 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::api::{Blob, Int, KeyValue, Range, Ranged};
@@ -16,6 +15,7 @@ use crate::backend::value::decode;
 use crate::discovery::Resolved;
 use crate::instance::{Address, Instance, Precedence, ServiceName};
 use crate::registry::DEFAULT_TTL;
+use crate::sync::{Mutex, event};
 
 /// How many keys are read at once: a thousand of 5 kB are more than one message takes.
 const PAGE: i64 = 200;
@@ -54,7 +54,8 @@ impl History {
     fn is_warming(&self, before: Int, revision: Int, now: Instant) -> bool {
         let mut past = self.0.lock();
         if revision < before.min(past.revision) {
-            tracing::warn!(
+            event!(
+                WARN,
                 before = before.0,
                 now = revision.0,
                 "etcd has gone back: what its lists lack is not proven gone for now"
@@ -141,7 +142,7 @@ pub(super) fn instance(prefix: &str, kv: &KeyValue) -> Result<Instance, String> 
     let id = key.strip_prefix(prefix).ok_or_else(|| "not below its service".to_owned());
     id.and_then(|id| decode(id, &kv.value.0)).map_err(|reason| {
         let key = shown(&key);
-        tracing::warn!(key, reason, "a key's value is no instance");
+        event!(WARN, key, reason, "a key's value is no instance");
         format!("{key}: {reason}")
     })
 }

@@ -13,6 +13,7 @@ use crate::instance::{Instance, InstanceId, ServiceName};
 use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
 };
+use crate::sync::event;
 
 /// How often a registration is tried that others change at the same time, or whose lease has gone.
 const TRIES: usize = 5;
@@ -221,10 +222,10 @@ async fn expire(inner: &Inner, lease: Int) {
         let txn = Txn { success, ..Txn::default() };
         match inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await {
             Ok(Done {}) => batch.iter().for_each(|member| {
-                tracing::info!(key = member.key, "lease expired");
+                event!(INFO, key = member.key, "lease expired");
                 inner.leases.left(lease, member);
             }),
-            Err(failure) => tracing::debug!(%failure, "a lease is not ended yet"),
+            Err(failure) => event!(DEBUG, %failure, "a lease is not ended yet"),
         }
     }
 }

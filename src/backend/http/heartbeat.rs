@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::client::HttpRegistry;
+use crate::sync::event;
 
 /// The default TTL of an entry less a minute, so that there is time before it is removed.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(4 * 60);
@@ -26,7 +27,7 @@ pub async fn heartbeat(registry_url: &str, address: &str, interval: Duration) {
     match HttpRegistry::new(registry_url) {
         Ok(registry) => beat(&registry, address, interval).await,
         Err(error) => {
-            tracing::error!(%error, address, "no heartbeat can be sent");
+            event!(ERROR, %error, address, "no heartbeat can be sent");
             std::future::pending().await
         }
     }
@@ -42,7 +43,7 @@ async fn beat(registry: &HttpRegistry, address: &str, interval: Duration) {
         let wait = match registry.post(address).await {
             Ok(()) => {
                 if failing {
-                    tracing::info!(address, ?interval, "registered by heartbeat");
+                    event!(INFO, address, ?interval, "registered by heartbeat");
                 }
                 (failing, pause) = (false, first_pause);
                 interval
@@ -50,7 +51,7 @@ async fn beat(registry: &HttpRegistry, address: &str, interval: Duration) {
             Err(error) => {
                 // Servers that lost one registry together must not come back to it together.
                 let wait = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-                tracing::warn!(%error, address, retry_in = ?wait, "heartbeat failed");
+                event!(WARN, %error, address, retry_in = ?wait, "heartbeat failed");
                 failing = true;
                 pause = (pause * 2).min(interval);
                 wait

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
@@ -13,6 +12,7 @@ use super::protection::Threshold;
 use super::quota::Quota;
 use super::store::{Limits, Store};
 use super::{MemoryRegistry, Shared};
+use crate::sync::Mutex;
 
 /// Sets up a [`MemoryRegistry`].
 #[derive(Clone, Debug)]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::sync::event;
+
 /// How many sweeps late a sweep may be before the process counts as having stood still.
 const TOLERATED: u32 = 2;
 /// How many sweeps in a row must have come in time for a late one to be a pause.
@@ -43,7 +45,8 @@ impl LeaseClock {
                 // what is dead would be listed for ever.
                 if self.on_time >= STEADY {
                     self.paused += late;
-                    tracing::warn!(
+                    event!(
+                        WARN,
                         late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
                         "the sweep came late: every lease is extended by as much"
                     );

@@ -16,7 +16,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -33,6 +32,7 @@ use crate::instance::{Address, InstanceId, ServiceName};
 use crate::registry::{
     HealthOverride, Held, Lease, Registration, Registry, RegistryError, Renewal,
 };
+use crate::sync::Mutex;
 
 /// A registry in memory. Clones share its state.
 ///

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::sync::event;
+
 /// That a registry keeps leases that have run out, because too many did at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -60,7 +62,8 @@ impl Reprieve {
         self.ends = if self.kept == 0 { ends } else { self.ends.max(ends) };
         self.kept += kept;
         let ends_in = self.ends.saturating_duration_since(now);
-        tracing::warn!(
+        event!(
+            WARN,
             kept,
             leases,
             ends_in_ms = u64::try_from(ends_in.as_millis()).unwrap_or(u64::MAX),
@@ -72,7 +75,7 @@ impl Reprieve {
     pub(super) fn release(&mut self) {
         self.kept = self.kept.saturating_sub(1);
         if self.kept == 0 {
-            tracing::info!("no lease is kept any longer that has run out");
+            event!(INFO, "no lease is kept any longer that has run out");
         }
     }
 

@@ -24,6 +24,7 @@ use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
 };
+use crate::sync::event;
 
 /// The shortest lease granted.
 const MIN_TTL: Duration = Duration::from_millis(1);
@@ -403,11 +404,12 @@ impl Store {
             let address = slot.map(|slot| slot.instance.address.clone());
             let ttl = slot.and_then(|slot| slot.ttl).unwrap_or_default();
             if self.is_deaf(ttl, now) {
-                tracing::warn!("nobody renews: what runs out now is not proven gone");
+                event!(WARN, "nobody renews: what runs out now is not proven gone");
                 self.blank_since = now;
                 self.blank_for = Some(ttl);
             }
-            tracing::info!(
+            event!(
+                INFO,
                 service = group.as_ref().map(ServiceName::as_str),
                 id = id.as_str(),
                 address = address.as_ref().map(Address::as_str),

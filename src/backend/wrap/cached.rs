@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
@@ -17,6 +16,7 @@ use crate::discovery::{
     Discovery, DiscoveryError, DiscoveryErrorKind, Resolved, Update, UpdateStream,
 };
 use crate::instance::{Instance, ServiceName};
+use crate::sync::{Mutex, event};
 
 /// A source whose last good list is kept in a folder, a file for each service, and answers in its place
 /// while the source has not answered this process yet.
@@ -121,7 +121,7 @@ impl Shelf {
         let (folder, path) = (self.folder.clone(), self.path(service));
         let saved = spawn_blocking(move || save(&folder, &path, &kept)).await;
         if let Ok(Err(error)) = saved {
-            tracing::warn!(%service, %error, "the list of instances is not kept on disk");
+            event!(WARN, %service, %error, "the list of instances is not kept on disk");
         }
     }
 
@@ -136,7 +136,7 @@ impl Shelf {
         if u128::from(age) > self.max_age.as_millis() {
             return None;
         }
-        tracing::warn!(%service, age_ms = age, "the source does not answer: its list is from disk");
+        event!(WARN, %service, age_ms = age, "the source does not answer: its list is from disk");
         Some(Resolved::new(kept.instances).complete(false))
     }
 

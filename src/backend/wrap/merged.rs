@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_core::Stream;
-use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::follow::{apply, changes, endless};
 use crate::backend::join::all;
 use crate::discovery::{Discovery, DiscoveryError, Resolved, Update, UpdateSender, UpdateStream};
 use crate::instance::{Instance, ServiceName};
+use crate::sync::Mutex;
 
 /// How often a source without a watch is asked.
 const POLL: Duration = Duration::from_secs(10);

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -14,6 +13,7 @@ use super::registering::expire;
 use crate::call::after;
 use crate::instance::{InstanceId, ServiceName};
 use crate::registry::{Held, Registration};
+use crate::sync::{Mutex, event};
 
 /// How often it looks.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -139,7 +139,7 @@ async fn sweep(inner: Weak<Inner>) {
                 Ok(Ok(())) => inner.keeper.settle(&key),
                 // The others would fare no better: all are tried again.
                 Ok(Err(failure)) => {
-                    tracing::debug!(%service, %id, ?failure, "a lease is not ended yet");
+                    event!(DEBUG, %service, %id, ?failure, "a lease is not ended yet");
                     break;
                 }
                 Err(_) => break,

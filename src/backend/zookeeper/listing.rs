@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use zookeeper_client::{Client, Error, MultiReadResult, Stat};
 
@@ -13,6 +12,7 @@ use crate::backend::value::decode;
 use crate::discovery::Resolved;
 use crate::instance::{Address, Instance, Precedence, ServiceName};
 use crate::registry::DEFAULT_TTL;
+use crate::sync::{Mutex, event};
 
 /// How many nodes are read in one request: one of more than 1 MB ends the connection.
 const BATCH: usize = 100;
@@ -37,7 +37,11 @@ impl History {
         let mut pasts = self.0.lock();
         let past = pasts.entry(service.clone()).or_insert(Past { made, back: None });
         if past.made != made {
-            tracing::warn!(%service, "ZooKeeper has lost what it had: its lists prove nothing for now");
+            event!(
+                WARN,
+                %service,
+                "ZooKeeper has lost what it had: its lists prove nothing for now"
+            );
             *past = Past { made, back: Some(now) };
         }
         past.back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
@@ -79,7 +83,7 @@ pub(super) async fn read(
                     }
                 }
                 Err(reason) => {
-                    tracing::warn!(folder, name, reason, "a node's data is no instance");
+                    event!(WARN, folder, name, reason, "a node's data is no instance");
                     unread.push(format!("{folder}/{name}: {reason}"));
                 }
             }

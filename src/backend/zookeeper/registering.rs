@@ -16,6 +16,7 @@ use crate::instance::{Instance, InstanceId, ServiceName};
 use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
 };
+use crate::sync::event;
 
 static FOLDER: CreateOptions<'static> = CreateMode::Persistent.with_acls(Acls::anyone_all());
 static EPHEMERAL: CreateOptions<'static> = CreateMode::Ephemeral.with_acls(Acls::anyone_all());
@@ -433,7 +434,7 @@ pub(super) async fn expire(
     }
     match writer.commit().await {
         Ok(_) => {
-            tracing::info!(%service, %id, "lease expired");
+            event!(INFO, %service, %id, "lease expired");
             Ok(())
         }
         // It is gone, or another's.

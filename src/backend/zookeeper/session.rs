@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use zookeeper_client::{Client, SessionState};
 
 use super::failure::Failure;
+use crate::sync::Mutex;
 
 /// How long a session that is disconnected is waited for, once a new one cannot be had at once.
 const PATIENCE: Duration = Duration::from_secs(1);

@@ -3,10 +3,10 @@
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 
 use crate::discovery::Endpoint;
 use crate::error::BoxError;
+use crate::sync::Mutex;
 
 /// Asks an endpoint whether it answers: given to a resolver by whoever can reach endpoints.
 ///

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::Notify;
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 use super::OutlierEjection;
 use crate::call::after;
 use crate::discovery::{Endpoint, EndpointSet, EndpointStats};
+use crate::sync::{Mutex, event};
 
 /// How often the table is gone through again while an endpoint is ejected: whether enough others
 /// are usable changes by itself, as reconnects are put off or succeed.
@@ -230,7 +230,8 @@ impl Outliers {
             case.out = None;
             endpoint.stats().begin_anew(now, self.settings.slow_start);
             self.readmissions.fetch_add(1, Relaxed);
-            tracing::info!(
+            event!(
+                INFO,
                 endpoint = %endpoint.instance().address,
                 after = ?now.saturating_duration_since(case.opened),
                 "taken back: it answers"
@@ -255,7 +256,8 @@ impl Outliers {
         };
         let ejected = state.endpoints.iter().filter(|e| e.is_ready()).filter(open).count();
         if ejected >= self.settings.quota(ready) {
-            tracing::debug!(
+            event!(
+                DEBUG,
                 endpoint = %endpoint.instance().address, %reason, ejected, ready,
                 "not ejected: no more may be"
             );
@@ -265,7 +267,7 @@ impl Outliers {
         }
         let level = known.map_or(0, |case| case.level);
         let time = jittered(&mut state.rng, self.settings.time(level));
-        tracing::warn!(endpoint = %endpoint.instance().address, %reason, ?time, "ejected");
+        event!(WARN, endpoint = %endpoint.instance().address, %reason, ?time, "ejected");
         endpoint.stats().count_ejection();
         self.ejections.fetch_add(1, Relaxed);
         let out = Some(Out { until: after(now, time), probing: false, suspicion: false });
@@ -332,9 +334,9 @@ impl Outliers {
         let panicking = !bad.is_empty() && (usable as f64) < all as f64 * self.settings.panic_below;
         if self.panicking.swap(panicking, Relaxed) != panicking {
             if panicking {
-                tracing::warn!(usable, ready = all, "too few are usable: ejection is ignored");
+                event!(WARN, usable, ready = all, "too few are usable: ejection is ignored");
             } else {
-                tracing::warn!(usable, ready = all, "enough are usable: ejection holds again");
+                event!(WARN, usable, ready = all, "enough are usable: ejection holds again");
             }
         }
         for endpoint in state.endpoints.iter() {

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -18,6 +17,7 @@ use crate::discovery::outlier::{Outliers, Probes};
 use crate::discovery::{DiscoveryError, EndpointSet, Resolved, Update};
 use crate::instance::{Instance, ServiceName};
 use crate::selector::{Picker, Selector};
+use crate::sync::{Mutex, event};
 
 /// Whether a protocol can be dialled.
 pub(super) type Speaks = Box<dyn Fn(&str) -> bool + Send + Sync>;
@@ -200,7 +200,7 @@ impl Shared {
                 "there is no list of instances yet"
             };
             let age = old.age(now);
-            tracing::warn!(service = %self.service, error = %error, ?age, "{message}");
+            event!(WARN, service = %self.service, error = %error, ?age, "{message}");
         }
         self.show(Snapshot {
             status,
@@ -212,7 +212,7 @@ impl Shared {
     /// A watch failed: counted and shown. The request that follows decides what the list is worth.
     pub(super) fn watch_failed(&self, error: DiscoveryError) {
         self.errors.fetch_add(1, Relaxed);
-        tracing::debug!(service = %self.service, %error, "a watch ended");
+        event!(DEBUG, service = %self.service, %error, "a watch ended");
         let _publishing = self.list.lock();
         let old = self.snapshot();
         self.show(Snapshot { last_error: Some(Arc::new(error)), ..Snapshot::clone(&old) });
@@ -226,7 +226,8 @@ impl Shared {
         }
         self.guarded.fetch_add(1, Relaxed);
         if list.guard.is_doubting() && !doubting {
-            tracing::warn!(
+            event!(
+                WARN,
                 service = %self.service,
                 "an answer lost instances without proof: they are kept for now, picked last"
             );
@@ -250,7 +251,8 @@ impl Shared {
         if matches!(old.status, SnapshotStatus::Stale { .. } | SnapshotStatus::Failed) {
             let error = old.last_error.as_deref().map(tracing::field::display);
             let age = old.age(now);
-            tracing::warn!(
+            event!(
+                WARN,
                 service = %self.service, error, ?age, "the list of instances is fresh again"
             );
         }

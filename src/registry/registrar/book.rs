@@ -11,6 +11,7 @@ use super::RegistrarStats;
 use super::entry::{Entry, Phase, Sent};
 use crate::instance::{Health, Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
+use crate::sync::event;
 
 /// The first backoff; each further failure doubles it, up to the renewal interval.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -110,7 +111,8 @@ impl Book {
         }
         for entry in &mut self.entries {
             if entry.end_override(now) {
-                tracing::info!(
+                event!(
+                    INFO,
                     service = entry.service(),
                     id = entry.id(),
                     health = entry.registration.instance.health.as_str(),
@@ -170,11 +172,11 @@ impl Book {
             _ if reached && !self.reachable => {
                 self.reachable = true;
                 // As loud as what it takes back.
-                tracing::warn!("registry reachable again");
+                event!(WARN, "registry reachable again");
             }
             Some(error) if !reached && self.reachable => {
                 self.reachable = false;
-                tracing::warn!(error = error.as_str(), "registry unreachable: trying on");
+                event!(WARN, error = error.as_str(), "registry unreachable: trying on");
             }
             _ => {}
         }
@@ -252,7 +254,8 @@ impl Book {
                     entry.is_superseded = false;
                     entry.phase = Phase::Held;
                     entry.tell(Ok(()));
-                    tracing::info!(
+                    event!(
+                        INFO,
                         service = entry.service(),
                         id = entry.id(),
                         address = entry.address(),
@@ -275,7 +278,8 @@ impl Book {
                 if entry.take_over(word.clone(), now)
                     && let Some(word) = word
                 {
-                    tracing::info!(
+                    event!(
+                        INFO,
                         service = entry.service(),
                         id = entry.id(),
                         said = word.health.as_str(),
@@ -288,7 +292,8 @@ impl Book {
                 }
             }
             Ok(Good::Renewal(Renewal::Lost)) => {
-                tracing::warn!(
+                event!(
+                    WARN,
                     service = entry.service(),
                     id = entry.id(),
                     address = entry.address(),
@@ -324,7 +329,8 @@ impl Book {
                 entry.phase = Phase::Pending { due: now };
             }
             RegistryErrorKind::StaleEpoch { held } => {
-                tracing::warn!(
+                event!(
+                    WARN,
                     service = entry.service(),
                     id = entry.id(),
                     address = entry.address(),
@@ -336,7 +342,8 @@ impl Book {
                 self.entries.remove(at).tell(Err(error));
             }
             RegistryErrorKind::Invalid if current && entry.asker.is_some() => {
-                tracing::warn!(
+                event!(
+                    WARN,
                     service = entry.service(),
                     id = entry.id(),
                     address = entry.address(),
@@ -349,7 +356,7 @@ impl Book {
                 entry.failures = entry.failures.saturating_add(1);
                 // A token may be let in later: what would be asked for stays right.
                 if error.kind() == RegistryErrorKind::NotAllowed && entry.failures == 1 {
-                    tracing::warn!(service = entry.service(), %error, "not allowed: trying on");
+                    event!(WARN, service = entry.service(), %error, "not allowed: trying on");
                 }
                 if current {
                     let doublings = 1_u32 << (entry.failures - 1).min(16);
@@ -369,7 +376,8 @@ impl Book {
         let entry = &mut self.entries[at];
         let health = entry.registration.instance.health;
         if entry.own_health() == Health::Draining {
-            tracing::info!(
+            event!(
+                INFO,
                 service = entry.service(),
                 id = entry.id(),
                 address = entry.address(),
@@ -391,7 +399,8 @@ impl Book {
         if !entry.is_superseded {
             entry.is_superseded = true;
             self.stats.superseded += 1;
-            tracing::warn!(
+            event!(
+                WARN,
                 service = entry.service(),
                 id = entry.id(),
                 address = entry.address(),

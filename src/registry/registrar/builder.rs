@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::{Notify, watch};
@@ -12,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::book::Book;
 use super::{Owner, Registrar, Shared};
 use crate::registry::{DEFAULT_TTL, Registry};
+use crate::sync::Mutex;
 
 /// Sets up a [`Registrar`].
 #[derive(Clone)]

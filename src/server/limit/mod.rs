@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 
 pub use self::setting::{Adaptive, Concurrency};
@@ -16,6 +15,7 @@ use self::stats::Load;
 pub use self::stats::ServerStats;
 pub(super) use self::table::Ended;
 use self::table::{Sample, Table};
+use crate::sync::{Mutex, event};
 
 /// How long no call must have been turned away until that counts as over.
 const CALM: Duration = Duration::from_secs(5);
@@ -106,7 +106,7 @@ impl Limit {
         if !self.shedding.swap(true, Relaxed) {
             shed.before = before;
             let limit = self.load.limit.load(Relaxed);
-            tracing::warn!(limit, "calls are turned away: the limit of calls at work is reached");
+            event!(WARN, limit, "calls are turned away: the limit of calls at work is reached");
         }
     }
 
@@ -116,7 +116,7 @@ impl Limit {
         let calm = shed.last.is_none_or(|last| now.saturating_duration_since(last) >= CALM);
         if calm && self.shedding.swap(false, Relaxed) {
             let rejected = self.load.rejected.load(Relaxed) - shed.before;
-            tracing::info!(limit, rejected, "no more calls are turned away");
+            event!(INFO, limit, rejected, "no more calls are turned away");
         }
     }
 }

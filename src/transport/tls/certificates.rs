@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, MutexGuard};
 use rustls::ServerConfig;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
@@ -16,6 +15,7 @@ use super::pem::Reader;
 use super::settings::{Dialling, Settings};
 use super::{ClientTls, ServerTls, TlsError};
 use crate::call::after;
+use crate::sync::{Mutex, MutexGuard, event};
 
 /// How long a handshake waits for the look at the files that it has begun. After that it uses what
 /// was read before: a file system that hangs must not cost connections.
@@ -128,11 +128,11 @@ impl Certificates {
             match looked {
                 Ok(false) => {}
                 Ok(true) => {
-                    tracing::info!("certificates reloaded");
+                    event!(INFO, "certificates reloaded");
                     self.stats.lock().reloads += 1;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "certificates not reloaded: the last good ones are used");
+                    event!(WARN, %error, "certificates not reloaded: the last good ones are used");
                     self.stats.lock().failed_reloads += 1;
                     first_error.get_or_insert(error);
                 }

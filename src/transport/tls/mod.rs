@@ -29,6 +29,7 @@ pub use self::settings::{ClientTls, ServerTls};
 use self::stream::Encrypted;
 use super::{Accept, Listener, Net, Stream, Transport};
 use crate::instance::Address;
+use crate::sync::event;
 
 /// How long a peer that was refused gets to read why.
 const LINGER: Duration = Duration::from_secs(1);
@@ -250,7 +251,7 @@ async fn shake_hands(certificates: Arc<Certificates>, stream: Stream) -> io::Res
         }
         Err((error, stream)) => {
             let error = handshake_failed(error);
-            tracing::debug!(host = &*peer.host, %error, "no TLS with a client");
+            event!(DEBUG, host = &*peer.host, %error, "no TLS with a client");
             let _ = timeout(LINGER, let_read(stream)).await;
             Err(error)
         }

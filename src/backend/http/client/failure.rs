@@ -8,6 +8,7 @@ use crate::backend::exchange::{Answer, ExchangeError};
 use crate::discovery::{DiscoveryError, DiscoveryErrorKind};
 use crate::error::BoxError;
 use crate::registry::{RegistryError, RegistryErrorKind};
+use crate::sync::event;
 
 /// How many characters of a foreign text are shown.
 const MAX_TEXT: usize = 256;
@@ -199,7 +200,7 @@ impl Failures {
     }
 
     pub(super) fn push(&mut self, url: &str, failure: Failure) {
-        tracing::debug!(url, %failure, "a registry failed");
+        event!(DEBUG, url, %failure, "a registry failed");
         self.0.push(match failure {
             Failure::Unavailable { message, source } => {
                 Failure::Unavailable { message: format!("{url}: {message}"), source }

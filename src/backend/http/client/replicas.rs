@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::failure::{Failure, Failures};
@@ -19,6 +18,7 @@ use crate::backend::memory::Entry;
 use crate::call::after;
 use crate::instance::{InstanceId, ServiceName};
 use crate::registry::{DEFAULT_TTL, Held, Lease, Registration, RegistryError, Renewal};
+use crate::sync::Mutex;
 
 /// How long the other registries are waited for once one has answered that knows all.
 const FOLLOW: Duration = Duration::from_millis(250);

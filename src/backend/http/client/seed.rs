@@ -14,6 +14,7 @@ use crate::backend::exchange::{Answer, Ask};
 use crate::backend::memory::Entry;
 use crate::discovery::MAX_UNREAD;
 use crate::instance::{Address, Instance, ServiceName};
+use crate::sync::event;
 
 /// Registers or renews an address.
 pub(super) async fn post(
@@ -112,7 +113,7 @@ fn found(answer: &Answer) -> Result<Found, Failure> {
                     addresses.insert(address);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the registry lists what is no address");
+                    event!(WARN, %error, "the registry lists what is no address");
                     unread.push(error.to_string().into());
                 }
             }

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
-use parking_lot::Mutex;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use super::{Found, api, seed, v1};
 use crate::backend::exchange::{Answer, Ask, Connections, Host};
 use crate::instance::{Health, InstanceId, ServiceName};
 use crate::registry::{HealthOverride, Held, Lease, Registration, RegistryError, Renewal};
+use crate::sync::{Mutex, event};
 use crate::transport::Transport;
 
 /// How long a registry that lacks `/v1` is not asked for it by lists and renewals, one whose URL
@@ -143,7 +143,7 @@ impl Site {
             && let Some(refusal) = refusal
         {
             let url = self.location.url.as_str();
-            tracing::warn!(url, %refusal, "a registry refuses this client");
+            event!(WARN, url, %refusal, "a registry refuses this client");
         }
     }
 
@@ -338,7 +338,8 @@ impl Site {
             before
         };
         if before.is_none() {
-            tracing::warn!(
+            event!(
+                WARN,
                 url = self.location.url,
                 "no registry below the path of its URL: /v1 is asked for at the root"
             );
@@ -354,7 +355,8 @@ impl Site {
     pub(super) fn filters_nothing(&self) {
         let was = self.unfiltered.lock().replace(Instant::now() + ASK_AGAIN);
         if was.is_none() {
-            tracing::warn!(
+            event!(
+                WARN,
                 url = self.location.url,
                 "the registry has no /v1 and filters nothing: its one list serves every service"
             );
@@ -373,14 +375,15 @@ impl Site {
         *self.unfiltered.lock() = None;
         self.spoke_v1.store(true, Relaxed);
         if self.fallback.lock().take().is_some() {
-            tracing::info!(url = self.location.url, "fallback left: the registry speaks /v1");
+            event!(INFO, url = self.location.url, "fallback left: the registry speaks /v1");
         }
     }
 
     fn lacks_v1(&self, status: StatusCode) {
         let was = self.fallback.lock().replace(Instant::now() + ASK_AGAIN);
         if was.is_none() {
-            tracing::info!(
+            event!(
+                INFO,
                 url = self.location.url,
                 status = status.as_u16(),
                 "fallback taken: the registry has no /v1, its header contract is used"

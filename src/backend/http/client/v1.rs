@@ -19,6 +19,7 @@ use crate::instance::{InstanceId, ServiceName};
 use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
 };
+use crate::sync::event;
 
 pub(super) async fn register(
     site: &Site,
@@ -209,7 +210,7 @@ impl Answered {
             if entries.is_empty() {
                 return Err(Failure::Nonsense(format!("none of {listed} instances is readable")));
             }
-            tracing::warn!(skipped, "instances in the registry's list cannot be read");
+            event!(WARN, skipped, "instances in the registry's list cannot be read");
         }
         let told = self.unread.as_array().into_iter().flatten().filter_map(Value::as_str);
         let mut unread: Vec<Arc<str>> =

@@ -19,6 +19,7 @@ use super::Limits;
 use super::meter::{Meter, Share};
 use super::stall::WriteTimeout;
 use crate::error::Panic;
+use crate::sync::event;
 use crate::transport::{Listener, Stream};
 
 /// The largest head of a request, in bytes.
@@ -59,17 +60,17 @@ pub(super) async fn run<H, F>(
             Ok(stream) => {
                 pause = MIN_PAUSE;
                 let Some(slot) = slots.take(&stream.peer().account()) else {
-                    tracing::debug!(peer = ?stream.peer(), "connection refused: too many");
+                    event!(DEBUG, peer = ?stream.peer(), "connection refused: too many");
                     continue;
                 };
                 let (limits, handle) = (limits.clone(), handle.clone());
                 connections.spawn(connection(stream, slot, limits, handle, stopping.clone()));
             }
             Err(error) if is_of_one_connection(&error) => {
-                tracing::debug!(%error, "a connection ended before it was accepted");
+                event!(DEBUG, %error, "a connection ended before it was accepted");
             }
             Err(error) => {
-                tracing::warn!(%error, ?pause, "accepting failed");
+                event!(WARN, %error, ?pause, "accepting failed");
                 tokio::select! {
                     () = &mut shutdown => break,
                     () = tokio::time::sleep(pause) => {}
@@ -86,7 +87,7 @@ pub(super) async fn run<H, F>(
         }
     };
     if tokio::time::timeout(limits.grace, drained).await.is_err() {
-        tracing::warn!(connections = connections.len(), "cut: the grace is over");
+        event!(WARN, connections = connections.len(), "cut: the grace is over");
     }
     connections.shutdown().await;
 }
@@ -125,7 +126,7 @@ async fn connection<H, F>(
     let stream = match established {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::debug!(host = &*host, %error, "no connection was established");
+            event!(DEBUG, host = &*host, %error, "no connection was established");
             return;
         }
         Err(_) => return,
@@ -153,13 +154,13 @@ async fn connection<H, F>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(?peer, %error, "connection ended");
+        event!(DEBUG, ?peer, %error, "connection ended");
     }
 }
 
 fn report(ended: Result<(), JoinError>) {
     if let Some(panic) = ended.err().and_then(Panic::of_task) {
-        tracing::error!(panic = panic.text(), "a request panicked: its connection is closed");
+        event!(ERROR, panic = panic.text(), "a request panicked: its connection is closed");
     }
 }
 

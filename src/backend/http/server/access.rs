@@ -5,12 +5,12 @@ use std::sync::Arc;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use parking_lot::RwLock;
 
 use super::DEFAULT_PATH;
 use super::problem::Refusal;
 use super::tokens::{Entry, Tokens};
 use crate::instance::ServiceName;
+use crate::sync::RwLock;
 use crate::transport::Peer;
 
 /// Whom a registry answers.
@@ -232,7 +232,7 @@ mod tests {
         assert!(open.caller(&seed, false).is_ok() && open.caller(&v1, true).is_ok());
         assert!(open.caller(&seed, true).is_err());
         assert!(Access::new(None, false, true).caller(&seed, true).is_ok());
-        let closed = Access::new(access().tokens.into_inner(), false, true);
+        let closed = Access::new(access().tokens.read().clone(), false, true);
         assert!(closed.caller(&seed, true).is_ok());
         for other in
             ["/srpc/registry/", "//srpc/registry", "/srpc//registry", "/srpc/%72egistry", "/v1"]

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
-use parking_lot::Mutex;
+
+use crate::sync::Mutex;
 
 /// Counts one thing: connections by host, held polls by host, requests by token, bytes by host.
 ///

@@ -44,6 +44,7 @@ use crate::backend::memory::{MemoryRegistry, MemoryRegistryBuilder, Owner};
 use crate::discovery::Discovery;
 use crate::instance::Address;
 use crate::registry::Registry;
+use crate::sync::event;
 use crate::transport::{Listener, Peer};
 
 /// The lease of an address over a backend, where none is set.
@@ -213,7 +214,8 @@ impl RegistryServer {
         match self.route(&parts, body, reach, stop).await {
             Ok(response) => response,
             Err(refusal) => {
-                tracing::debug!(
+                event!(
+                    DEBUG,
                     method = %parts.method,
                     path = ?parts.uri.path(),
                     status = refusal.status().as_u16(),

@@ -11,6 +11,7 @@ use subtle::{Choice, ConditionallySelectable};
 
 use crate::backend::http::token::{InvalidToken, Token};
 use crate::instance::ServiceName;
+use crate::sync::event;
 
 /// The longest name of a token and the longest identity, in bytes.
 const MAX_NAME: usize = 64;
@@ -230,7 +231,7 @@ fn warn_if_others_may_read(file: &std::fs::File, path: &Path) {
     if let Ok(metadata) = file.metadata()
         && metadata.permissions().mode() & 0o077 != 0
     {
-        tracing::warn!(path = %path.display(), "others may read the file of tokens: chmod 600");
+        event!(WARN, path = %path.display(), "others may read the file of tokens: chmod 600");
     }
 }
 

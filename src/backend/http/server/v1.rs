@@ -19,6 +19,7 @@ use super::{Shared, body, check, json as ok, json_of};
 use crate::backend::memory::Owner;
 use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
 use crate::registry::{DEFAULT_TTL, HealthOverride, Held, Lease, Registration, Renewal};
+use crate::sync::event;
 
 /// More leases are not taken in one request: their answers would weigh too much.
 const MAX_HELD: usize = 1000;
@@ -189,7 +190,8 @@ async fn drain(
         return Err(Refusal::unknown_instance());
     }
     let HealthOverride { health, by, reason, duration } = &word;
-    tracing::info!(
+    event!(
+        INFO,
         service = %asked.service,
         id = ?asked.id.as_str(),
         health = health.as_str(),

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::discovery::{
@@ -14,6 +13,7 @@ use crate::discovery::{
     UpdateStream,
 };
 use crate::instance::{Instance, ServiceName};
+use crate::sync::Mutex;
 
 pub(super) type Feed = mpsc::Sender<Result<Update, DiscoveryError>>;
 

@@ -11,7 +11,6 @@ mod reading;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
@@ -27,6 +26,7 @@ use crate::registry::{
     DEFAULT_TTL, HealthOverride, Held, Lease, Registration, Registry, RegistryError,
     RegistryErrorKind, Renewal,
 };
+use crate::sync::Mutex;
 
 /// The service that addresses are of which were registered without one: the doors know none without a
 /// name.

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, interval};
@@ -12,6 +11,7 @@ use tokio::time::{Instant, interval};
 use crate::backend::wrap::endless;
 use crate::discovery::Discovery;
 use crate::instance::ServiceName;
+use crate::sync::{Mutex, event};
 
 /// How often a service is read whose source has no watch.
 const POLL: Duration = Duration::from_secs(1);
@@ -93,7 +93,9 @@ async fn follow(
                     rung.send_replace(());
                 }
                 // What cannot be read now has not changed, as far as is known.
-                Some(Err(error)) => tracing::debug!(%service, %error, "a watch for long polls failed"),
+                Some(Err(error)) => {
+                    event!(DEBUG, %service, %error, "a watch for long polls failed");
+                }
                 None => return,
             },
             _ = looks.tick() => {

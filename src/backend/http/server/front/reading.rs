@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
@@ -17,6 +16,7 @@ use crate::backend::memory::{Entry, Listing};
 use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, MAX_UNREAD, Resolved};
 use crate::error::Panic;
 use crate::instance::ServiceName;
+use crate::sync::{Mutex, event};
 
 /// How many services are read at once for a list of all.
 const AT_ONCE: usize = 8;
@@ -169,8 +169,8 @@ impl Backend {
         }
         (self.is_away, self.told) = (away.is_some(), Some(now));
         match away {
-            Some(error) => tracing::warn!(%error, "the backend does not answer"),
-            None => tracing::warn!("the backend answers again"),
+            Some(error) => event!(WARN, %error, "the backend does not answer"),
+            None => event!(WARN, "the backend answers again"),
         }
     }
 }
