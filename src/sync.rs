@@ -3,6 +3,8 @@
 //! A tracing subscriber, a layer, a selector, a waker or the drop of a user's value may call this crate, and would
 //! deadlock on a lock that its own thread holds. User code therefore runs after the lock is released: see [`Deferred`].
 
+mod clone_pool;
+
 #[cfg(debug_assertions)]
 use std::cell::Cell;
 use std::fmt;
@@ -11,6 +13,8 @@ use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::task::Waker;
 use std::thread;
+
+pub(crate) use clone_pool::ClonePool;
 
 #[cfg(debug_assertions)]
 thread_local! {

@@ -189,15 +189,18 @@ impl Channels {
         let snapshot = resolver.snapshot();
         let known = self.routes.load();
         let mut before = None;
+        let mut unlisted = Vec::new();
         if known.generation().is_none_or(|seen| seen < snapshot.generation) {
             let listed: HashSet<_> = snapshot.endpoints.iter().map(Endpoint::key).collect();
-            open.retain(|key, _| listed.contains(key));
+            unlisted.extend(open.extract_if(|key, _| !listed.contains(key)));
             before = Some(self.routes.swap(Arc::new(Routes::new(Some(snapshot), replaced))));
         } else if known.replaced != replaced {
             before = Some(self.routes.swap(Arc::new(known.renewed(replaced))));
         }
         drop(known);
         drop(open);
+        // The last handle of a channel fails its calls, which wakes their callers.
+        drop(unlisted);
         // Its picker is the user's, and may take long to drop.
         drop(before);
         self.routes.load()

@@ -182,6 +182,8 @@ struct Layered<'a> {
 
 enum Stage {
     Start(Call),
+    /// Its deadline is settled; it waits for a free instance of the layers.
+    Settled(Option<Call>, Instant),
     Within(Within),
     Done,
 }
@@ -193,7 +195,17 @@ impl Layered<'_> {
             let Stage::Start(call) = mem::replace(&mut self.stage, Stage::Done) else {
                 return Poll::Pending;
             };
-            self.stage = Stage::Within(self.stack.begin(call, deadline, cx)?);
+            self.stage = Stage::Settled(Some(call), deadline);
+        }
+        if let Stage::Settled(call, deadline) = &mut self.stage {
+            match self.stack.begin(call, *deadline, cx) {
+                Poll::Ready(Ok(within)) => self.stage = Stage::Within(within),
+                Poll::Ready(Err(error)) => {
+                    self.stage = Stage::Done;
+                    return Poll::Ready(Err(error));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
         }
         let Stage::Within(within) = &mut self.stage else { return Poll::Pending };
         let polled = Pin::new(&mut *within).poll(cx);

@@ -12,17 +12,17 @@ use super::{covered, overdue};
 use crate::call::Reply;
 use crate::client::Lanes;
 use crate::error::{BoxError, Error};
-use crate::sync::Mutex;
+use crate::sync::{ClonePool, assert_unlocked};
 
 pub(super) type Boxed<T> = BoxCloneService<T, Reply, BoxError>;
 type Answer = Pin<Box<dyn Future<Output = Result<Reply, BoxError>> + Send>>;
 
 /// A user's layers around one of ours. A stack that is not ready is awaited within the call.
 ///
-/// Why is there an instance for each thread? To clone a boxed stack for every call costs more than
-/// all else in it. A call takes its thread's instance if that is ready at once; if not, the call takes
-/// it along, with whatever place in a line it has, and leaves a fresh clone.
-pub(super) struct Stack<T>(Lanes<Mutex<Boxed<T>>>);
+/// Why is there a pool for each thread? Cloning a boxed stack for every call costs more than the rest of the call.
+/// A call takes an instance out of its thread's pool, since a layer may call this client in turn, and puts it back.
+/// If the instance is not ready, the call keeps it, and with it its place in a queue.
+pub(super) struct Stack<T>(Lanes<ClonePool<Boxed<T>>>);
 
 impl<T: Send + 'static> Stack<T> {
     /// `base` within `layers`, the first of which is the outermost; `None` without layers.
@@ -36,51 +36,46 @@ impl<T: Send + 'static> Stack<T> {
         }
         let base = BoxCloneService::new(base.map_err(BoxError::from));
         let stack = layers.into_iter().rev().fold(base, |inner, layer| layer(inner));
-        Some(Self(Lanes::new(|| Mutex::new(stack.clone()))))
+        Some(Self(Lanes::new(|| ClonePool::new(stack.clone()))))
     }
 
     /// Sends a request through the layers. It ends by `deadline`, wherever in them it is then.
     pub(super) async fn call(&self, request: T, deadline: Instant) -> Result<Reply, Error> {
         let mut request = Some(request);
-        let begun = poll_fn(|cx| {
-            Poll::Ready(request.take().map(|request| self.begin(request, deadline, cx)))
-        });
-        match begun.await {
-            Some(within) => within?.await,
-            None => unreachable!("it is polled once"),
-        }
+        poll_fn(|cx| self.begin(&mut request, deadline, cx)).await?.await
     }
 
-    /// Sends a request through the layers; what is left of it ends by `deadline`. If they are not ready,
-    /// their waker is that of `cx`.
+    /// Sends a request through the layers once an instance of them is free; what is left of it ends by
+    /// `deadline`. If they are not ready, their waker is that of `cx`.
     pub(super) fn begin(
         &self,
-        request: T,
+        request: &mut Option<T>,
         deadline: Instant,
         cx: &mut Context<'_>,
-    ) -> Result<Within, Error> {
-        // Two threads with one lane: whoever comes second clones, from another lane if one is free.
-        // The lock is held while layers' `poll_ready` and `call` run, and over no await: a layer that
-        // polls this client's calls within its own `call` would wait for itself.
-        let answer = match self.0.mine().try_lock() {
-            None => Box::pin(self.clone_any().oneshot(request)),
-            Some(mut stack) => match stack.poll_ready(cx) {
-                Poll::Ready(Ok(())) => stack.call(request),
-                Poll::Ready(Err(error)) => return Err(Error::from_boxed(error)),
-                Poll::Pending => {
-                    let fresh = stack.clone();
-                    let waiting = std::mem::replace(&mut *stack, fresh);
-                    Box::pin(waiting.oneshot(request))
-                }
+    ) -> Poll<Result<Within, Error>> {
+        assert_unlocked();
+        // Other threads may share this lane, and a layer may call this client within its own call.
+        let taken = self.0.mine().take().or_else(|| self.0.iter().find_map(ClonePool::take));
+        let Some(mut taken) = taken else {
+            // Every last instance is being cloned: by other threads, or further up on this thread's stack.
+            if Instant::now() >= deadline {
+                return Poll::Ready(Err(overdue()));
+            }
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        };
+        let Some(stack) = taken.get_mut() else { unreachable!("it was just taken") };
+        let ready = stack.poll_ready(cx);
+        let Some(request) = request.take() else { unreachable!("it is not polled again") };
+        let answer: Answer = match ready {
+            Poll::Ready(Ok(())) => stack.call(request),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::from_boxed(error))),
+            Poll::Pending => match taken.detach() {
+                Some(waiting) => Box::pin(waiting.oneshot(request)),
+                None => unreachable!("it was just taken"),
             },
         };
-        Ok(Within { answer, deadline, timer: None })
-    }
-
-    #[cold]
-    fn clone_any(&self) -> Boxed<T> {
-        let free = self.0.iter().find_map(Mutex::try_lock);
-        free.unwrap_or_else(|| self.0.mine().lock()).clone()
+        Poll::Ready(Ok(Within { answer, deadline, timer: None }))
     }
 }
 
@@ -103,6 +98,7 @@ impl Future for Within {
     type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        assert_unlocked();
         let Self { answer, deadline, timer } = &mut *self;
         let (polled, is_covered) = covered::watch(|| answer.as_mut().poll(cx));
         if let Poll::Ready(answer) = polled {
