@@ -205,13 +205,18 @@ impl Channel {
         self.inner.closed.store(true, Relaxed);
         for line in &self.inner.lines {
             let mut dial = line.dial.lock();
-            if let Some(dial) = dial.take() {
-                dial.task.abort();
+            let last = dial.take();
+            let connection = line.connection.replace(None);
+            let silent = std::mem::take(&mut *line.silent.lock());
+            drop(dial);
+            // Under no lock: a connection that ends wakes its callers.
+            if let Some(last) = last {
+                last.task.abort();
             }
-            if let Some(connection) = line.connection.replace(None) {
+            if let Some(connection) = connection {
                 connection.close();
             }
-            line.silent.lock().iter().for_each(Closer::close);
+            silent.iter().for_each(Closer::close);
         }
     }
 
@@ -224,7 +229,7 @@ impl Channel {
     }
 
     async fn connection_of(&self, at: usize, deadline: Instant) -> Result<Connection, Error> {
-        let mut result = {
+        let (mut result, former) = {
             let line = &self.inner.lines[at];
             let mut last = line.dial.lock();
             if let Some(connection) = line.connection.open() {
@@ -239,7 +244,7 @@ impl Channel {
                 Some(dial) if dial.is_running() && stats.connect_failures() > 0 => {
                     return Err(no_connection("still trying to reconnect after a failure"));
                 }
-                Some(dial) if dial.is_running() => dial.result.clone(),
+                Some(dial) if dial.is_running() => (dial.result.clone(), None),
                 _ => {
                     if stats.in_backoff(Instant::now()) {
                         let why = last.as_ref().and_then(Dial::failure).unwrap_or_default();
@@ -249,10 +254,12 @@ impl Channel {
                         stats.put_off(after(Instant::now(), self.inner.settings.connect_timeout));
                     }
                     let dial = Inner::dial(&self.inner, at);
-                    last.insert(dial).result.clone()
+                    (dial.result.clone(), last.replace(dial))
                 }
             }
         };
+        // A dial may hold the last handle of a connection, whose drop wakes callers.
+        drop(former);
         // Bound to a name: the guard of the watched value must go before the result.
         let patience = patience(deadline);
         let dialled = timeout_at(patience, result.wait_for(Option::is_some)).await;
@@ -277,7 +284,9 @@ impl Drop for Channel {
     fn drop(&mut self) {
         // Dialling tasks hold `inner`, not the channel; connections end with their last call.
         for line in &self.inner.lines {
-            if let Some(dial) = line.dial.lock().take() {
+            let dial = line.dial.lock().take();
+            // Under no lock: a dial may hold the last handle of a connection, whose drop wakes callers.
+            if let Some(dial) = dial {
                 dial.task.abort();
             }
         }
@@ -315,11 +324,15 @@ impl Inner {
                 Ok(connection) => {
                     stats.connected();
                     let line = &inner.lines[at];
-                    let _setting = line.dial.lock();
-                    if inner.closed.load(Relaxed) {
+                    let setting = line.dial.lock();
+                    let is_closed = inner.closed.load(Relaxed);
+                    let former = if is_closed { None } else { inner.set(at, connection) };
+                    drop(setting);
+                    if is_closed {
                         connection.close();
                     }
-                    inner.set(at, connection);
+                    // Under no lock: it may be the last handle.
+                    drop(former);
                 }
                 Err(why) => {
                     let wait = inner.backoff(stats.connect_failures());
@@ -354,7 +367,9 @@ impl Inner {
         let line = &self.lines[at];
         let setting = line.dial.lock();
         if self.closed.load(Relaxed) {
+            drop(setting);
             fresh.close();
+            return Err("the client was closed".into());
         }
         let silent = self.set(at, &fresh);
         let mut others = line.silent.lock();

@@ -24,6 +24,7 @@ use crate::error::Error;
 use crate::protocol::{
     FrameReader, FrameType, Hello, Limits, decode_hello, encode_frame, hello_len,
 };
+use crate::sync::wake_all;
 use crate::transport::Stream;
 
 /// How a server that speaks TLS starts its answer to what is none: with an alert.
@@ -160,7 +161,7 @@ impl Connection {
     pub async fn ping(&self) -> io::Result<()> {
         let shared = &self.handle.shared;
         let mut answers = shared.ponged.subscribe();
-        let number = {
+        let (number, writer) = {
             let mut state = shared.state.lock();
             state.probes += 1;
             let number = state.probes;
@@ -169,9 +170,9 @@ impl Connection {
                     out.extend_from_slice(&number.to_be_bytes());
                 });
             });
-            state.writer.wake();
-            number
+            (number, state.writer.take())
         };
+        wake_all(writer);
         let ended = answers.wait_for(|answered| *answered >= number).await;
         match ended.map(|answered| *answered) {
             Ok(u64::MAX) | Err(_) => Err(io::ErrorKind::ConnectionAborted.into()),
@@ -218,9 +219,12 @@ impl Connection {
         let mut state = shared.state.lock();
         let suspect = state.suspect;
         state.replaced = true;
-        shared.trust(&mut state, true, Instant::now());
+        let is_trusted = shared.trust(&mut state);
         state.suspect = suspect;
         drop(state);
+        if is_trusted {
+            shared.tell_suspicion(true, Instant::now());
+        }
         shared.to_keep.notify_one();
     }
 

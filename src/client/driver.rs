@@ -11,7 +11,7 @@ use super::keeper::keep;
 use super::replies::read;
 use super::shared::{Shared, Writer};
 use crate::protocol::{Batch, FrameReader};
-use crate::sync::event;
+use crate::sync::{event, wake};
 use crate::transport::{Stream, write_some};
 
 /// What a write buffer keeps for the next batch.
@@ -65,7 +65,7 @@ pub(super) async fn write(shared: &Shared, mut to: WriteHalf<Stream>) -> String 
                 state.next_in_line()
             };
             if let Some(next) = next {
-                next.wake();
+                wake(next);
             }
             if batch.is_empty() {
                 break;

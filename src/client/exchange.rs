@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use tokio::time::Instant;
 
 use super::answer::Answer;
-use super::in_flight::{Pending, Removed};
+use super::in_flight::{Pending, Polled, Removed};
 use super::outcome::outcome;
 use super::shared::{Phase, Shared, State};
 use super::sync::MutexGuard;
@@ -19,6 +19,7 @@ use crate::protocol::{
     CallHead, Flags, FrameType, LARGE_BODY, MethodRef, encode_call, encode_frame,
     encode_frame_before,
 };
+use crate::sync::{wake, wake_all};
 
 /// One call on one connection. Dropping it sends a cancel, or takes the call back if the writer
 /// does not have it yet.
@@ -124,8 +125,16 @@ impl Flight {
             }
             Stage::Done => return Poll::Pending,
         };
-        let answer = shared.state.lock().calls.poll(id, cx.waker());
-        let Some(answer) = answer else { return Poll::Pending };
+        let mut fresh = None;
+        let answer = loop {
+            let polled = shared.state.lock().calls.poll(id, cx.waker(), &mut fresh);
+            match polled {
+                Polled::Done(answer) => break answer,
+                Polled::Waits => return Poll::Pending,
+                // A waker is the user's: it is cloned and dropped under no lock.
+                Polled::NeedsWaker => fresh = Some(cx.waker().clone()),
+            }
+        };
         self.stage = Stage::Done;
         if let Err(error) = &answer {
             self.failed(shared, error);
@@ -135,12 +144,13 @@ impl Flight {
 
     /// The caller leaves: the call is taken back, or cancelled.
     pub(super) fn leave(&mut self, shared: &Shared) {
-        let (state, removed) = match std::mem::replace(&mut self.stage, Stage::Done) {
+        let mut writer = None;
+        let (mut state, removed, left) = match std::mem::replace(&mut self.stage, Stage::Done) {
             Stage::Start | Stage::Done => return,
             Stage::Waiting(ticket) => {
                 let mut state = shared.state.lock();
-                state.waiting.leave(ticket);
-                (state, None)
+                let left = state.waiting.leave(ticket);
+                (state, None, left)
             }
             Stage::Sent(id) => {
                 let mut state = shared.state.lock();
@@ -151,16 +161,15 @@ impl Flight {
                     state.outbox.append(|out| {
                         encode_frame(out, FrameType::Cancel, 0, id, |_| ());
                     });
-                    state.writer.wake();
+                    writer = state.writer.take();
                 }
-                (state, removed)
+                (state, removed, None)
             }
         };
         let next = state.next_in_line();
         drop(state);
-        if let Some(next) = next {
-            next.wake();
-        }
+        drop(left);
+        wake_all(writer.into_iter().chain(next));
         match removed {
             Some(Removed::Done(Ok(_))) => {}
             Some(Removed::Done(Err(error))) => self.failed(shared, &error),
@@ -182,6 +191,8 @@ impl Flight {
     ) -> Poll<Result<Answer, Error>> {
         let remaining = self.deadline.since(now.stamp);
         let bytes = body.len();
+        // A waker is the user's: it is cloned and dropped under no lock.
+        let waker = waker.clone();
         let mut state = shared.state.lock();
         let is_named = ticket.is_some() || is_named(terms.method, &mut state.named);
         if let Some(error) = refusal(shared, terms.method, bytes, &state, ticket, is_named) {
@@ -200,18 +211,20 @@ impl Flight {
             ticket.map_or(state.waiting.is_empty(), |ticket| state.waiting.is_first(ticket));
         if !my_turn || !state.has_room(&shared.limits, bytes) {
             match ticket {
-                Some(ticket) => state.waiting.wait_on(ticket, waker),
+                Some(ticket) => {
+                    let former = state.waiting.wait_on(ticket, waker);
+                    drop(state);
+                    drop(former);
+                }
                 None => {
-                    let ticket = state.waiting.join(self.deadline, waker.clone());
+                    let ticket = state.waiting.join(self.deadline, waker);
                     self.stage = Stage::Waiting(ticket);
                     wake_keeper(shared, state);
                 }
             }
             return Poll::Pending;
         }
-        if let Some(ticket) = ticket {
-            state.waiting.leave(ticket);
-        }
+        let left = ticket.and_then(|ticket| state.waiting.leave(ticket));
         if state.calls.len() == 0 {
             state.busy = now.at;
         }
@@ -225,11 +238,12 @@ impl Flight {
             writer = state.impatient.take();
         }
         wake_keeper(shared, state);
+        drop(left);
         if let Some(writer) = writer {
-            writer.wake();
+            wake(writer);
         }
         if let Some(next) = next {
-            next.wake();
+            wake(next);
         }
         Poll::Pending
     }
@@ -240,7 +254,7 @@ impl Flight {
         body: BodyRef<'_>,
         state: &mut State,
         remaining: u64,
-        waker: &Waker,
+        waker: Waker,
     ) -> u64 {
         let head = CallHead {
             method: MethodRef::Name(terms.method),
@@ -273,7 +287,7 @@ impl Flight {
             }),
         };
         state.calls.insert(Pending {
-            waker: waker.clone(),
+            waker,
             started: self.started,
             deadline: self.deadline,
             place,
@@ -291,12 +305,13 @@ impl Flight {
         error: Error,
     ) -> Poll<Result<Answer, Error>> {
         self.stage = Stage::Done;
-        let next = ticket.and_then(|ticket| {
-            state.waiting.leave(ticket);
-            state.next_in_line()
-        });
+        let (left, next) = match ticket {
+            Some(ticket) => (state.waiting.leave(ticket), state.next_in_line()),
+            None => (None, None),
+        };
         let draining = matches!(state.phase, Phase::Draining);
         drop(state);
+        drop(left);
         if let Some(endpoint) = &shared.endpoint {
             // A connection that is drained is replaced, and says nothing of its endpoint.
             self.ended(
@@ -305,7 +320,7 @@ impl Flight {
             );
         }
         if let Some(next) = next {
-            next.wake();
+            wake(next);
         }
         Poll::Ready(Err(error))
     }

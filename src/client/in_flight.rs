@@ -50,6 +50,16 @@ pub(super) enum Removed {
     Done(Result<Answer, Error>),
 }
 
+/// What a poll of a call has found.
+#[derive(Debug)]
+pub(super) enum Polled {
+    Done(Result<Answer, Error>),
+    /// The call is woken by the waker that it was polled with.
+    Waits,
+    /// The call holds another waker: poll it again with a clone, made under no lock.
+    NeedsWaker,
+}
+
 /// A call that waits for its answer.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -122,18 +132,23 @@ impl InFlight {
         Some(pending)
     }
 
-    /// The answer, if it is there, whereupon the call is forgotten; else `waker` is kept.
-    pub(super) fn poll(&mut self, id: u64, waker: &Waker) -> Option<Result<Answer, Error>> {
+    /// The answer, if it is there, whereupon the call is forgotten. Else the call keeps `fresh`, a clone of
+    /// `waker`, and puts the waker before it in its place: the drop of a waker may be the user's.
+    pub(super) fn poll(&mut self, id: u64, waker: &Waker, fresh: &mut Option<Waker>) -> Polled {
         let at = (id & SLOT_MASK) as usize;
         let slot = &mut self.slots[at];
         debug_assert_eq!(slot.id, id, "a future asks only for its own call");
         if let State::Waiting(pending) = &mut slot.state {
-            pending.waker.clone_from(waker);
-            return None;
+            if pending.waker.will_wake(waker) {
+                return Polled::Waits;
+            }
+            let Some(fresh) = fresh else { return Polled::NeedsWaker };
+            std::mem::swap(&mut pending.waker, fresh);
+            return Polled::Waits;
         }
         match self.forget(at) {
-            State::Done(answer) => Some(answer),
-            State::Free | State::Waiting(_) => None,
+            State::Done(answer) => Polled::Done(answer),
+            State::Free | State::Waiting(_) => Polled::Waits,
         }
     }
 
@@ -253,13 +268,14 @@ impl InFlightBench {
             std::hint::black_box(self.table.answer(*id, Ok(answer)));
         }
         for id in self.ids.drain(..) {
-            std::hint::black_box(self.table.poll(id, waker));
+            std::hint::black_box(self.table.poll(id, waker, &mut None));
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
@@ -300,11 +316,32 @@ mod tests {
         assert!(table.answer(id + (1 << SLOT_BITS), reply()).is_none());
         assert!(table.answer(id, reply()).is_some());
         assert!(table.answer(id, reply()).is_none());
-        let answer = table.poll(id, Waker::noop()).unwrap().unwrap();
-        assert_eq!(answer.into_reply(CodecId::RAW).body, "x");
+        let Polled::Done(answer) = table.poll(id, Waker::noop(), &mut None) else {
+            panic!("it is answered")
+        };
+        assert_eq!(answer.unwrap().into_reply(CodecId::RAW).body, "x");
         let next = table.insert(pending(Stamp::now()));
         assert!(table.answer(id, reply()).is_none(), "the slot is another call's now");
         assert!(table.answer(next, reply()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_waker_that_is_replaced_is_handed_back() {
+        struct Counted;
+        impl std::task::Wake for Counted {
+            fn wake(self: Arc<Self>) {}
+        }
+        let mut table = InFlight::default();
+        let first = Arc::new(Counted);
+        let waker = Waker::from(Arc::clone(&first));
+        let id = table.insert(Pending { waker, ..pending(Stamp::now()) });
+        let mut fresh = None;
+        assert!(matches!(table.poll(id, Waker::noop(), &mut fresh), Polled::NeedsWaker));
+        fresh = Some(Waker::noop().clone());
+        assert!(matches!(table.poll(id, Waker::noop(), &mut fresh), Polled::Waits));
+        assert_eq!(Arc::strong_count(&first), 2, "it is not dropped by the table");
+        drop(fresh);
+        assert_eq!(Arc::strong_count(&first), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,38 +9,38 @@ use super::shared::{Phase, Ping, Shared, State};
 use crate::call::{Stamp, after};
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{FrameType, encode_frame};
-use crate::sync::event;
+use crate::sync::{event, wake_all};
 
 /// Looks after deadlines while calls wait, pings a peer that is silent, and ends a connection that
 /// is drained or dead.
 pub(super) async fn keep(shared: &Shared) -> String {
     loop {
         let now = Instant::now();
-        let (wakers, next) = {
+        let mut told = Told::default();
+        let next = {
             let mut state = shared.state.lock();
             if let Phase::Closed(why) = &state.phase {
                 // Nothing may be said of the peer any more that nobody would take back.
                 return why.to_string();
             }
-            let mut wakers = sweep(&mut state, now);
+            told.wakers = sweep(&mut state, now);
             let quiet = state.calls.len() == 0 && state.waiting.is_empty();
-            let next = if quiet && matches!(state.phase, Phase::Draining) {
+            if quiet && matches!(state.phase, Phase::Draining) {
                 Err("the server drained it")
             } else if quiet && state.replaced {
                 Err("another connection has its place")
             } else {
-                let silence = check_silence(shared, &mut state, now, quiet, &mut wakers);
+                let silence = check_silence(shared, &mut state, now, quiet, &mut told);
                 state.keeper_parked = quiet;
                 match silence {
                     Some(silence) if quiet => Ok(silence),
                     Some(silence) => Ok(silence.min(after(now, shared.settings.sweep))),
                     None => Err("the server does not answer a ping"),
                 }
-            };
-            (wakers, next)
+            }
         };
         // At the end too: whoever was swept is not in flight any more when the connection closes.
-        wakers.into_iter().for_each(Waker::wake);
+        told.tell(shared, now);
         let next = match next {
             Ok(next) => next,
             Err(why) => return why.to_owned(),
@@ -52,29 +52,60 @@ pub(super) async fn keep(shared: &Shared) -> String {
     }
 }
 
+/// What a look has found, to be told once the lock is released.
+#[derive(Default)]
+struct Told {
+    wakers: Vec<Waker>,
+    is_suspect: bool,
+    /// No other connection to the endpoint suspected it before: its outlier table must be told.
+    is_first: bool,
+}
+
+impl Told {
+    fn tell(self, shared: &Shared, now: Instant) {
+        // Before those who are woken choose another endpoint.
+        if self.is_first {
+            shared.tell_suspicion(false, now);
+        }
+        wake_all(self.wakers);
+        if self.is_suspect
+            && let Some(endpoint) = &shared.endpoint
+        {
+            event!(
+                WARN,
+                endpoint = %endpoint.instance().address,
+                "suspect: a ping is not answered"
+            );
+        }
+    }
+}
+
 pub(super) fn sweep(state: &mut State, now: Instant) -> Vec<Waker> {
     let mut ids = Vec::new();
     let now = Stamp::of(now);
     state.calls.overdue(now, &mut ids);
+    let waiting = state.waiting.len();
     let mut wakers = state.waiting.remove_overdue(now);
+    // One that was woken already has no waker left, and its turn goes to the next all the same.
+    let is_changed = state.waiting.len() < waiting || !ids.is_empty();
     for id in ids {
-        let fate = leave(state, id, Fate::Overdue);
+        let fate = leave(state, id, Fate::Overdue, &mut wakers);
         wakers.extend(state.calls.answer(id, Err(overdue(fate))).map(|call| call.waker));
     }
-    if !wakers.is_empty() {
+    if is_changed {
         wakers.extend(state.next_in_line());
     }
     wakers
 }
 
 /// Gives a call up: takes it back if the writer does not have it yet, else cancels it.
-fn leave(state: &mut State, id: u64, sent: Fate) -> Fate {
+fn leave(state: &mut State, id: u64, sent: Fate, wakers: &mut Vec<Waker>) -> Fate {
     let Some(place) = state.calls.pending(id).map(|call| call.place) else { return sent };
     if state.outbox.withdraw(place) {
         return Fate::NeverWritten;
     }
     state.outbox.append(|out| encode_frame(out, FrameType::Cancel, 0, id, |_| ()));
-    state.writer.wake();
+    wakers.extend(state.writer.take());
     sent
 }
 
@@ -93,7 +124,7 @@ fn check_silence(
     state: &mut State,
     now: Instant,
     quiet: bool,
-    wakers: &mut Vec<Waker>,
+    told: &mut Told,
 ) -> Option<Instant> {
     let settings = &shared.settings;
     let Some(ping) = &mut state.pinged else {
@@ -110,7 +141,7 @@ fn check_silence(
         });
         let written = shared.written.load(Relaxed);
         state.pinged = Some(Ping { end: place.end, written, since: now });
-        state.writer.wake();
+        told.wakers.extend(state.writer.take());
         // The answer's time runs from when it is written, which is seen soon.
         return Some(after(now, settings.sweep));
     };
@@ -133,21 +164,17 @@ fn check_silence(
             && !state.replaced
         {
             state.accused = true;
-            event!(
-                WARN,
-                endpoint = %endpoint.instance().address,
-                "suspect: a ping is not answered"
-            );
-            endpoint.stats().suspect(now);
+            told.is_suspect = true;
+            told.is_first = endpoint.stats().add_suspect();
         }
-        wakers.extend(state.waiting.all());
+        told.wakers.extend(state.waiting.all());
     }
     let idempotent: Vec<_> =
         state.calls.waiting().filter(|(_, call)| call.idempotent).map(|(id, _)| id).collect();
     for id in idempotent {
-        let fate = leave(state, id, Fate::ConnectionLost);
+        let fate = leave(state, id, Fate::ConnectionLost, &mut told.wakers);
         let error = Error::new(Kind::Unavailable, fate, "the server does not answer a ping");
-        wakers.extend(state.calls.answer(id, Err(error)).map(|call| call.waker));
+        told.wakers.extend(state.calls.answer(id, Err(error)).map(|call| call.waker));
     }
     Some(after(now, settings.ping_busy))
 }

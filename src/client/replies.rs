@@ -1,5 +1,6 @@
 //! Reads frames and hands each reply to its call.
 
+use std::mem;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
 
@@ -15,7 +16,7 @@ use crate::protocol::{
     Cut, FrameReader, FrameType, Header, Payload, WireError, decode_reply, encode_connection_error,
     encode_frame,
 };
-use crate::sync::event;
+use crate::sync::{event, wake_all};
 use crate::transport::{Stream, read_some};
 
 /// How much may wait to be written before pings are not answered any more.
@@ -35,24 +36,28 @@ pub(super) async fn read(
         // First what came with the handshake, then what each read brings.
         let now = Moment::now();
         let error = take_in(shared, &mut reader, &mut brought, now);
-        if let Some(endpoint) = &shared.endpoint {
-            endpoint.stats().answered(&std::mem::take(&mut brought.answers), now.stamp);
-        }
-        brought.wakers.drain(..).for_each(Waker::wake);
+        brought.tell(shared, now);
         if bytes >= MUCH {
             tokio::task::yield_now().await;
         }
         if let Err(error) = error {
-            if matches!(error, WireError::Peer(_)) {
+            if let WireError::Peer(reason) = &error {
+                event!(
+                    WARN,
+                    endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),
+                    reason = %reason,
+                    "the server refuses the connection"
+                );
                 return error.to_string();
             }
             // The server learns why, if it reads and our writer gets to it; nobody else can be
             // told.
-            {
+            let writer = {
                 let mut state = shared.state.lock();
                 state.outbox.append(|out| encode_connection_error(out, &error));
-                state.writer.wake();
-            }
+                state.writer.take()
+            };
+            wake_all(writer);
             for _ in 0..3 {
                 tokio::task::yield_now().await;
             }
@@ -69,11 +74,47 @@ pub(super) async fn read(
     }
 }
 
-/// What a read has brought, to be told once the lock is free.
+/// What a read has brought, to be told once the lock is released.
 #[derive(Default)]
 struct Brought {
     wakers: Vec<Waker>,
     answers: Answers,
+    /// The endpoint is no longer suspected: its outlier table must be told.
+    is_trusted: bool,
+    /// The number of the last of our pings that was answered; 0: none was.
+    ponged: u64,
+    is_draining: bool,
+    /// The server drains while calls wait for it.
+    drains_with_calls: bool,
+}
+
+impl Brought {
+    fn tell(&mut self, shared: &Shared, now: Moment) {
+        if let Some(endpoint) = &shared.endpoint {
+            // Before the outlier table hears of it: an endpoint that is readmitted begins anew.
+            endpoint.stats().answered(&mem::take(&mut self.answers), now.stamp);
+        }
+        if mem::take(&mut self.is_trusted) {
+            shared.tell_suspicion(true, now.at);
+        }
+        wake_all(self.wakers.drain(..));
+        let ponged = mem::take(&mut self.ponged);
+        if ponged > 0 {
+            shared.ponged.send_if_modified(|last| {
+                let is_news = ponged > *last;
+                *last = ponged.max(*last);
+                is_news
+            });
+        }
+        if mem::take(&mut self.is_draining) {
+            shared.to_keep.notify_one();
+        }
+        if mem::take(&mut self.drains_with_calls)
+            && let Some(endpoint) = &shared.endpoint
+        {
+            event!(DEBUG, endpoint = %endpoint.instance().address, "the server drains");
+        }
+    }
 }
 
 /// Hands every whole frame of a read to its call, under one lock.
@@ -87,7 +128,7 @@ fn take_in(
     let mut state = shared.state.lock();
     state.heard = at;
     state.pinged = None;
-    shared.trust(&mut state, true, at);
+    brought.is_trusted |= shared.trust(&mut state);
     let mut write = false;
     while let Some(frame) = reader.cut()? {
         match frame {
@@ -112,7 +153,7 @@ fn take_in(
     }
     brought.wakers.extend(state.next_in_line());
     if write {
-        state.writer.wake();
+        brought.wakers.extend(state.writer.take());
     }
     Ok(())
 }
@@ -148,9 +189,7 @@ fn take_frame(
                 None => state.stray += 1,
             }
         }
-        FrameType::Drain => {
-            drain(shared, state, header.id, &mut brought.wakers);
-        }
+        FrameType::Drain => drain(shared, state, header.id, brought),
         // A flood of pings whose answers are not read is not answered.
         FrameType::Ping if state.outbox.len() > PONGS => {}
         FrameType::Ping => {
@@ -163,26 +202,17 @@ fn take_frame(
         }
         FrameType::Pong => {
             if let Ok(number) = <[u8; 8]>::try_from(payload.as_slice()) {
-                shared.ponged.send_if_modified(|last| {
-                    let number = u64::from_be_bytes(number);
-                    // A number that was never given proves nothing.
-                    let news = number > *last && number <= state.probes;
-                    if news {
-                        *last = number;
-                    }
-                    news
-                });
+                let number = u64::from_be_bytes(number);
+                // A number that was never given proves nothing.
+                if number <= state.probes {
+                    brought.ponged = brought.ponged.max(number);
+                }
             }
         }
         FrameType::Void => {}
         FrameType::ConnectionError => {
             let text = String::from_utf8_lossy(payload.as_slice()).escape_debug().to_string();
             let text = cut(&text).to_owned();
-            event!(WARN,
-                endpoint = shared.endpoint.as_ref().map(|e| e.instance().address.as_str()),
-                reason = %text,
-                "the server refuses the connection"
-            );
             return Err(WireError::Peer(text));
         }
         FrameType::Call | FrameType::Cancel => return Err(WireError::Side(header.frame as u8)),
@@ -200,7 +230,7 @@ fn answer(payload: Payload<'_>) -> Result<Result<Answer, Error>, WireError> {
 }
 
 /// The server takes no call above `last`: those fail as rejected, the others go on.
-fn drain(shared: &Shared, state: &mut State, last: u64, wakers: &mut Vec<Waker>) {
+fn drain(shared: &Shared, state: &mut State, last: u64, brought: &mut Brought) {
     if matches!(state.phase, Phase::Open) {
         state.phase = Phase::Draining;
         shared.open.store(false, Relaxed);
@@ -211,12 +241,12 @@ fn drain(shared: &Shared, state: &mut State, last: u64, wakers: &mut Vec<Waker>)
         && state.calls.len() > 0
     {
         endpoint.stats().set_draining(true);
-        event!(DEBUG, endpoint = %endpoint.instance().address, "the server drains");
+        brought.drains_with_calls = true;
     }
-    wakers.extend(state.calls.fail(|id, _| {
+    brought.wakers.extend(state.calls.fail(|id, _| {
         (id > last)
             .then(|| (Kind::Unavailable, Fate::AboveDrain, "the server was draining".to_owned()))
     }));
-    wakers.extend(state.waiting.all());
-    shared.to_keep.notify_one();
+    brought.wakers.extend(state.waiting.all());
+    brought.is_draining = true;
 }

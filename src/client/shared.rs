@@ -15,6 +15,7 @@ use super::waiting::Waiting;
 use crate::discovery::Endpoint;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{Limits, Outbox};
+use crate::sync::wake_all;
 use crate::transport::IdleWriter;
 
 /// Whether the connection's writer may still hand bytes to the socket.
@@ -144,7 +145,7 @@ impl Shared {
         }
         state.phase = Phase::Closed(why.into());
         self.open.store(false, Relaxed);
-        self.trust(&mut state, false, Instant::now());
+        let is_trusted = self.trust(&mut state);
         let State { calls, outbox, .. } = &mut *state;
         let written = self.written.load(Relaxed);
         let mut wakers = calls.fail(|_, call| {
@@ -156,10 +157,14 @@ impl Shared {
             Some((Kind::Unavailable, fate, format!("the connection ended: {why}")))
         });
         wakers.extend(state.waiting.all());
-        // Bodies are not kept for as long as the connection's last handle is.
-        state.outbox = Outbox::default();
+        // Bodies are not kept for as long as the connection's last handle is. Their drop may be the user's.
+        let bodies = std::mem::take(&mut state.outbox);
         drop(state);
-        wakers.into_iter().for_each(Waker::wake);
+        drop(bodies);
+        if is_trusted {
+            self.tell_suspicion(false, Instant::now());
+        }
+        wake_all(wakers);
         if let Some(endpoint) = &self.endpoint {
             // A drain ends with its connection, as a suspicion does: whoever answers there next is
             // somebody new, and if nobody does, connecting fails and is put off.
@@ -168,14 +173,20 @@ impl Shared {
         self.ponged.send_replace(u64::MAX);
     }
 
-    /// Takes back that the peer is suspect, if that was said: it was `heard`, or nobody waits for it
-    /// any more.
-    pub(super) fn trust(&self, state: &mut State, heard: bool, now: Instant) {
+    /// Takes back that the peer is suspect, if that was said. True: the endpoint's outlier table must be
+    /// [told](Self::tell_suspicion) once the lock is released.
+    #[must_use = "the outlier table must be told"]
+    pub(super) fn trust(&self, state: &mut State) -> bool {
         state.suspect = false;
-        if std::mem::take(&mut state.accused)
-            && let Some(endpoint) = &self.endpoint
-        {
-            endpoint.stats().trust(heard, now);
+        std::mem::take(&mut state.accused)
+            && self.endpoint.as_ref().is_some_and(|endpoint| endpoint.stats().remove_suspect())
+    }
+
+    /// Tells the endpoint's outlier table that a suspicion was raised, or taken back because the peer was
+    /// `heard` or because nobody waits for it any more.
+    pub(super) fn tell_suspicion(&self, heard: bool, now: Instant) {
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.stats().tell_suspicion(heard, now);
         }
     }
 }
@@ -196,8 +207,8 @@ impl State {
         self.writer.poll(&self.outbox, cx)
     }
 
-    /// The waker of the call that may take a place that has become free.
-    pub(super) fn next_in_line(&self) -> Option<Waker> {
+    /// Takes the waker of the call that may take a place that has become free.
+    pub(super) fn next_in_line(&mut self) -> Option<Waker> {
         self.waiting.first()
     }
 

@@ -6,6 +6,8 @@ use std::task::Waker;
 use crate::call::Stamp;
 
 /// Calls that wait for a place in the window, in the order they came.
+///
+/// Wakers are the user's: they are moved, and never cloned or dropped here, under the connection's lock.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     queue: VecDeque<Ticket>,
@@ -16,7 +18,8 @@ pub(super) struct Waiting {
 struct Ticket {
     number: u64,
     deadline: Stamp,
-    waker: Waker,
+    /// `None` from when it is woken until it is polled.
+    waker: Option<Waker>,
 }
 
 impl Waiting {
@@ -31,7 +34,7 @@ impl Waiting {
     /// Joins the queue; the number is the place in it.
     pub(super) fn join(&mut self, deadline: Stamp, waker: Waker) -> u64 {
         self.last += 1;
-        self.queue.push_back(Ticket { number: self.last, deadline, waker });
+        self.queue.push_back(Ticket { number: self.last, deadline, waker: Some(waker) });
         self.last
     }
 
@@ -40,34 +43,36 @@ impl Waiting {
         self.queue.front().is_some_and(|first| first.number == number)
     }
 
-    /// Waits on with another waker.
-    pub(super) fn wait_on(&mut self, number: u64, waker: &Waker) {
-        if let Ok(at) = self.find(number) {
-            self.queue[at].waker.clone_from(waker);
+    /// Waits on with another waker; returns the one that is no longer used.
+    #[must_use = "it is dropped under no lock"]
+    pub(super) fn wait_on(&mut self, number: u64, waker: Waker) -> Option<Waker> {
+        match self.find(number) {
+            Ok(at) => self.queue[at].waker.replace(waker),
+            Err(_) => Some(waker),
         }
     }
 
-    /// Leaves the queue, served or not.
-    pub(super) fn leave(&mut self, number: u64) {
-        if let Ok(at) = self.find(number) {
-            self.queue.remove(at);
-        }
+    /// Leaves the queue, served or not; returns its waker.
+    #[must_use = "it is dropped under no lock"]
+    pub(super) fn leave(&mut self, number: u64) -> Option<Waker> {
+        let at = self.find(number).ok()?;
+        self.queue.remove(at)?.waker
     }
 
-    /// The waker of the one whose turn it is.
-    pub(super) fn first(&self) -> Option<Waker> {
-        self.queue.front().map(|first| first.waker.clone())
+    /// Takes the waker of the one whose turn it is.
+    pub(super) fn first(&mut self) -> Option<Waker> {
+        self.queue.front_mut()?.waker.take()
     }
 
-    /// Takes out those whose deadlines have come, polled or not; their wakers.
+    /// Takes out those whose deadlines have come, polled or not; returns their wakers.
     pub(super) fn remove_overdue(&mut self, now: Stamp) -> Vec<Waker> {
         let mut wakers = Vec::new();
-        self.queue.retain(|ticket| {
-            let overdue = ticket.deadline <= now;
-            if overdue {
-                wakers.push(ticket.waker.clone());
+        self.queue.retain_mut(|ticket| {
+            let is_overdue = ticket.deadline <= now;
+            if is_overdue {
+                wakers.extend(ticket.waker.take());
             }
-            !overdue
+            !is_overdue
         });
         wakers
     }
@@ -77,9 +82,9 @@ impl Waiting {
         self.find(number).is_ok()
     }
 
-    /// The wakers of all.
-    pub(super) fn all(&self) -> impl Iterator<Item = Waker> {
-        self.queue.iter().map(|ticket| ticket.waker.clone())
+    /// Takes the wakers of all.
+    pub(super) fn all(&mut self) -> impl Iterator<Item = Waker> {
+        self.queue.iter_mut().filter_map(|ticket| ticket.waker.take())
     }
 
     /// Numbers rise along the queue.

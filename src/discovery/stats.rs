@@ -204,18 +204,32 @@ impl EndpointStats {
     /// A connection waits for the answer to a ping that is late. Each such word is taken back by a
     /// [`trust`](Self::trust).
     pub fn suspect(&self, now: Instant) {
-        if self.suspects.fetch_add(1, Relaxed) == 0
-            && let Some(outliers) = self.outliers.upgrade()
-        {
-            outliers.suspected(self, false, now);
+        if self.add_suspect() {
+            self.tell_suspicion(false, now);
         }
     }
 
     /// The connection that suspected it has `heard` of it, or has ended without.
     pub fn trust(&self, heard: bool, now: Instant) {
-        if self.suspects.fetch_sub(1, Relaxed) == 1
-            && let Some(outliers) = self.outliers.upgrade()
-        {
+        if self.remove_suspect() {
+            self.tell_suspicion(heard, now);
+        }
+    }
+
+    /// Counts a suspicion. True: it is the first, and the outlier table must be
+    /// [told](Self::tell_suspicion) once no lock is held.
+    pub(crate) fn add_suspect(&self) -> bool {
+        self.suspects.fetch_add(1, Relaxed) == 0
+    }
+
+    /// Takes a suspicion back. True: it was the last, and the outlier table must be told as well.
+    pub(crate) fn remove_suspect(&self) -> bool {
+        self.suspects.fetch_sub(1, Relaxed) == 1
+    }
+
+    /// Tells the outlier table, which reads the count itself: the order of two notices does not matter.
+    pub(crate) fn tell_suspicion(&self, heard: bool, now: Instant) {
+        if let Some(outliers) = self.outliers.upgrade() {
             outliers.suspected(self, heard, now);
         }
     }
