@@ -180,6 +180,9 @@ impl Resolver {
     /// Sets the list by hand. It counts as proven, is seen by the next [`snapshot`](Self::snapshot)
     /// and holds until the source's next proven answer: a source that never names a revision never
     /// replaces it. What a watch tells of single instances is applied to it.
+    ///
+    /// The selector is prepared for it before this returns. If another list is set meanwhile, only the later
+    /// one is shown.
     pub fn update(&self, instances: Vec<Instance>) {
         self.handle.shared.by_hand(instances, Instant::now());
     }

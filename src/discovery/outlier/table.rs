@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::OutlierEjection;
 use crate::call::after;
 use crate::discovery::{Endpoint, EndpointSet, EndpointStats};
-use crate::sync::{Mutex, event};
+use crate::sync::{Deferred, Mutex, event};
 
 /// How often the table is gone through again while an endpoint is ejected: whether enough others
 /// are usable changes by itself, as reconnects are put off or succeed.
@@ -38,6 +38,8 @@ pub(crate) struct Outliers {
 
 struct State {
     endpoints: Arc<EndpointSet>,
+    /// That of the snapshot whose endpoints these are.
+    generation: u64,
     /// By the endpoint's key.
     cases: HashMap<usize, Case>,
     rng: StdRng,
@@ -66,6 +68,7 @@ struct Out {
 }
 
 /// Why an endpoint is ejected.
+#[derive(Clone, Copy)]
 enum Reason {
     Row(u32),
     Share { own: f64, others: f64 },
@@ -77,6 +80,7 @@ impl Outliers {
             settings,
             state: Mutex::new(State {
                 endpoints: Arc::default(),
+                generation: 0,
                 cases: HashMap::new(),
                 rng: StdRng::seed_from_u64(seed),
                 evaluated: now,
@@ -108,9 +112,15 @@ impl Outliers {
         self.panicking.load(Relaxed)
     }
 
-    /// Takes the endpoints of a new snapshot; what is no longer listed is forgotten.
-    pub(crate) fn follow(&self, endpoints: &Arc<EndpointSet>, now: Instant) {
+    /// Takes the endpoints of a snapshot, unless it has those of a newer one; what is no longer listed is
+    /// forgotten.
+    pub(crate) fn follow(&self, endpoints: &Arc<EndpointSet>, generation: u64, now: Instant) {
+        let mut deferred = Deferred::default();
         let mut state = self.state.lock();
+        if generation < state.generation {
+            return;
+        }
+        state.generation = generation;
         if state.endpoints.len() < 2 && state.cases.is_empty() {
             // Nobody was compared until now: what went before is no part of the first interval.
             state.evaluated = now;
@@ -128,7 +138,7 @@ impl Outliers {
                 None => false,
             });
         }
-        self.review(&mut state, now);
+        self.review(&mut state, now, &mut deferred);
         drop(state);
         // When something is due was computed for the old list.
         self.changed.notify_one();
@@ -140,16 +150,22 @@ impl Outliers {
         if threshold == 0 || row < threshold {
             return;
         }
+        let mut deferred = Deferred::default();
         let mut state = self.state.lock();
         let found = state.endpoints.iter().find(|endpoint| endpoint.key() == stats.key()).cloned();
-        if let Some(endpoint) = found {
-            self.eject(&mut state, endpoint, &Reason::Row(row), now);
+        let is_ejected = found.is_some_and(|endpoint| {
+            self.eject(&mut state, endpoint, Reason::Row(row), now, &mut deferred)
+        });
+        drop(state);
+        if is_ejected {
+            self.changed.notify_one();
         }
     }
 
     /// A connection's ping is not answered, or now is, which is `heard`, or the connection has ended
     /// without: what `stats` count has changed.
     pub(crate) fn suspected(&self, stats: &EndpointStats, heard: bool, now: Instant) {
+        let mut deferred = Deferred::default();
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let key = stats.key();
@@ -183,7 +199,7 @@ impl Outliers {
             }
             _ => {}
         }
-        self.review(state, now);
+        self.review(state, now, &mut deferred);
         drop(guard);
         self.changed.notify_one();
     }
@@ -201,11 +217,12 @@ impl Outliers {
 
     /// Does what is due; the endpoints to be probed now.
     pub(super) fn turn(&self, now: Instant) -> Vec<Endpoint> {
+        let mut deferred = Deferred::default();
         let mut state = self.state.lock();
         if now >= after(state.evaluated, self.settings.interval) {
-            self.take_shares(&mut state, now);
+            self.take_shares(&mut state, now, &mut deferred);
         }
-        self.review(&mut state, now);
+        self.review(&mut state, now, &mut deferred);
         let mut probed = Vec::new();
         for case in state.cases.values_mut() {
             if let Some(out) = &mut case.out
@@ -221,6 +238,7 @@ impl Outliers {
 
     /// A probe ended; an endpoint that answered is taken back.
     pub(super) fn probed(&self, endpoint: &Endpoint, answered: bool, now: Instant) {
+        let mut deferred = Deferred::default();
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let Some(case) = state.cases.get_mut(&endpoint.key()) else { return };
@@ -230,24 +248,31 @@ impl Outliers {
             case.out = None;
             endpoint.stats().begin_anew(now, self.settings.slow_start);
             self.readmissions.fetch_add(1, Relaxed);
-            event!(
-                INFO,
-                endpoint = %endpoint.instance().address,
-                after = ?now.saturating_duration_since(case.opened),
-                "taken back: it answers"
-            );
+            let address = endpoint.instance().address.clone();
+            let after = now.saturating_duration_since(case.opened);
+            deferred.push(move || {
+                event!(INFO, endpoint = %address, ?after, "taken back: it answers");
+            });
         } else {
             out.probing = false;
             out.until = after(now, jittered(&mut state.rng, self.settings.probe_interval));
         }
-        self.review(state, now);
+        self.review(state, now, &mut deferred);
     }
 
-    fn eject(&self, state: &mut State, endpoint: Endpoint, reason: &Reason, now: Instant) {
+    /// True: the endpoint is ejected from now on.
+    fn eject(
+        &self,
+        state: &mut State,
+        endpoint: Endpoint,
+        reason: Reason,
+        now: Instant,
+        deferred: &mut Deferred,
+    ) -> bool {
         let key = endpoint.key();
         let known = state.cases.get(&key);
         if known.is_some_and(|case| case.out.is_some()) {
-            return;
+            return false;
         }
         let ready = state.endpoints.iter().filter(|endpoint| endpoint.is_ready()).count();
         let open = |endpoint: &&Endpoint| {
@@ -256,28 +281,32 @@ impl Outliers {
         };
         let ejected = state.endpoints.iter().filter(|e| e.is_ready()).filter(open).count();
         if ejected >= self.settings.quota(ready) {
-            event!(
-                DEBUG,
-                endpoint = %endpoint.instance().address, %reason, ejected, ready,
-                "not ejected: no more may be"
-            );
+            let address = endpoint.instance().address.clone();
+            deferred.push(move || {
+                event!(
+                    DEBUG,
+                    endpoint = %address, %reason, ejected, ready,
+                    "not ejected: no more may be"
+                );
+            });
             // It has as many tries again.
             endpoint.stats().forgive();
-            return;
+            return false;
         }
         let level = known.map_or(0, |case| case.level);
         let time = jittered(&mut state.rng, self.settings.time(level));
-        event!(WARN, endpoint = %endpoint.instance().address, %reason, ?time, "ejected");
+        let address = endpoint.instance().address.clone();
+        deferred.push(move || event!(WARN, endpoint = %address, %reason, ?time, "ejected"));
         endpoint.stats().count_ejection();
         self.ejections.fetch_add(1, Relaxed);
         let out = Some(Out { until: after(now, time), probing: false, suspicion: false });
         state.cases.insert(key, Case { endpoint, level: level + 1, opened: now, out });
-        self.review(state, now);
-        self.changed.notify_one();
+        self.review(state, now, deferred);
+        true
     }
 
     /// Compares the endpoints' shares of successes, and forgets what is long ago.
-    fn take_shares(&self, state: &mut State, now: Instant) {
+    fn take_shares(&self, state: &mut State, now: Instant, deferred: &mut Deferred) {
         state.evaluated = now;
         state.cases.retain(|_, case| {
             if case.out.is_none() {
@@ -304,14 +333,14 @@ impl Outliers {
         for (endpoint, own) in worst_first {
             let others = (sum - own) / (shares.len() - 1) as f64;
             if own < others * self.settings.success_ratio {
-                self.eject(state, endpoint, &Reason::Share { own, others }, now);
+                self.eject(state, endpoint, Reason::Share { own, others }, now, deferred);
             }
         }
     }
 
     /// Sets each endpoint's flag: within the quota, the suspects first, and then who was ejected
     /// first; none if too few would stay usable.
-    fn review(&self, state: &mut State, now: Instant) {
+    fn review(&self, state: &mut State, now: Instant, deferred: &mut Deferred) {
         let ready = || state.endpoints.iter().filter(|endpoint| endpoint.is_ready());
         let opened = |endpoint: &&Endpoint| {
             let case = state.cases.get(&endpoint.key());
@@ -333,11 +362,13 @@ impl Outliers {
             .count();
         let panicking = !bad.is_empty() && (usable as f64) < all as f64 * self.settings.panic_below;
         if self.panicking.swap(panicking, Relaxed) != panicking {
-            if panicking {
-                event!(WARN, usable, ready = all, "too few are usable: ejection is ignored");
-            } else {
-                event!(WARN, usable, ready = all, "enough are usable: ejection holds again");
-            }
+            deferred.push(move || {
+                if panicking {
+                    event!(WARN, usable, ready = all, "too few are usable: ejection is ignored");
+                } else {
+                    event!(WARN, usable, ready = all, "enough are usable: ejection holds again");
+                }
+            });
         }
         for endpoint in state.endpoints.iter() {
             let ejected = !panicking && bad.iter().any(|(.., bad)| bad.is(endpoint));

@@ -29,7 +29,7 @@ impl Field {
             Endpoint::among(Arc::downgrade(&table), instance, now)
         };
         let set = Arc::new(EndpointSet::new((0..len).map(endpoint).collect()));
-        table.follow(&set, now);
+        table.follow(&set, 1, now);
         Self { table, set, now }
     }
 
@@ -123,7 +123,7 @@ fn what_is_draining_does_not_count_among_the_ready() {
     let drained =
         field.at(2).with_instance(field.at(2).instance().clone().health(Health::Draining));
     let set = EndpointSet::new(vec![field.at(0).clone(), field.at(1).clone(), drained]);
-    field.table.follow(&Arc::new(set), field.now);
+    field.table.follow(&Arc::new(set), 2, field.now);
     field.fail(0, 5);
     assert_eq!(field.ejected(), [0], "one of two");
 }
@@ -269,7 +269,7 @@ fn what_is_no_longer_listed_is_forgotten() {
     let mut field = Field::of(3);
     field.fail(0, 5);
     let left = EndpointSet::new(vec![field.at(1).clone(), field.at(2).clone()]);
-    field.table.follow(&Arc::new(left), field.now);
+    field.table.follow(&Arc::new(left), 2, field.now);
     assert_eq!(field.seconds(30), 0);
     field.fail(1, 5);
     assert!(field.at(1).stats().is_ejected(), "its place is free");

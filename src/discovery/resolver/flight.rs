@@ -76,10 +76,13 @@ impl Flights {
 
     /// For the task: a request ended, and with it everybody's wish.
     pub(super) fn landed(&self, error: Option<Arc<DiscoveryError>>) {
+        let mut former = error;
         self.state.send_modify(|state| {
             state.wanted = false;
             state.finished += 1;
-            state.error = error;
+            std::mem::swap(&mut state.error, &mut former);
         });
+        // Not under the channel's lock: the error's source is the user's.
+        drop(former);
     }
 }

@@ -12,12 +12,12 @@ use tokio::time::Instant;
 use super::flight::Flights;
 use super::merge::merge;
 use super::{ResolverStats, Snapshot, SnapshotStatus};
-use crate::discovery::guard::Guard;
+use crate::discovery::guard::{Guard, Known};
 use crate::discovery::outlier::{Outliers, Probes};
 use crate::discovery::{DiscoveryError, EndpointSet, Resolved, Update};
 use crate::instance::{Instance, ServiceName};
 use crate::selector::{Picker, Selector};
-use crate::sync::{Mutex, event};
+use crate::sync::{Deferred, Mutex, MutexGuard, assert_unlocked, event};
 
 /// Whether a protocol can be dialled.
 pub(super) type Speaks = Box<dyn Fn(&str) -> bool + Send + Sync>;
@@ -28,7 +28,7 @@ pub(super) struct Shared {
     selector: Box<dyn Selector>,
     speaks: Speaks,
     current: ArcSwap<Snapshot>,
-    /// Whoever publishes holds it, so that snapshots follow one another in the order of the news.
+    /// Held while a snapshot is replaced, so that snapshots follow one another in the order of the changes.
     list: Mutex<List>,
     /// Wakes those who wait for a snapshot.
     changes: watch::Sender<()>,
@@ -49,6 +49,18 @@ struct List {
     version: u64,
     /// The source said so, and has listed nobody since.
     gone: bool,
+    /// Number of changes so far.
+    changes: u64,
+    /// The last change that is shown. Pickers are prepared under no lock, so that two may be ready in another
+    /// order than they were begun in.
+    shown: u64,
+}
+
+/// What a list becomes for those who pick from it.
+struct Made {
+    /// `None`: the endpoints are as before.
+    set: Option<(Arc<EndpointSet>, Arc<dyn Picker>)>,
+    skipped: usize,
 }
 
 impl Shared {
@@ -73,7 +85,8 @@ impl Shared {
             last_error: None,
             picker,
         };
-        let list = List { guard: Guard::new(lease), version: 0, gone: false };
+        let guard = Guard::new(lease);
+        let list = List { guard, version: 0, gone: false, changes: 0, shown: 0 };
         Self {
             service,
             zone,
@@ -136,23 +149,25 @@ impl Shared {
     /// Takes the answer to a question asked at `version`.
     pub(super) fn answered(&self, answer: Resolved, version: u64, now: Instant) {
         self.resolved.fetch_add(1, Relaxed);
+        let mut deferred = Deferred::default();
         let mut list = self.list.lock();
         if list.version == version {
             let revision = answer.revision.clone();
-            self.take_list(&mut list, answer, now);
-            self.publish(&list, revision, now);
+            self.take_list(&mut list, answer, now, &mut deferred);
+            self.publish(list, revision, now);
         }
     }
 
     /// Takes what a watch tells.
     pub(super) fn told(&self, update: Update, now: Instant) {
         self.updates.fetch_add(1, Relaxed);
+        let mut deferred = Deferred::default();
         let mut list = self.list.lock();
         list.version += 1;
         let revision = match update {
             Update::Set(answer) => {
                 let revision = answer.revision.clone();
-                self.take_list(&mut list, answer, now);
+                self.take_list(&mut list, answer, now, &mut deferred);
                 revision
             }
             Update::Upsert(instances) => {
@@ -170,7 +185,7 @@ impl Shared {
                 None
             }
         };
-        self.publish(&list, revision, now);
+        self.publish(list, revision, now);
     }
 
     /// Takes a list set by hand.
@@ -180,19 +195,27 @@ impl Shared {
         list.version += 1;
         list.gone = false;
         list.guard.by_hand(instances);
-        self.publish(&list, None, now);
+        self.publish(list, None, now);
     }
 
     /// A request failed: the last list is kept, and stale.
     pub(super) fn failed(&self, error: &Arc<DiscoveryError>, now: Instant) {
         self.errors.fetch_add(1, Relaxed);
-        let _publishing = self.list.lock();
+        let list = self.list.lock();
         let old = self.snapshot();
         let status = match old.status {
             SnapshotStatus::Pending | SnapshotStatus::Failed => SnapshotStatus::Failed,
             SnapshotStatus::Stale { since } => SnapshotStatus::Stale { since },
             SnapshotStatus::Ready | SnapshotStatus::Gone => SnapshotStatus::Stale { since: now },
         };
+        let former = self.show(Snapshot {
+            status,
+            last_error: Some(Arc::clone(error)),
+            ..Snapshot::clone(&old)
+        });
+        drop(list);
+        drop(former);
+        self.changes.send_replace(());
         if old.status != status {
             let message = if status.is_listed() {
                 "the list of instances is stale"
@@ -202,23 +225,22 @@ impl Shared {
             let age = old.age(now);
             event!(WARN, service = %self.service, error = %error, ?age, "{message}");
         }
-        self.show(Snapshot {
-            status,
-            last_error: Some(Arc::clone(error)),
-            ..Snapshot::clone(&old)
-        });
     }
 
     /// A watch failed: counted and shown. The request that follows decides what the list is worth.
     pub(super) fn watch_failed(&self, error: DiscoveryError) {
         self.errors.fetch_add(1, Relaxed);
         event!(DEBUG, service = %self.service, %error, "a watch ended");
-        let _publishing = self.list.lock();
+        let list = self.list.lock();
         let old = self.snapshot();
-        self.show(Snapshot { last_error: Some(Arc::new(error)), ..Snapshot::clone(&old) });
+        let former =
+            self.show(Snapshot { last_error: Some(Arc::new(error)), ..Snapshot::clone(&old) });
+        drop(list);
+        drop(former);
+        self.changes.send_replace(());
     }
 
-    fn take_list(&self, list: &mut List, answer: Resolved, now: Instant) {
+    fn take_list(&self, list: &mut List, answer: Resolved, now: Instant, deferred: &mut Deferred) {
         list.gone &= answer.instances.is_empty();
         let doubting = list.guard.is_doubting();
         if !list.guard.answer(answer, now) {
@@ -226,52 +248,97 @@ impl Shared {
         }
         self.guarded.fetch_add(1, Relaxed);
         if list.guard.is_doubting() && !doubting {
-            event!(
-                WARN,
-                service = %self.service,
-                "an answer lost instances without proof: they are kept for now, picked last"
-            );
+            let service = self.service.clone();
+            deferred.push(move || {
+                event!(
+                    WARN,
+                    %service,
+                    "an answer lost instances without proof: they are kept for now, picked last"
+                );
+            });
         }
     }
 
-    /// Shows the list as the guard believes it: good news. Set and picker are made anew only if
-    /// something of them changed.
-    fn publish(&self, list: &List, revision: Option<Arc<str>>, now: Instant) {
-        let old = self.snapshot();
-        let merged = merge(list.guard.known(), &old.endpoints, &*self.speaks, &self.outliers, now);
-        let (endpoints, picker, generation) = if merged.changed {
+    /// Shows the list as the guard believes it: good news. The selector and the protocols are asked under no lock,
+    /// since they are the user's.
+    fn publish(&self, mut list: MutexGuard<'_, List>, revision: Option<Arc<str>>, now: Instant) {
+        list.changes += 1;
+        let change = list.changes;
+        let mut known = list.guard.known().to_vec();
+        let mut old = self.snapshot();
+        drop(list);
+        loop {
+            let made = self.make(&known, &old.endpoints, now);
+            let mut list = self.list.lock();
+            if list.shown >= change {
+                // A later change was shown meanwhile, and this one with it.
+                drop(list);
+                return;
+            }
+            let current = self.snapshot();
+            if !Arc::ptr_eq(&current.endpoints, &old.endpoints) {
+                // An earlier change was shown meanwhile: its endpoints keep their statistics.
+                known = list.guard.known().to_vec();
+                drop(list);
+                old = current;
+                continue;
+            }
+            list.shown = change;
+            let Made { set, skipped } = made;
+            let (endpoints, picker, generation) = match &set {
+                Some((set, picker)) => {
+                    (Arc::clone(set), Arc::clone(picker), current.generation + 1)
+                }
+                None => {
+                    let (set, picker) = (&current.endpoints, &current.picker);
+                    (Arc::clone(set), Arc::clone(picker), current.generation)
+                }
+            };
+            let former = self.show(Snapshot {
+                endpoints,
+                status: if list.gone { SnapshotStatus::Gone } else { SnapshotStatus::Ready },
+                revision,
+                generation,
+                updated_at: now,
+                skipped,
+                last_error: None,
+                picker,
+            });
+            drop(list);
+            if let Some((set, _)) = &set {
+                self.outliers.follow(set, generation, now);
+            }
+            self.changes.send_replace(());
+            if matches!(former.status, SnapshotStatus::Stale { .. } | SnapshotStatus::Failed) {
+                let error = former.last_error.as_deref().map(tracing::field::display);
+                let age = former.age(now);
+                event!(
+                    WARN,
+                    service = %self.service, error, ?age, "the list of instances is fresh again"
+                );
+            }
+            return;
+        }
+    }
+
+    /// Makes endpoints and picker of a list, if they differ from those of `old`.
+    fn make(&self, known: &[Known], old: &EndpointSet, now: Instant) -> Made {
+        assert_unlocked();
+        let merged = merge(known, old, &*self.speaks, &self.outliers, now);
+        let set = merged.changed.then(|| {
             let set = Arc::new(EndpointSet::new(merged.endpoints));
             let picker: Arc<dyn Picker> = Arc::from(self.selector.prepare(&set));
-            self.outliers.follow(&set, now);
-            (set, picker, old.generation + 1)
-        } else {
-            let (set, picker) = (Arc::clone(&old.endpoints), Arc::clone(&old.picker));
-            (set, picker, old.generation)
-        };
-        if matches!(old.status, SnapshotStatus::Stale { .. } | SnapshotStatus::Failed) {
-            let error = old.last_error.as_deref().map(tracing::field::display);
-            let age = old.age(now);
-            event!(
-                WARN,
-                service = %self.service, error, ?age, "the list of instances is fresh again"
-            );
-        }
-        self.show(Snapshot {
-            endpoints,
-            status: if list.gone { SnapshotStatus::Gone } else { SnapshotStatus::Ready },
-            revision,
-            generation,
-            updated_at: now,
-            skipped: merged.skipped,
-            last_error: None,
-            picker,
+            (set, picker)
         });
+        Made { set, skipped: merged.skipped }
     }
 
-    fn show(&self, snapshot: Snapshot) {
+    /// Replaces the current snapshot, and returns it: its picker and its error are the user's, and are dropped once
+    /// the list's lock is released.
+    #[must_use = "it is dropped under no lock"]
+    fn show(&self, snapshot: Snapshot) -> Arc<Snapshot> {
         // First, so that whoever has seen the snapshot looks for no older one by this.
         self.generation.store(snapshot.generation, Release);
-        self.current.store(Arc::new(snapshot));
-        self.changes.send_replace(());
+        self.current.swap(Arc::new(snapshot))
     }
 }
