@@ -11,10 +11,14 @@ use std::time::Duration;
 use srpc::backend::static_list::StaticList;
 use srpc::call::{Codec, CodecId};
 use srpc::client::{Connection, ConnectionSettings};
+use srpc::discovery::{Discovery, DiscoveryError, Resolved, SnapshotStatus};
 use srpc::protocol::{CallHead, FrameType, Hello, Limits, MethodRef, encode_call, encode_frame};
 use srpc::server::{Answered, Asked, Handler, HandlerFuture, Method, Outcome};
 use srpc::transport::{Memory, Transport};
-use srpc::{Address, Call, Execution, Instance, Kind, Listener, Server, Service, Status, XClient};
+use srpc::{
+    Address, Call, Execution, Instance, Kind, Listener, Server, Service, ServiceName, Status,
+    XClient,
+};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -320,4 +324,114 @@ fn a_unix_bind_fails_at_once_if_the_accept_queue_of_the_listener_is_full() {
     drop((owner, queued));
     // Nobody listens on the file that is left: it is replaced.
     owners.block_on(Listener::bind(&address)).unwrap();
+}
+
+/// A source whose list the test changes.
+#[derive(Clone, Default)]
+struct Source(Arc<std::sync::Mutex<Vec<Instance>>>);
+
+#[async_trait::async_trait]
+impl Discovery for Source {
+    async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        Ok(Resolved::new(self.0.lock().unwrap().clone()).revision("1"))
+    }
+}
+
+fn paused() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+/// The result of a future's first poll, outside of any runtime.
+fn poll_once<T>(future: impl Future<Output = T>) -> Poll<T> {
+    pin!(future).as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+/// The error of a future that fails at its first poll, outside of any runtime.
+fn fails_at_once<T, E>(future: impl Future<Output = Result<T, E>>) -> E {
+    match poll_once(future) {
+        Poll::Ready(Err(error)) => error,
+        Poll::Ready(Ok(_)) => panic!("it succeeded"),
+        Poll::Pending => panic!("it waits"),
+    }
+}
+
+#[test]
+fn a_client_goes_on_after_the_runtime_it_was_made_in() {
+    let (network, source) = (Memory::new(), Source::default());
+    let nobody = Instance::at("mem@nobody".parse().unwrap());
+    source.0.lock().unwrap().push(nobody.clone());
+    let (first, second) = (paused(), paused());
+    let client = first.block_on(async {
+        let client = XClient::builder("Foo", source.clone());
+        let client = client.transport(Arc::new(network.clone())).build().unwrap();
+        client.resolver().ready(Duration::from_secs(2)).await.unwrap();
+        client
+    });
+    let resolver = client.resolver().clone();
+    assert_eq!(resolver.snapshot().status, SnapshotStatus::Ready);
+    drop(first);
+    let snapshot = resolver.snapshot();
+    assert!(matches!(snapshot.status, SnapshotStatus::Stale { .. }), "{snapshot:?}");
+    assert!(snapshot.last_error.as_ref().unwrap().message().contains("runtime"));
+    resolver.update(vec![nobody]);
+    assert_ne!(resolver.snapshot().status, SnapshotStatus::Ready, "nobody refreshes it");
+    assert!(fails_at_once(resolver.refresh()).message().contains("runtime"));
+    let error = fails_at_once(client.send(call(1)));
+    assert!(error.message().contains("runtime"), "{error}");
+    assert_eq!((error.kind(), error.execution()), (Kind::Internal, Execution::NotSent));
+    let error = fails_at_once(client.broadcast::<_, u64>("Foo.Sleep", &1));
+    assert!(error.message().contains("runtime"), "{error}");
+
+    second.block_on(async {
+        let listener = network.bind(&Address::to_bind("mem@foo").unwrap()).await.unwrap();
+        *source.0.lock().unwrap() = vec![Instance::at(listener.address().clone())];
+        let serving = Server::new().service(foo(&Arc::default()));
+        tokio::spawn(serving.serve(listener, std::future::pending()));
+        resolver.refresh().await.unwrap();
+        client.send(call(1)).await.unwrap();
+        assert_eq!(resolver.snapshot().status, SnapshotStatus::Ready);
+        assert_eq!(resolver.stats().restarts, 1);
+    });
+}
+
+#[test]
+fn a_client_made_outside_of_a_runtime_starts_with_its_first_call() {
+    let client = XClient::builder("Foo", Source::default());
+    let client = client.transport(Arc::new(Memory::new())).build().unwrap();
+    let error = fails_at_once(client.send(call(1)));
+    assert!(error.message().contains("runtime"), "{error}");
+    assert_eq!(error.execution(), Execution::NotSent);
+    paused().block_on(async {
+        let error = client.send(call(1)).await.unwrap_err();
+        assert!(error.message().ends_with("no instance is known"), "{error}");
+    });
+}
+
+#[test]
+fn a_call_through_a_layer_that_waits_fails_outside_of_a_runtime() {
+    let client = XClient::builder("Foo", Source::default())
+        .transport(Arc::new(Memory::new()))
+        .layer(tower::layer::layer_fn(Waits))
+        .build()
+        .unwrap();
+    let error = fails_at_once(client.send(call(1)));
+    assert!(error.message().contains("runtime"), "{error}");
+}
+
+/// A layer's service whose calls never end.
+#[derive(Clone)]
+struct Waits<S>(S);
+
+impl<S: tower::Service<Call>> tower::Service<Call> for Waits<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = std::future::Pending<Result<S::Response, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, _: Call) -> Self::Future {
+        std::future::pending()
+    }
 }

@@ -14,6 +14,7 @@ use tower::Service;
 
 use super::failover::{Failover, Once};
 use super::pool::Pool;
+use crate::call::{NO_RUNTIME, has_runtime};
 use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::error::BoxError;
 use crate::instance::ServiceName;
@@ -209,13 +210,18 @@ impl<S, P> Shared<S, P> {
     {
         let nobody =
             |reason: String| NoInstance { service: self.resolver.service().clone(), reason };
-        if !self.resolver.snapshot().status.is_listed()
-            && timeout(self.patience, self.resolver.listed()).await.is_err()
-        {
-            return Err(nobody(match &self.resolver.snapshot().last_error {
-                Some(error) => format!("no list yet: {error}"),
-                None => "no list yet: the source has not answered".to_owned(),
-            }));
+        let is_listed = || self.resolver.snapshot().status.is_listed();
+        if !is_listed() {
+            if !has_runtime() {
+                return Err(nobody(NO_RUNTIME.to_owned()));
+            }
+            let waited = timeout(self.patience, self.resolver.listed()).await;
+            if waited.is_err() || !is_listed() {
+                return Err(nobody(match &self.resolver.snapshot().last_error {
+                    Some(error) => format!("no list yet: {error}"),
+                    None => "no list yet: the source has not answered".to_owned(),
+                }));
+            }
         }
         let snapshot = self.resolver.snapshot();
         let seed = self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed);

@@ -10,6 +10,7 @@ mod packed;
 mod packing;
 mod pool;
 mod race;
+mod runtime;
 mod time;
 
 use std::borrow::Cow;
@@ -30,6 +31,7 @@ pub(crate) use self::packed::BodyRef;
 #[doc(hidden)]
 pub use self::packed::Packed;
 pub(crate) use self::race::Racer;
+pub(crate) use self::runtime::{NO_RUNTIME, has_runtime, no_runtime};
 pub(crate) use self::time::{Moment, Stamp, after, until};
 use crate::error::{Error, Fate, Kind};
 use crate::instance::Address;

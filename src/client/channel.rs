@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::connection::{Closer, ConnectionCell};
 use super::outcome::outcome;
 use super::{Connection, ConnectionSettings};
-use crate::call::{Call, Reply, after};
+use crate::call::{Call, Reply, after, has_runtime, no_runtime};
 use crate::discovery::{Endpoint, Outcome};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::sync::{Mutex, event};
@@ -173,6 +173,9 @@ impl Channel {
     /// # Errors
     /// `Unavailable`, not sent, if it does not.
     pub async fn ping(&self, deadline: Instant) -> Result<(), Error> {
+        if !has_runtime() {
+            return Err(no_runtime(Fate::NoConnection));
+        }
         let suspect = |line: &Line| line.connection.load().filter(Connection::is_suspect);
         let is_suspect = |line: &Line| suspect(line).is_some();
         let at = self.inner.lines.iter().position(is_suspect).unwrap_or_else(|| self.line());
@@ -238,6 +241,9 @@ impl Channel {
             if self.inner.closed.load(Relaxed) {
                 return Err(no_connection("the client is closed"));
             }
+            if !has_runtime() {
+                return Err(no_runtime(Fate::NoConnection));
+            }
             let stats = self.inner.endpoint.stats();
             match &*last {
                 // Only the call that dials again waits for it: the others have better to do.
@@ -270,7 +276,10 @@ impl Channel {
                 Fate::NeverWritten,
                 "deadline exceeded while connecting",
             )),
-            Ok(Err(_)) => Err(no_connection("the client was closed")),
+            Ok(Err(_)) if self.inner.closed.load(Relaxed) => {
+                Err(no_connection("the client was closed"))
+            }
+            Ok(Err(_)) => Err(no_connection("the runtime that dialled has ended")),
             Ok(Ok(dialled)) => match &*dialled {
                 Some(Ok(connection)) => Ok(connection.clone()),
                 Some(Err(why)) => Err(no_connection(why)),

@@ -18,7 +18,7 @@ use super::exchange::Flight;
 use super::lane::Lanes;
 use super::shared::{Phase, Shared, Writer};
 use super::{ConnectionSettings, Exchange};
-use crate::call::{BodyRef, Call, Moment, Terms};
+use crate::call::{BodyRef, Call, Moment, NO_RUNTIME, Terms, has_runtime};
 use crate::discovery::Endpoint;
 use crate::error::Error;
 use crate::protocol::{
@@ -68,12 +68,15 @@ impl Connection {
     /// stream.
     ///
     /// # Errors
-    /// If the peer closes, or does not speak this protocol.
+    /// If the peer closes, or does not speak this protocol; outside of a tokio runtime.
     pub async fn open(
         mut stream: Stream,
         mut settings: ConnectionSettings,
         endpoint: Option<Endpoint>,
     ) -> io::Result<Self> {
+        if !has_runtime() {
+            return Err(io::Error::other(NO_RUNTIME));
+        }
         settings.limits = settings.limits.clamped();
         let mut hello = Vec::new();
         Hello::new(settings.limits).encode(&mut hello);

@@ -13,15 +13,20 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::runtime;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 pub use self::builder::ResolverBuilder;
-use self::shared::Shared;
+use self::shared::{Shared, orphaned};
 pub use self::snapshot::{Snapshot, SnapshotStatus};
+use self::worker::{Timing, Worker};
+use super::outlier;
 use super::{Discovery, DiscoveryError, Endpoint, Probe};
+use crate::call::{NO_RUNTIME, has_runtime};
 use crate::instance::{Instance, ServiceName};
 use crate::selector::PickContext;
+use crate::sync::{Mutex, event};
 
 /// Keeps the list of one service's instances: one task, shared by all clones, that watches or polls
 /// a [`Discovery`] and publishes [`Snapshot`]s.
@@ -39,6 +44,9 @@ use crate::selector::PickContext;
 /// - An endpoint that fails while its lease holds is ejected for a while, and comes back slowly; see
 ///   [`OutlierEjection`](super::OutlierEjection).
 /// - Of two instances with one address the one with the higher epoch is listed.
+/// - Its task runs on the tokio runtime that it is made in, or on that of its first caller. If that
+///   runtime ends, the next caller within a runtime starts the task there. Until then the list is stale,
+///   and [`Snapshot::last_error`] says why.
 ///
 /// # Clone
 /// Cheap; clones share everything. Dropping the last one ends the task.
@@ -79,7 +87,55 @@ pub struct Resolver {
 /// drop is the task's end.
 struct Handle {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    discovery: Arc<dyn Discovery>,
+    timing: Timing,
+    seed: u64,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+impl Handle {
+    /// Starts the task on the caller's runtime, unless it runs. False: it runs nowhere.
+    fn keep_running(&self) -> bool {
+        !self.shared.is_orphaned() || self.start()
+    }
+
+    #[cold]
+    fn start(&self) -> bool {
+        let Ok(runtime) = runtime::Handle::try_current() else { return false };
+        let mut task = self.task.lock();
+        let is_adopted = self.shared.adopt();
+        if is_adopted {
+            let guard = TaskGuard(Arc::clone(&self.shared));
+            let (shared, discovery) = (Arc::clone(&self.shared), Arc::clone(&self.discovery));
+            let outliers =
+                outlier::keep(Arc::clone(&self.shared.outliers), Arc::clone(&self.shared.probes));
+            let worker = Worker::new(shared, discovery, self.timing, self.seed);
+            let started = runtime.spawn(async move {
+                let _guard = guard;
+                tokio::join!(worker.run(), outliers);
+            });
+            *task = Some(started.abort_handle());
+        }
+        drop(task);
+        if is_adopted && self.shared.stats().restarts > 0 {
+            let service = &self.shared.service;
+            event!(DEBUG, %service, "the runtime of the resolver has ended: it runs on another one");
+        }
+        // A runtime that is shutting down drops the task at once.
+        !self.shared.is_orphaned()
+    }
+}
+
+/// Held by the task. Its drop tells that the task has ended, also if its runtime has.
+///
+/// Why not `AbortHandle::is_finished`? tokio drops the task, which wakes those who wait, before it
+/// marks the task as finished: they would look too early, and wait for ever.
+struct TaskGuard(Arc<Shared>);
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        self.0.orphan();
+    }
 }
 
 /// What a resolver has done so far.
@@ -100,13 +156,12 @@ pub struct ResolverStats {
     pub readmissions: u64,
     /// Whether ejection is ignored at present, since too few endpoints would stay usable.
     pub panicking: bool,
+    /// How often its task was started again, on a caller's runtime, because the one before had ended.
+    pub restarts: u64,
 }
 
 impl Resolver {
     /// A resolver of `service` with the defaults.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
     pub fn new(service: ServiceName, discovery: Arc<dyn Discovery>) -> Self {
         Self::builder(service, discovery).build()
     }
@@ -128,7 +183,26 @@ impl Resolver {
 
     /// The list as of now. Never waits.
     pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.handle.keep_running();
         self.handle.shared.snapshot()
+    }
+
+    /// The list as of now, for a caller that holds a lock: it starts no task.
+    pub(crate) fn current(&self) -> Arc<Snapshot> {
+        self.handle.shared.snapshot()
+    }
+
+    /// Starts the task on the caller's runtime, unless it runs.
+    pub(crate) fn keep_running(&self) {
+        self.handle.keep_running();
+    }
+
+    /// What an error adds about a list that was asked for again because a runtime has ended.
+    pub(crate) fn restart_note(&self) -> &'static str {
+        match self.stats().restarts {
+            0 => "",
+            _ => " (it was asked again, since the runtime that the resolver ran on has ended)",
+        }
     }
 
     /// The number of the list's set of endpoints, as of now or the next, for the call path.
@@ -138,6 +212,7 @@ impl Resolver {
 
     /// Chooses an endpoint from the list as of now; `None` if it has none to offer. Never waits.
     pub fn pick(&self, cx: &PickContext<'_>) -> Option<Endpoint> {
+        self.handle.keep_running();
         let snapshot = self.handle.shared.current();
         let index = match (cx.zone, self.zone()) {
             (None, Some(zone)) => {
@@ -158,22 +233,34 @@ impl Resolver {
     /// the answer, and stands.
     ///
     /// # Errors
-    /// Those of the source; the list stays as it is.
+    /// Those of the source, or that no runtime runs the task; the list stays as it is.
     ///
     /// # Cancellation
     /// Dropping the future leaves the request under way.
     pub async fn refresh(&self) -> Result<(), Arc<DiscoveryError>> {
-        if self.handle.task.is_finished() {
-            let ended = "the runtime that this resolver was made in has ended";
-            return Err(Arc::new(DiscoveryError::unavailable(ended)));
+        if !self.handle.keep_running() {
+            return Err(Arc::new(orphaned()));
         }
-        self.handle.shared.flights.join().await
+        let ended = async {
+            let mut changes = self.handle.shared.changes();
+            while !self.handle.shared.is_orphaned() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = self.handle.shared.flights.join() => answer,
+            () = ended => Err(Arc::new(orphaned())),
+        }
     }
 
     /// Says that the list may be out of date, since endpoints on it cannot be reached: the source is
     /// asked again, a second after it was asked last at the earliest, and not while it fails. Cheap,
     /// and does not wait; an [`XClient`](crate::XClient) says so by itself.
     pub fn doubt(&self) {
+        self.handle.keep_running();
         self.handle.shared.flights.doubt();
     }
 
@@ -184,6 +271,7 @@ impl Resolver {
     /// The selector is prepared for it before this returns. If another list is set meanwhile, only the later
     /// one is shown.
     pub fn update(&self, instances: Vec<Instance>) {
+        self.handle.keep_running();
         self.handle.shared.by_hand(instances, Instant::now());
     }
 
@@ -191,19 +279,24 @@ impl Resolver {
     /// finds the mistyped name or the wrong registry.
     ///
     /// # Errors
-    /// If the time passes first: names the service and says what is known of the source.
+    /// If the time passes first: names the service and says what is known of the source. Outside of a
+    /// tokio runtime: at once.
     ///
     /// # Cancellation
     /// Dropping the future leaves nothing behind.
     pub async fn ready(&self, timeout: Duration) -> Result<(), DiscoveryError> {
+        if !has_runtime() {
+            return Err(DiscoveryError::unavailable(NO_RUNTIME));
+        }
         let known = self.until(|snapshot| !snapshot.endpoints.is_empty());
         match tokio::time::timeout(timeout, known).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(self.snapshot().nobody(self.service(), timeout)),
+            Ok(true) => Ok(()),
+            _ => Err(self.snapshot().nobody(self.service(), timeout)),
         }
     }
 
-    /// Waits until the status is no longer pending: for the first list or the first error.
+    /// Waits until the status is no longer pending: for the first list or the first error. Does not wait
+    /// while no runtime runs the task.
     ///
     /// # Cancellation
     /// Dropping the future leaves nothing behind.
@@ -212,7 +305,7 @@ impl Resolver {
     }
 
     /// Waits until a list is known, be it empty, stale or gone; longer than any deadline if the
-    /// source never answers.
+    /// source never answers. Does not wait while no runtime runs the task.
     ///
     /// # Cancellation
     /// Dropping the future leaves nothing behind.
@@ -221,8 +314,8 @@ impl Resolver {
     }
 
     /// Waits until the set of endpoints is another than at this
-    /// [`generation`](Snapshot::generation), and tells it. For ever, if the runtime that the resolver was
-    /// made in has ended.
+    /// [`generation`](Snapshot::generation), and tells it. For ever, if it is polled outside of a runtime
+    /// while none runs the task.
     ///
     /// # Cancellation
     /// Dropping the future leaves nothing behind.
@@ -247,12 +340,17 @@ impl Resolver {
         self.handle.shared.stats()
     }
 
-    async fn until(&self, done: impl Fn(&Snapshot) -> bool) {
+    /// Waits until a snapshot is as wanted. False: no task runs, so that no change will come.
+    async fn until(&self, done: impl Fn(&Snapshot) -> bool) -> bool {
         // Subscribed before the first look, so that no change falls between the two.
         let mut changes = self.handle.shared.changes();
-        while !done(&self.handle.shared.current()) {
-            if changes.changed().await.is_err() {
-                return;
+        loop {
+            let is_running = self.handle.keep_running();
+            if done(&self.handle.shared.current()) {
+                return true;
+            }
+            if !is_running || changes.changed().await.is_err() {
+                return false;
             }
         }
     }
@@ -262,13 +360,15 @@ impl fmt::Debug for Resolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Resolver")
             .field("service", self.service())
-            .field("snapshot", &self.snapshot())
+            .field("snapshot", &self.handle.shared.snapshot())
             .finish_non_exhaustive()
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = self.task.get_mut().take() {
+            task.abort();
+        }
     }
 }

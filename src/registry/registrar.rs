@@ -9,8 +9,10 @@ mod tests;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::{Id, JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -19,7 +21,7 @@ use self::book::{Answer, Ask, Book, Good, Job};
 pub use self::builder::RegistrarBuilder;
 use self::entry::Sent;
 use super::{HealthOverride, Registry, RegistryError, RegistryErrorKind};
-use crate::call::until;
+use crate::call::{NO_RUNTIME, has_runtime, until};
 use crate::error::{Panic, caught};
 use crate::instance::{Health, Instance, ServiceName};
 use crate::sync::{Mutex, event};
@@ -43,7 +45,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// it is back when the other's lease has ended; one that drains ends.
 ///
 /// The task starts with the first registration. Dropping the last clone ends it without
-/// deregistering anything: the leases run out. [`close`](Self::close) deregisters.
+/// deregistering anything: the leases run out. [`close`](Self::close) deregisters. If the task's tokio
+/// runtime ends, the next `register`, `set_health` or `drain` within a runtime starts the task there.
+/// Until then nothing is renewed, and [`RegistrarStats::last_error`] says so.
 #[derive(Clone)]
 pub struct Registrar {
     owner: Arc<Owner>,
@@ -60,17 +64,17 @@ impl Registrar {
         RegistrarBuilder::new(registry)
     }
 
-    /// Adds an instance to what is kept alive, and waits for the first try. Must be called within
-    /// a tokio runtime.
+    /// Adds an instance to what is kept alive, and waits for the first try.
     ///
     /// Epoch 0 is replaced by the Unix time in milliseconds. An id that this registrar holds
     /// already is given its new state, with a higher epoch. Once [`set_health`](Self::set_health)
     /// was called, its word replaces the instance's.
     ///
     /// # Errors
-    /// `Invalid`, also after [`close`](Self::close) and for an empty key in the instance's metadata, and `StaleEpoch`: the registry refuses it, and
-    /// it is not kept. Any other kind, `Superseded` among them, such as `Unavailable`, `Full` or `NotAllowed`: it is tried on
-    /// all the same, since the registry may answer, have room or know the token later.
+    /// `Invalid`, also after [`close`](Self::close), outside of a tokio runtime and for an empty key in the
+    /// instance's metadata, and `StaleEpoch`: the registry refuses it, and it is not kept. Any other kind,
+    /// `Superseded` among them, such as `Unavailable`, `Full` or `NotAllowed`: it is tried on all the same,
+    /// since the registry may answer, have room or know the token later.
     ///
     /// # Cancellation
     /// Dropping the future leaves the registration in place.
@@ -86,11 +90,17 @@ impl Registrar {
         if instance.epoch == 0 {
             instance.epoch = unix_millis();
         }
+        if !has_runtime() {
+            return Err(RegistryError::new(RegistryErrorKind::Invalid, NO_RUNTIME));
+        }
         let shared = &self.owner.shared;
         let answer = shared.book.lock().add(service, instance, Instant::now())?;
         self.owner.keep_running();
         shared.wake.notify_one();
-        answer.await.unwrap_or_else(|_| Err(book::closed()))
+        let answer = answer.await.unwrap_or_else(|_| Err(book::closed()));
+        // If another runtime ran the task and has ended, it is tried on here.
+        self.owner.keep_running();
+        answer
     }
 
     /// Says how all instances of this process are, now and when registered later. Raises the epochs
@@ -101,6 +111,7 @@ impl Registrar {
     pub fn set_health(&self, health: Health) {
         let shared = &self.owner.shared;
         shared.book.lock().set_health(health, Instant::now());
+        self.owner.keep_running();
         shared.wake.notify_one();
     }
 
@@ -112,8 +123,13 @@ impl Registrar {
         let shared = &self.owner.shared;
         let mut progress = shared.progress.subscribe();
         self.set_health(Health::Draining);
+        if !has_runtime() {
+            event!(WARN, "the registry is not told that this process drains: {NO_RUNTIME}");
+            return;
+        }
         let tried = async {
             while !shared.book.lock().all_tried() {
+                self.owner.keep_running();
                 if progress.changed().await.is_err() {
                     return;
                 }
@@ -125,7 +141,8 @@ impl Registrar {
     }
 
     /// Deregisters everything and ends the task, within 5 s whatever the registry does. Nothing can
-    /// be registered afterwards; a second call does nothing.
+    /// be registered afterwards; a second call does nothing. Outside of a tokio runtime nothing is
+    /// deregistered, and the leases run out.
     ///
     /// Dropping the future leaves it closed, and leaves it open what was deregistered.
     pub async fn close(&self) {
@@ -134,6 +151,12 @@ impl Registrar {
         shared.book.lock().close();
         shared.wake.notify_one();
         let task = self.owner.task.lock().take();
+        if !has_runtime() {
+            if !shared.book.lock().take_held().is_empty() {
+                event!(WARN, "not deregistered: {NO_RUNTIME}; the leases will run out");
+            }
+            return;
+        }
         if let Some(mut task) = task {
             // A request under way could undo the deregistration by coming after it. What does not
             // end in half of the time is cut.
@@ -225,6 +248,8 @@ struct Shared {
     registry: Arc<dyn Registry>,
     request_timeout: Duration,
     book: Mutex<Book>,
+    /// Whether the task runs.
+    is_running: AtomicBool,
     /// Tells the task that the book has changed.
     wake: Notify,
     /// Tells those who wait that the task has brought an answer into the book.
@@ -241,11 +266,41 @@ impl Shared {
 struct Task(JoinHandle<()>);
 
 impl Owner {
+    /// Starts the task on the caller's runtime, if there is something to do for it and it does not run.
     fn keep_running(&self) {
+        if self.shared.is_running.load(Acquire) || !self.shared.book.lock().is_in_use() {
+            return;
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
         let mut task = self.task.lock();
-        // It has also ended if the runtime is gone on which it was started.
-        if task.as_ref().is_none_or(|task| task.0.is_finished()) {
-            *task = Some(Task(tokio::spawn(keep(Arc::clone(&self.shared)))));
+        if !self.shared.is_running.swap(true, AcqRel) {
+            let guard = TaskGuard(Arc::clone(&self.shared));
+            *task = Some(Task(runtime.spawn(keep(Arc::clone(&self.shared), guard))));
+        }
+    }
+}
+
+impl Drop for Owner {
+    /// Nobody can ask for anything any more: that the task ends is no news.
+    fn drop(&mut self) {
+        self.shared.book.lock().close();
+    }
+}
+
+/// Held by the task. Its drop tells that the task has ended, also if its runtime has.
+struct TaskGuard(Arc<Shared>);
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        self.0.is_running.store(false, Release);
+        let abandoned = self.0.book.lock().abandon();
+        self.0.progress.send_replace(());
+        if abandoned > 0 {
+            event!(
+                WARN,
+                registrations = abandoned,
+                "the runtime that renews the registrations has ended: their leases run out"
+            );
         }
     }
 }
@@ -257,11 +312,10 @@ impl Drop for Task {
 }
 
 /// Asks the registry for whatever the book says is due, until the book is closed.
-async fn keep(shared: Arc<Shared>) {
+async fn keep(shared: Arc<Shared>, _guard: TaskGuard) {
     let mut requests = JoinSet::new();
     // By task, so that a request whose code panicked is answered too.
     let mut pending: HashMap<Id, Vec<Sent>> = HashMap::new();
-    shared.book.lock().forget_requests();
     loop {
         let jobs = shared.book.lock().due(Instant::now());
         for Job { sent, ask } in jobs {

@@ -39,6 +39,7 @@ pub use self::limit::{Adaptive, Concurrency, ServerStats};
 pub use self::service::{InvalidService, Service};
 pub use self::settings::ServerSettings;
 use self::shared::{Entry, Phase, Shared};
+use crate::call::{NO_RUNTIME, has_runtime};
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::Registrar;
 use crate::sync::{Mutex, event};
@@ -192,13 +193,16 @@ impl Server {
     /// Dropping the future stops at once: connections are closed and handlers dropped.
     ///
     /// # Errors
-    /// `InvalidInput` if a service's or method's name breaks the rule. Failures to accept do not
-    /// end it: they are logged and waited out.
+    /// `InvalidInput` if a service's or method's name breaks the rule; `Other` outside of a tokio runtime.
+    /// Failures to accept do not end it: they are logged and waited out.
     pub async fn serve(
         mut self,
         mut listener: Listener,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
+        if !has_runtime() {
+            return Err(io::Error::other(NO_RUNTIME));
+        }
         if let Some(error) = self.invalid.take() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
         }

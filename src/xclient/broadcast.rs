@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::XClient;
-use crate::call::{Call, Reply};
+use crate::call::{Call, Reply, has_runtime, no_runtime};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::instance::Address;
 
@@ -141,6 +141,9 @@ impl XClient {
             .collect();
         if addresses.is_empty() {
             return Err(self.no_instance());
+        }
+        if !has_runtime() {
+            return Err(no_runtime(Fate::NoConnection));
         }
         let mut legs = JoinSet::new();
         for (at, address) in addresses.iter().enumerate() {

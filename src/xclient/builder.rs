@@ -198,9 +198,6 @@ impl XClientBuilder {
     ///
     /// # Errors
     /// `InvalidArgument` if the service's name breaks the rule.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime, as everything that starts a task.
     pub fn build(self) -> Result<XClient, Error> {
         let seeded = self.seed.is_some();
         let seed = self.seed.unwrap_or_else(rand::random);

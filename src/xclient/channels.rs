@@ -183,10 +183,12 @@ impl Channels {
 
     #[cold]
     fn follow(&self, resolver: &Resolver) -> Guard<Arc<Routes>> {
+        // If no task refreshes the list, each call comes here.
+        resolver.keep_running();
         let mut open = self.open.write();
         // Under the lock: whoever comes later sees no older one.
         let replaced = self.replaced.load(Acquire);
-        let snapshot = resolver.snapshot();
+        let snapshot = resolver.current();
         let known = self.routes.load();
         let mut before = None;
         let mut unlisted = Vec::new();

@@ -15,7 +15,7 @@ use super::covered::Below;
 use super::retry::Retry;
 use super::sending::{Landed, Sending};
 use super::stack::Stack;
-use crate::call::{Call, Racer, Reply, Stamp, after, inherited, until};
+use crate::call::{Call, Racer, Reply, Stamp, after, has_runtime, inherited, no_runtime, until};
 use crate::client::{Channel, Lanes};
 use crate::discovery::{Endpoint, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
@@ -156,7 +156,8 @@ impl Core {
             event!(DEBUG, %error, "tried again");
             last = Some(error);
             tried.push(endpoint.clone());
-            if pause.is_some() {
+            // Without a runtime there is no timer, and the next attempt is made at once: they are few.
+            if pause.is_some() && has_runtime() {
                 until(Some(next)).await;
             }
             now = Instant::now();
@@ -260,7 +261,7 @@ impl Core {
             let known = self.resolver.snapshot().endpoints.len();
             match known {
                 _ if self.closed.load(Relaxed) => self.nobody("the client is closed"),
-                0 => self.nobody("no instance is known"),
+                0 => self.nobody(&format!("no instance is known{}", self.resolver.restart_note())),
                 n => self.nobody(&format!("none of {n} instances takes calls")),
             }
         })
@@ -268,11 +269,20 @@ impl Core {
 
     /// Waits until there is a list.
     pub(super) async fn listed(&self, deadline: Instant) -> Result<(), Error> {
-        timeout_at(deadline, self.resolver.listed()).await.map_err(|_| {
-            match &self.resolver.snapshot().last_error {
-                Some(error) => self.nobody(&format!("no list yet: {error}")),
-                None => self.nobody("no list yet: the source has not answered"),
-            }
+        let is_listed = || self.resolver.snapshot().status.is_listed();
+        if is_listed() {
+            return Ok(());
+        }
+        if !has_runtime() {
+            return Err(no_runtime(Fate::NoConnection));
+        }
+        if timeout_at(deadline, self.resolver.listed()).await.is_ok() && is_listed() {
+            return Ok(());
+        }
+        let note = self.resolver.restart_note();
+        Err(match &self.resolver.snapshot().last_error {
+            Some(error) => self.nobody(&format!("no list yet: {error}{note}")),
+            None => self.nobody(&format!("no list yet: the source has not answered{note}")),
         })
     }
 

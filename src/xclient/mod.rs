@@ -63,9 +63,6 @@ impl XClient {
     ///
     /// # Errors
     /// `InvalidArgument` if the service's name breaks the rule.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime, as everything that starts a task.
     pub fn new(service: impl AsRef<str>, discovery: impl Discovery) -> Result<Self, Error> {
         Self::builder(service, discovery).build()
     }

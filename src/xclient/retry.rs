@@ -9,7 +9,7 @@ use tokio::time::{Sleep, sleep};
 use tower::retry::Policy;
 
 use super::budget::{self, Budget};
-use crate::call::{Call, Reply, Stamp};
+use crate::call::{Call, Reply, Stamp, has_runtime};
 use crate::error::{Error, Execution};
 use crate::instance::ServiceName;
 
@@ -130,6 +130,7 @@ impl Policy<Call, Reply, Error> for Retry {
         let left = error.execution() != Execution::NotSent;
         let again = error.may_be_sent_again(call.idempotent)
             && self.made < self.attempts
+            && has_runtime()
             && (!left || self.withdraw());
         error.raise(self.strongest);
         self.strongest = error.execution();

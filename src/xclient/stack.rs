@@ -9,9 +9,9 @@ use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceExt};
 
 use super::{covered, overdue};
-use crate::call::Reply;
+use crate::call::{Reply, has_runtime, no_runtime};
 use crate::client::Lanes;
-use crate::error::{BoxError, Error};
+use crate::error::{BoxError, Error, Fate};
 use crate::sync::{ClonePool, assert_unlocked};
 
 pub(super) type Boxed<T> = BoxCloneService<T, Reply, BoxError>;
@@ -106,6 +106,9 @@ impl Future for Within {
         }
         if is_covered {
             return Poll::Pending;
+        }
+        if timer.is_none() && !has_runtime() {
+            return Poll::Ready(Err(no_runtime(Fate::Unknown)));
         }
         let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(*deadline)));
         timer.as_mut().poll(cx).map(|()| Err(overdue()))

@@ -1,6 +1,7 @@
 //! What can be set about a registry in memory.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -125,6 +126,7 @@ impl MemoryRegistryBuilder {
                 store: Mutex::new(Store::new(limits, rng, Instant::now())),
                 version: watch::Sender::new(0),
                 sweep,
+                is_sweeping: AtomicBool::new(false),
                 sweeper: Mutex::new(None),
             }),
         }

@@ -12,13 +12,14 @@ mod tests;
 mod ttl_counts;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::builder::MemoryRegistryBuilder;
@@ -58,7 +59,8 @@ use crate::sync::Mutex;
 /// `INCARNATION-0`.
 ///
 /// The sweep is a task, started by the first use within a tokio runtime and ended with the last
-/// clone. Without a runtime lists are right all the same.
+/// clone. If its runtime ends, the next use within a runtime starts it there. Without a runtime lists
+/// are right all the same.
 #[derive(Clone)]
 pub struct MemoryRegistry {
     shared: Arc<Shared>,
@@ -140,9 +142,9 @@ impl MemoryRegistry {
     /// Returns once the service's revision differs from the one given: at once if it does already,
     /// or if it is of another incarnation. Dropping the future leaves nothing behind.
     pub async fn changed(&self, service: &ServiceName, revision: &str) {
-        self.shared.keep_sweeping();
         let mut version = self.shared.version.subscribe();
         loop {
+            self.shared.keep_sweeping();
             let (current, _) = self.shared.with(|store, now| store.state(service, now));
             if *current != *revision || version.changed().await.is_err() {
                 return;
@@ -159,6 +161,7 @@ impl MemoryRegistry {
         word: impl Into<HealthOverride>,
     ) -> bool {
         let word = word.into();
+        self.shared.keep_sweeping();
         self.shared.with(|store, now| store.set_health(service, id, &word, now))
     }
 }
@@ -177,6 +180,7 @@ impl Registry for MemoryRegistry {
     }
 
     async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
+        self.shared.keep_sweeping();
         self.shared.with(|store, now| held.iter().map(|held| store.renew(held, now)).collect())
     }
 
@@ -202,16 +206,17 @@ impl Registry for MemoryRegistry {
 #[async_trait]
 impl Discovery for MemoryRegistry {
     async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
+        self.shared.keep_sweeping();
         Ok(self.shared.with(|store, now| store.resolve(service, now)))
     }
 
     fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
         let (shared, service) = (Arc::clone(&self.shared), service.clone());
         Some(UpdateStream::fed(1, move |sender| async move {
-            shared.keep_sweeping();
             let mut version = shared.version.subscribe();
             let mut sent: Option<(Arc<str>, bool)> = None;
             loop {
+                shared.keep_sweeping();
                 let news = shared.with(|store, now| {
                     let state = store.state(&service, now);
                     (sent.as_ref() != Some(&state)).then(|| (state, store.resolve(&service, now)))
@@ -245,8 +250,10 @@ struct Shared {
     /// The store's version: wakes whoever watches anything.
     version: watch::Sender<u64>,
     sweep: Duration,
+    /// Whether the sweep runs.
+    is_sweeping: AtomicBool,
     /// Holds the rest weakly, so that it ends with the last clone.
-    sweeper: Mutex<Option<JoinHandle<()>>>,
+    sweeper: Mutex<Option<AbortHandle>>,
 }
 
 impl Shared {
@@ -264,12 +271,15 @@ impl Shared {
 
     /// Starts the sweep, unless it runs or there is no runtime to run it.
     fn keep_sweeping(self: &Arc<Self>) {
-        let Ok(runtime) = Handle::try_current() else {
+        if self.is_sweeping.load(Acquire) {
             return;
-        };
-        let mut sweeper = self.sweeper.lock();
-        if sweeper.as_ref().is_none_or(JoinHandle::is_finished) {
-            *sweeper = Some(runtime.spawn(sweep(Arc::downgrade(self), self.sweep)));
+        }
+        let Ok(runtime) = Handle::try_current() else { return };
+        if !self.is_sweeping.swap(true, AcqRel) {
+            let guard = SweepGuard { shared: Arc::downgrade(self), has_begun: false };
+            // Not under the lock: a runtime that is shutting down drops the task at once.
+            let sweeper = runtime.spawn(sweep(guard, self.sweep)).abort_handle();
+            *self.sweeper.lock() = Some(sweeper);
         }
     }
 }
@@ -282,14 +292,31 @@ impl Drop for Shared {
     }
 }
 
-async fn sweep(shared: Weak<Shared>, every: Duration) {
+/// Held by the sweep. If it ends with its runtime, those who watch on another runtime start it there.
+struct SweepGuard {
+    shared: Weak<Shared>,
+    /// The end of a sweep that never ran wakes nobody: those who are woken start the next one, perhaps
+    /// on the same runtime.
+    has_begun: bool,
+}
+
+impl Drop for SweepGuard {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        shared.is_sweeping.store(false, Release);
+        if self.has_begun {
+            shared.version.send_modify(|_| ());
+        }
+    }
+}
+
+async fn sweep(mut guard: SweepGuard, every: Duration) {
+    guard.has_begun = true;
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
+        let Some(shared) = guard.shared.upgrade() else { return };
         shared.with(Store::sweep);
     }
 }

@@ -123,7 +123,7 @@ async fn the_end_of_the_warm_up_is_told() {
 async fn the_sweep_ends_with_the_last_clone() {
     let registry = MemoryRegistry::new();
     registry.register(&registration("a", "tcp@a:1")).await.unwrap();
-    let sweeper = registry.shared.sweeper.lock().as_ref().unwrap().abort_handle();
+    let sweeper = registry.shared.sweeper.lock().as_ref().unwrap().clone();
     let clone = registry.clone();
     drop(registry);
     tokio::time::sleep(SWEEP * 3).await;
@@ -140,4 +140,27 @@ fn it_works_without_a_runtime() {
     assert_eq!(registry.services(), [service()]);
     let other = MemoryRegistry::default();
     assert_ne!(other.list(None).revision, registry.list(None).revision);
+}
+
+#[test]
+fn an_expiry_is_told_after_the_runtime_of_the_sweep_has_ended() {
+    let paused = || {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().unwrap()
+    };
+    let (first, second) = (paused(), paused());
+    let (registry, service) = (MemoryRegistry::new(), service());
+    first.block_on(async {
+        registry.register(&registration("a", "tcp@a:1")).await.unwrap();
+        // The sweep begins.
+        tokio::task::yield_now().await;
+    });
+    let revision = registry.revision(&service);
+    let mut changed = Box::pin(registry.changed(&service, &revision));
+    second.block_on(std::future::poll_fn(|cx| {
+        assert!(changed.as_mut().poll(cx).is_pending());
+        std::task::Poll::Ready(())
+    }));
+    drop(first);
+    second.block_on(tokio::time::timeout(TTL * 2, changed)).unwrap();
 }

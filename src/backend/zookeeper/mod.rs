@@ -78,7 +78,8 @@ const PORT: u16 = 2181;
 /// made. A registration that nobody renews ends all the same. Dropping the last clone ends both sessions,
 /// one for registrations and one for lists, and the task that deletes what is not renewed.
 ///
-/// Must be used within a tokio runtime, whose end is the end of the sessions.
+/// Must be used within a tokio runtime, whose end is the end of the sessions. The next request, within
+/// another runtime, makes new ones.
 #[derive(Clone)]
 pub struct ZooKeeperRegistry {
     inner: Arc<Inner>,

@@ -1,8 +1,10 @@
 //! A session with ZooKeeper, and the next one if it is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use zookeeper_client::{Client, SessionState};
 
@@ -19,9 +21,37 @@ pub(super) struct Session {
     timeout: Duration,
     /// How long one server may take to let it in.
     share: Duration,
-    current: Mutex<Option<Client>>,
+    current: Mutex<Option<Connected>>,
     /// One attempt to connect at a time.
     connecting: Semaphore,
+}
+
+/// A client, and whether its runtime has ended: its session ends with that, but its state stays as it
+/// was.
+#[derive(Clone)]
+struct Connected {
+    client: Client,
+    probe: Arc<RuntimeProbe>,
+}
+
+/// A task that does nothing and ends with its runtime.
+struct RuntimeProbe(AbortHandle);
+
+impl Connected {
+    fn new(client: Client) -> Self {
+        let task = tokio::spawn(std::future::pending::<()>());
+        Self { client, probe: Arc::new(RuntimeProbe(task.abort_handle())) }
+    }
+
+    fn is_over(&self) -> bool {
+        self.client.state().is_terminated() || self.probe.0.is_finished()
+    }
+}
+
+impl Drop for RuntimeProbe {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Session {
@@ -48,7 +78,9 @@ impl Session {
 
     fn connected(&self) -> Option<Client> {
         let current = self.current.lock();
-        current.as_ref().filter(|client| client.state() == SessionState::SyncConnected).cloned()
+        let stands =
+            |it: &&Connected| !it.is_over() && it.client.state() == SessionState::SyncConnected;
+        current.as_ref().filter(stands).map(|it| it.client.clone())
     }
 
     async fn connect(&self) -> Result<Client, Failure> {
@@ -57,7 +89,7 @@ impl Session {
             return Ok(client);
         }
         let current = self.current.lock().clone();
-        let current = current.filter(|client| !client.state().is_terminated());
+        let current = current.filter(|it| !it.is_over()).map(|it| it.client);
         let connector = Client::connector()
             .with_session_timeout(self.timeout)
             // More than half of the session's would not count.
@@ -70,7 +102,7 @@ impl Session {
         };
         match fresh {
             Ok(client) => {
-                *self.current.lock() = Some(client.clone());
+                *self.current.lock() = Some(Connected::new(client.clone()));
                 Ok(client)
             }
             Err(error) => timeout(PATIENCE, back(current)).await.map_err(|_| error.into()),

@@ -14,6 +14,8 @@ use crate::error::{Panic, caught, discard};
 
 /// Runs until it is dropped, and its probes with it.
 pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
+    // Those of a task before this one, whose runtime has ended.
+    outliers.forget_probes();
     let mut probing: JoinSet<(Endpoint, bool)> = JoinSet::new();
     loop {
         let due = outliers.due(Instant::now());

@@ -236,6 +236,14 @@ impl Outliers {
         probed
     }
 
+    /// Forgets the probes of a task that has ended: what is due is probed again.
+    pub(super) fn forget_probes(&self) {
+        let mut state = self.state.lock();
+        for out in state.cases.values_mut().filter_map(|case| case.out.as_mut()) {
+            out.probing = false;
+        }
+    }
+
     /// A probe ended; an endpoint that answered is taken back.
     pub(super) fn probed(&self, endpoint: &Endpoint, answered: bool, now: Instant) {
         let mut deferred = Deferred::default();

@@ -152,6 +152,16 @@ fn an_answered_probe_takes_it_back_slowly() {
 }
 
 #[test]
+fn what_was_probed_by_a_task_that_has_ended_is_probed_again() {
+    let mut field = Field::of(2);
+    field.fail(0, 5);
+    assert_eq!(field.seconds(4), 1);
+    assert_eq!(field.seconds(4), 0, "one probe at a time");
+    field.table.forget_probes();
+    assert_eq!(field.seconds(0), 1);
+}
+
+#[test]
 fn each_ejection_is_longer_until_it_behaves() {
     // No look at shares comes between that would forget anything.
     let settings =

@@ -7,12 +7,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::shared::{Shared, Speaks};
-use super::worker::{Timing, Worker};
+use super::worker::Timing;
 use super::{Handle, Resolver};
-use crate::discovery::outlier::{self, Outliers, Probes};
+use crate::discovery::outlier::{Outliers, Probes};
 use crate::discovery::{Discovery, OutlierEjection, Probe};
 use crate::instance::ServiceName;
 use crate::selector::{P2c, Selector};
+use crate::sync::Mutex;
 
 /// No interval is shorter: a mistaken zero must not become a hot loop.
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -133,10 +134,8 @@ impl ResolverBuilder {
         self
     }
 
-    /// Makes the resolver and spawns its task, which asks the source at once.
-    ///
-    /// # Panics
-    /// Outside a tokio runtime.
+    /// Makes the resolver and starts its task, which asks the source at once. Outside of a tokio runtime
+    /// its first caller within one starts the task.
     pub fn build(self) -> Resolver {
         let seed = self.seed.unwrap_or_else(rand::random);
         let shared = Arc::new(Shared::new(
@@ -148,12 +147,17 @@ impl ResolverBuilder {
             Outliers::new(self.ejection, seed, Instant::now()),
             Probes::new(self.probe),
         ));
-        let worker = Worker::new(Arc::clone(&shared), self.discovery, self.timing, seed);
-        let outliers = outlier::keep(Arc::clone(&shared.outliers), Arc::clone(&shared.probes));
-        let task = tokio::spawn(async move {
-            tokio::join!(worker.run(), outliers);
-        });
-        Resolver { handle: Arc::new(Handle { shared, task }) }
+        let handle = Handle {
+            shared,
+            discovery: self.discovery,
+            timing: self.timing,
+            seed,
+            task: Mutex::new(None),
+        };
+        if !handle.keep_running() {
+            handle.shared.orphan();
+        }
+        Resolver { handle: Arc::new(handle) }
     }
 }
 

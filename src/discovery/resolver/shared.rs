@@ -22,6 +22,10 @@ use crate::sync::{Deferred, Mutex, MutexGuard, assert_unlocked, event};
 /// Whether a protocol can be dialled.
 pub(super) type Speaks = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
+/// The generation while no task refreshes the list. The call path compares generations anyway, so that
+/// this costs it nothing.
+const ORPHANED: u64 = u64::MAX;
+
 pub(super) struct Shared {
     pub(super) service: ServiceName,
     pub(super) zone: Option<String>,
@@ -35,8 +39,10 @@ pub(super) struct Shared {
     pub(super) flights: Flights,
     pub(super) outliers: Arc<Outliers>,
     pub(super) probes: Arc<Probes>,
-    /// That of the current snapshot, or of the one that follows at once.
+    /// That of the current snapshot, or of the one that follows at once; or `ORPHANED`.
     generation: AtomicU64,
+    /// How many tasks were started to refresh the list.
+    starts: AtomicU64,
     resolved: AtomicU64,
     errors: AtomicU64,
     updates: AtomicU64,
@@ -98,7 +104,8 @@ impl Shared {
             flights: Flights::new(),
             outliers: Arc::new(outliers),
             probes: Arc::new(probes),
-            generation: AtomicU64::new(0),
+            generation: AtomicU64::new(ORPHANED),
+            starts: AtomicU64::new(0),
             resolved: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             updates: AtomicU64::new(0),
@@ -125,6 +132,44 @@ impl Shared {
         self.changes.subscribe()
     }
 
+    /// Whether no task refreshes the list.
+    pub(super) fn is_orphaned(&self) -> bool {
+        self.generation() == ORPHANED
+    }
+
+    /// Gives the list to a task that is about to start. False: another task refreshes it.
+    pub(super) fn adopt(&self) -> bool {
+        let list = self.list.lock();
+        if !self.is_orphaned() {
+            return false;
+        }
+        self.starts.fetch_add(1, Relaxed);
+        let snapshot = self.snapshot();
+        self.generation.store(snapshot.generation, Release);
+        if snapshot.status == SnapshotStatus::Failed {
+            // The new task has not asked yet.
+            let status = SnapshotStatus::Pending;
+            let former =
+                self.show(Snapshot { status, last_error: None, ..Snapshot::clone(&snapshot) });
+            drop(list);
+            drop(former);
+            self.changes.send_replace(());
+        }
+        true
+    }
+
+    /// The task that refreshed the list has ended, or there is no runtime to start one on: the list is
+    /// stale, and waiting requests fail.
+    pub(super) fn orphan(&self) {
+        let list = self.list.lock();
+        self.generation.store(ORPHANED, Release);
+        let former = self.show(Snapshot::clone(&self.snapshot()));
+        drop(list);
+        drop(former);
+        self.changes.send_replace(());
+        self.flights.landed(Some(Arc::new(orphaned())));
+    }
+
     pub(super) fn stats(&self) -> ResolverStats {
         ResolverStats {
             resolved: self.resolved.load(Relaxed),
@@ -134,6 +179,7 @@ impl Shared {
             ejections: self.outliers.ejections(),
             readmissions: self.outliers.readmissions(),
             panicking: self.outliers.is_panicking(),
+            restarts: self.starts.load(Relaxed).saturating_sub(1),
         }
     }
 
@@ -203,11 +249,7 @@ impl Shared {
         self.errors.fetch_add(1, Relaxed);
         let list = self.list.lock();
         let old = self.snapshot();
-        let status = match old.status {
-            SnapshotStatus::Pending | SnapshotStatus::Failed => SnapshotStatus::Failed,
-            SnapshotStatus::Stale { since } => SnapshotStatus::Stale { since },
-            SnapshotStatus::Ready | SnapshotStatus::Gone => SnapshotStatus::Stale { since: now },
-        };
+        let status = old.status.failed(now);
         let former = self.show(Snapshot {
             status,
             last_error: Some(Arc::clone(error)),
@@ -309,7 +351,9 @@ impl Shared {
                 self.outliers.follow(set, generation, now);
             }
             self.changes.send_replace(());
-            if matches!(former.status, SnapshotStatus::Stale { .. } | SnapshotStatus::Failed) {
+            let was_stale =
+                matches!(former.status, SnapshotStatus::Stale { .. } | SnapshotStatus::Failed);
+            if was_stale && !self.is_orphaned() {
                 let error = former.last_error.as_deref().map(tracing::field::display);
                 let age = former.age(now);
                 event!(
@@ -336,9 +380,23 @@ impl Shared {
     /// Replaces the current snapshot, and returns it: its picker and its error are the user's, and are dropped once
     /// the list's lock is released.
     #[must_use = "it is dropped under no lock"]
-    fn show(&self, snapshot: Snapshot) -> Arc<Snapshot> {
-        // First, so that whoever has seen the snapshot looks for no older one by this.
-        self.generation.store(snapshot.generation, Release);
+    fn show(&self, mut snapshot: Snapshot) -> Arc<Snapshot> {
+        if self.is_orphaned() {
+            // However good the news is, nobody refreshes it.
+            snapshot.status = snapshot.status.failed(Instant::now());
+            snapshot.last_error = Some(Arc::new(orphaned()));
+        } else {
+            // First, so that whoever has seen the snapshot looks for no older one by this.
+            self.generation.store(snapshot.generation, Release);
+        }
         self.current.swap(Arc::new(snapshot))
     }
+}
+
+/// Why a list is stale that no task refreshes.
+pub(super) fn orphaned() -> DiscoveryError {
+    DiscoveryError::unavailable(
+        "nothing refreshes the list: the tokio runtime that the resolver ran on has ended, or it was \
+         made outside of one",
+    )
 }

@@ -40,14 +40,15 @@ pub enum SnapshotStatus {
     Pending,
     /// The source's last answer, or a list set by hand.
     Ready,
-    /// The last good list, served while the source fails.
+    /// The last good list, served while the source fails, or while there is no runtime for the
+    /// resolver's task.
     Stale {
-        /// When the source first failed after its last good answer.
+        /// When that began after the last good answer.
         since: Instant,
     },
     /// The source says that the service is gone.
     Gone,
-    /// No list yet, and the source fails.
+    /// No list yet, and the source fails, or there is no runtime for the resolver's task.
     Failed,
 }
 
@@ -84,6 +85,15 @@ impl Snapshot {
 }
 
 impl SnapshotStatus {
+    /// The status once the source fails, or nobody asks it, `now`.
+    pub(super) fn failed(self, now: Instant) -> Self {
+        match self {
+            Self::Pending | Self::Failed => Self::Failed,
+            Self::Stale { since } => Self::Stale { since },
+            Self::Ready | Self::Gone => Self::Stale { since: now },
+        }
+    }
+
     /// Whether there is a list, be it stale or empty.
     pub fn is_listed(self) -> bool {
         !matches!(self, Self::Pending | Self::Failed)

@@ -16,6 +16,9 @@ use crate::sync::event;
 /// The first backoff; each further failure doubles it, up to the renewal interval.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 
+/// Why registrations are not renewed.
+const ABANDONED: &str = "the tokio runtime that renewed the registrations has ended";
+
 /// The registrations of a process.
 pub(super) struct Book {
     ttl: Duration,
@@ -187,10 +190,29 @@ impl Book {
         self.entries.iter().all(|entry| entry.tried >= Some(entry.epoch()))
     }
 
-    /// Forgets the requests of a task that ended with its runtime.
-    pub(super) fn forget_requests(&mut self) {
+    /// Whether there is something to do for a task.
+    pub(super) fn is_in_use(&self) -> bool {
+        !self.closed && !self.entries.is_empty()
+    }
+
+    /// The task has ended, with its runtime: forgets its requests and answers those who wait. How many
+    /// registrations nobody renews from now on.
+    pub(super) fn abandon(&mut self) -> usize {
         self.renewing = false;
-        self.entries.iter_mut().for_each(|entry| entry.busy = false);
+        if self.closed {
+            return 0;
+        }
+        for entry in &mut self.entries {
+            entry.busy = false;
+            // Until the next answer it does not count as registered.
+            entry.failures = entry.failures.max(1);
+            entry.tell(Err(RegistryError::unavailable(ABANDONED)));
+        }
+        if !self.entries.is_empty() {
+            self.stats.errors += 1;
+            self.stats.last_error = Some(ABANDONED.to_owned());
+        }
+        self.entries.len()
     }
 
     /// From now on nothing is due, and nothing is added.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use rand::SeedableRng;
@@ -59,6 +60,7 @@ impl RegistrarBuilder {
             registry: self.registry,
             request_timeout: self.request_timeout,
             book: Mutex::new(Book::new(self.ttl, rng)),
+            is_running: AtomicBool::new(false),
             wake: Notify::new(),
             progress: watch::Sender::new(()),
         });

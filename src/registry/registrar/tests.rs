@@ -514,3 +514,38 @@ fn backoff_doubles_up_to_the_renewal_interval() {
     }
     assert!(waits.iter().any(|wait| *wait > Duration::from_secs(3)), "it does grow");
 }
+
+#[test]
+fn registrations_go_on_after_the_runtime_they_were_made_on() {
+    let paused = || {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().unwrap()
+    };
+    let (first, second) = (paused(), paused());
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    first.block_on(registrar.register(foo(), instance(1))).unwrap();
+    drop(first);
+    let stats = registrar.stats();
+    assert_eq!(stats.registered, 0, "nobody renews it");
+    assert!(stats.last_error.unwrap().contains("runtime"));
+    second.block_on(async {
+        registrar.set_health(Health::Up);
+        sleep(TTL * 3).await;
+        assert_eq!(registry.instances(), [instance(1)]);
+        assert_eq!(registrar.stats().registered, 1);
+    });
+}
+
+#[test]
+fn outside_of_a_runtime_it_fails_and_does_not_panic() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let registered = std::pin::pin!(registrar.register(foo(), instance(1))).poll(&mut cx);
+    let std::task::Poll::Ready(Err(error)) = registered else { panic!("{registered:?}") };
+    assert_eq!(error.kind(), RegistryErrorKind::Invalid);
+    registrar.set_health(Health::Unready);
+    assert!(std::pin::pin!(registrar.drain()).poll(&mut cx).is_ready());
+    assert!(std::pin::pin!(registrar.close()).poll(&mut cx).is_ready());
+}

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
 
 use self::latencies::Latencies;
-use crate::call::{Call, Racer, Reply, after, until};
+use crate::call::{Call, Racer, Reply, after, has_runtime, until};
 use crate::error::{BoxError, Error, Execution};
 
 /// A tower layer that makes a second attempt of a call, on another instance, while the first is
@@ -171,7 +171,8 @@ impl Hedge {
         started: Instant,
     ) -> Result<Reply, Error> {
         let mut first = pin!(first);
-        if let Some(delay) = self.delay() {
+        // Without a runtime there is no timer that tells when to hedge.
+        if let Some(delay) = self.delay().filter(|_| has_runtime()) {
             tokio::select! {
                 biased;
                 answer = &mut first => {

@@ -188,6 +188,9 @@ mod tests {
             assert!(!error.to_string().contains("secret"), "{error}");
         }
         let fragment = parse("http://a/#secret", |_| true).unwrap();
-        assert_eq!((&*fragment[0].url, &*fragment[0].mount.header_path), ("http://a/#***", DEFAULT_PATH));
+        assert_eq!(
+            (&*fragment[0].url, &*fragment[0].mount.header_path),
+            ("http://a/#***", DEFAULT_PATH)
+        );
     }
 }

@@ -1,6 +1,8 @@
 //! When the source is asked, and what its failures do.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -254,4 +256,36 @@ async fn a_new_resolver_has_its_list_without_waiting_for_a_timer() {
     let fake = Fake::listing(proven(&[1]));
     let resolver = fake.resolver().await;
     assert_eq!((ports(&resolver), begun.elapsed()), (vec![1], Duration::ZERO));
+}
+
+fn paused() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+#[test]
+fn it_goes_on_on_the_next_callers_runtime() {
+    let (first, second) = (paused(), paused());
+    let fake = Fake::new(Answer::Hangs);
+    let resolver = first.block_on(async {
+        let resolver = fake.builder().build();
+        settle().await;
+        resolver
+    });
+    // Two that wait on a runtime of their own when the first one ends.
+    let (mut refresh, mut listed) = (Box::pin(resolver.refresh()), Box::pin(resolver.listed()));
+    second.block_on(poll_fn(|cx| {
+        assert!(refresh.as_mut().poll(cx).is_pending() && listed.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    }));
+    drop(first);
+    assert_eq!(resolver.snapshot().status, SnapshotStatus::Failed, "there is no runtime here");
+    fake.lists(proven(&[1]));
+    second.block_on(async {
+        let minute = Duration::from_secs(60);
+        let refreshed = tokio::time::timeout(minute, refresh).await.unwrap();
+        assert!(refreshed.unwrap_err().message().contains("runtime"));
+        tokio::time::timeout(minute, listed).await.unwrap();
+        assert_eq!(resolver.snapshot().status, SnapshotStatus::Ready);
+    });
+    assert_eq!((ports(&resolver), resolver.stats().restarts), (vec![1], 1));
 }

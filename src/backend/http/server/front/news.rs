@@ -1,6 +1,7 @@
 //! Tells of a service whose list may have changed: one watch for all long polls of it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -29,7 +30,28 @@ pub(super) struct News {
 /// A task that follows the service. It ends when nobody has waited for a while, and with this.
 struct Watch {
     rung: watch::Sender<()>,
+    has_ended: Arc<AtomicBool>,
     task: AbortHandle,
+}
+
+impl Watch {
+    fn is_running(&self) -> bool {
+        !self.has_ended.load(Acquire)
+    }
+}
+
+/// The task's end of a watch. Its drop wakes those who wait: the task has ended, perhaps with its
+/// runtime, and the next one who asks starts another.
+struct TaskGuard {
+    rung: watch::Sender<()>,
+    has_ended: Arc<AtomicBool>,
+}
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        self.has_ended.store(true, Release);
+        self.rung.send_replace(());
+    }
 }
 
 impl News {
@@ -39,7 +61,7 @@ impl News {
 
     /// Whether it is watched already.
     pub(super) fn has(&self, service: &ServiceName) -> bool {
-        self.watched.lock().get(service).is_some_and(|watch| !watch.task.is_finished())
+        self.watched.lock().get(service).is_some_and(Watch::is_running)
     }
 
     /// Changes whenever the service's list may have, from now on. `None`: as many services as may be are
@@ -47,7 +69,7 @@ impl News {
     pub(super) fn of(&self, service: &ServiceName) -> Option<watch::Receiver<()>> {
         let mut watched = self.watched.lock();
         if let Some(watch) = watched.get(service)
-            && !watch.task.is_finished()
+            && watch.is_running()
         {
             return Some(watch.rung.subscribe());
         }
@@ -59,14 +81,15 @@ impl News {
             watched.remove(&idle);
         }
         let (rung, news) = watch::channel(());
+        let has_ended = Arc::new(AtomicBool::new(false));
         let following = follow(
             Arc::clone(&self.discovery),
             service.clone(),
-            rung.clone(),
+            TaskGuard { rung: rung.clone(), has_ended: Arc::clone(&has_ended) },
             Arc::downgrade(&self.watched),
         );
         let task = tokio::spawn(following).abort_handle();
-        watched.insert(service.clone(), Watch { rung, task });
+        watched.insert(service.clone(), Watch { rung, has_ended, task });
         Some(news)
     }
 }
@@ -80,9 +103,10 @@ impl Drop for Watch {
 async fn follow(
     source: Arc<dyn Discovery>,
     service: ServiceName,
-    rung: watch::Sender<()>,
+    guard: TaskGuard,
     watched: Weak<Watched>,
 ) {
+    let rung = &guard.rung;
     let mut updates = endless(source, service.clone(), POLL);
     let mut awaited = Instant::now();
     let mut looks = interval(LINGER / 4);
@@ -112,5 +136,26 @@ async fn follow(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::memory::MemoryRegistry;
+
+    #[test]
+    fn those_who_wait_hear_of_the_end_of_the_runtime() {
+        let runtime =
+            || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (first, second) = (runtime(), runtime());
+        let news = News::new(Arc::new(MemoryRegistry::new()), 10);
+        let service: ServiceName = "Foo".parse().unwrap();
+        let told = first.block_on(async { news.of(&service).unwrap() });
+        assert!(news.has(&service) && !told.has_changed().unwrap());
+        drop(first);
+        assert!(!news.has(&service) && told.has_changed().unwrap());
+        second.block_on(async { news.of(&service).unwrap() });
+        assert!(news.has(&service));
     }
 }
