@@ -94,7 +94,7 @@ impl Registrar {
             return Err(RegistryError::new(RegistryErrorKind::Invalid, NO_RUNTIME));
         }
         let shared = &self.owner.shared;
-        let answer = shared.book.lock().add(service, instance, Instant::now())?;
+        let answer = shared.with_book(|book| book.add(service, instance, Instant::now()))?;
         self.owner.keep_running();
         shared.wake.notify_one();
         let answer = answer.await.unwrap_or_else(|_| Err(book::closed()));
@@ -110,7 +110,7 @@ impl Registrar {
     /// takes back nothing of it.
     pub fn set_health(&self, health: Health) {
         let shared = &self.owner.shared;
-        shared.book.lock().set_health(health, Instant::now());
+        shared.with_book(|book| book.set_health(health, Instant::now()));
         self.owner.keep_running();
         shared.wake.notify_one();
     }
@@ -128,7 +128,7 @@ impl Registrar {
             return;
         }
         let tried = async {
-            while !shared.book.lock().all_tried() {
+            while !shared.with_book(|book| book.all_tried()) {
                 self.owner.keep_running();
                 if progress.changed().await.is_err() {
                     return;
@@ -148,11 +148,11 @@ impl Registrar {
     pub async fn close(&self) {
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         let shared = &self.owner.shared;
-        shared.book.lock().close();
+        shared.with_book(Book::close);
         shared.wake.notify_one();
         let task = self.owner.task.lock().take();
         if !has_runtime() {
-            if !shared.book.lock().take_held().is_empty() {
+            if !shared.with_book(Book::take_held).is_empty() {
                 event!(WARN, "not deregistered: {NO_RUNTIME}; the leases will run out");
             }
             return;
@@ -162,7 +162,7 @@ impl Registrar {
             // end in half of the time is cut.
             let _ = timeout(CLOSE_TIMEOUT / 2, &mut task.0).await;
         }
-        let held = shared.book.lock().take_held();
+        let held = shared.with_book(Book::take_held);
         shared.progress.send_replace(());
         if held.is_empty() {
             return;
@@ -258,7 +258,17 @@ struct Shared {
 
 impl Shared {
     fn stats(&self) -> RegistrarStats {
-        self.book.lock().stats(Instant::now())
+        self.with_book(|book| book.stats(Instant::now()))
+    }
+
+    /// Does something with the book, and what it has deferred once its lock is released.
+    fn with_book<T>(&self, act: impl FnOnce(&mut Book) -> T) -> T {
+        let mut book = self.book.lock();
+        let done = act(&mut book);
+        let deferred = book.take_deferred();
+        drop(book);
+        drop(deferred);
+        done
     }
 }
 
@@ -268,7 +278,7 @@ struct Task(JoinHandle<()>);
 impl Owner {
     /// Starts the task on the caller's runtime, if there is something to do for it and it does not run.
     fn keep_running(&self) {
-        if self.shared.is_running.load(Acquire) || !self.shared.book.lock().is_in_use() {
+        if self.shared.is_running.load(Acquire) || !self.shared.with_book(|book| book.is_in_use()) {
             return;
         }
         let Ok(runtime) = Handle::try_current() else { return };
@@ -283,7 +293,7 @@ impl Owner {
 impl Drop for Owner {
     /// Nobody can ask for anything any more: that the task ends is no news.
     fn drop(&mut self) {
-        self.shared.book.lock().close();
+        self.shared.with_book(Book::close);
     }
 }
 
@@ -293,7 +303,7 @@ struct TaskGuard(Arc<Shared>);
 impl Drop for TaskGuard {
     fn drop(&mut self) {
         self.0.is_running.store(false, Release);
-        let abandoned = self.0.book.lock().abandon();
+        let abandoned = self.0.with_book(Book::abandon);
         self.0.progress.send_replace(());
         if abandoned > 0 {
             event!(
@@ -317,12 +327,12 @@ async fn keep(shared: Arc<Shared>, _guard: TaskGuard) {
     // By task, so that a request whose code panicked is answered too.
     let mut pending: HashMap<Id, Vec<Sent>> = HashMap::new();
     loop {
-        let jobs = shared.book.lock().due(Instant::now());
+        let jobs = shared.with_book(|book| book.due(Instant::now()));
         for Job { sent, ask } in jobs {
             let request = put(ask, Arc::clone(&shared.registry), shared.request_timeout);
             pending.insert(requests.spawn(request).id(), sent);
         }
-        let (next, closed) = shared.book.lock().next_due();
+        let (next, closed) = shared.with_book(|book| book.next_due());
         if closed && requests.is_empty() {
             return;
         }
@@ -335,7 +345,7 @@ async fn keep(shared: Arc<Shared>, _guard: TaskGuard) {
                     (id, Vec::new())
                 });
                 let sent = pending.remove(&id).unwrap_or_default();
-                shared.book.lock().answered(&sent, answers, Instant::now());
+                shared.with_book(|book| book.answered(&sent, answers, Instant::now()));
                 shared.progress.send_replace(());
             }
             () = until(next) => {}

@@ -1,5 +1,6 @@
 //! What a process wants registered, and what to ask of the registry next: no I/O, no clock.
 
+use std::mem;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -11,7 +12,7 @@ use super::RegistrarStats;
 use super::entry::{Entry, Phase, Sent};
 use crate::instance::{Health, Instance, InstanceId, ServiceName};
 use crate::registry::{Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal};
-use crate::sync::event;
+use crate::sync::{Deferred, event};
 
 /// The first backoff; each further failure doubles it, up to the renewal interval.
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
@@ -36,6 +37,8 @@ pub(super) struct Book {
     closed: bool,
     /// All but `registered` and `overrides`, which are made when asked for.
     stats: RegistrarStats,
+    /// Events, and answers to those who wait, until the book's lock is released.
+    deferred: Deferred,
 }
 
 /// A request to be made.
@@ -71,7 +74,13 @@ impl Book {
             reachable: true,
             closed: false,
             stats: RegistrarStats::default(),
+            deferred: Deferred::default(),
         }
+    }
+
+    /// What is to be done once the book's lock is released.
+    pub(super) fn take_deferred(&mut self) -> Deferred {
+        mem::take(&mut self.deferred)
     }
 
     /// Adds an instance, or a new state of one. The receiver is told how the first try went.
@@ -91,7 +100,8 @@ impl Book {
         });
         if let Some(entry) = known {
             entry.update(instance, now);
-            entry.tell(Err(RegistryError::unavailable("a newer state was registered meanwhile")));
+            let error = RegistryError::unavailable("a newer state was registered meanwhile");
+            entry.tell(Err(error), &mut self.deferred);
             entry.asker = Some(asker);
         } else {
             let registration = Registration::new(service, instance).ttl(self.ttl);
@@ -114,13 +124,17 @@ impl Book {
         }
         for entry in &mut self.entries {
             if entry.end_override(now) {
-                event!(
-                    INFO,
-                    service = entry.service(),
-                    id = entry.id(),
-                    health = entry.registration.instance.health.as_str(),
-                    "the time of an operator's override is over"
-                );
+                let labels = entry.labels();
+                let health = entry.registration.instance.health;
+                self.deferred.push(move || {
+                    event!(
+                        INFO,
+                        service = labels.service.as_str(),
+                        id = labels.id.as_str(),
+                        health = health.as_str(),
+                        "the time of an operator's override is over"
+                    );
+                });
             }
             let due = matches!(entry.phase, Phase::Pending { due } if due <= now);
             if due && !entry.busy {
@@ -171,15 +185,21 @@ impl Book {
             }
             self.settle(*sent, answer, now);
         }
+        if !answers.as_slice().is_empty() {
+            // More answers than questions: the errors among them are the user's.
+            self.deferred.discard(answers);
+        }
         match unreachable {
             _ if reached && !self.reachable => {
                 self.reachable = true;
                 // As loud as what it takes back.
-                event!(WARN, "registry reachable again");
+                self.deferred.push(|| event!(WARN, "registry reachable again"));
             }
             Some(error) if !reached && self.reachable => {
                 self.reachable = false;
-                event!(WARN, error = error.as_str(), "registry unreachable: trying on");
+                self.deferred.push(move || {
+                    event!(WARN, error = error.as_str(), "registry unreachable: trying on");
+                });
             }
             _ => {}
         }
@@ -206,7 +226,7 @@ impl Book {
             entry.busy = false;
             // Until the next answer it does not count as registered.
             entry.failures = entry.failures.max(1);
-            entry.tell(Err(RegistryError::unavailable(ABANDONED)));
+            entry.tell(Err(RegistryError::unavailable(ABANDONED)), &mut self.deferred);
         }
         if !self.entries.is_empty() {
             self.stats.errors += 1;
@@ -222,7 +242,12 @@ impl Book {
 
     /// Empties the book: what is to be deregistered.
     pub(super) fn take_held(&mut self) -> Vec<Held> {
+        let deferred = &mut self.deferred;
         let held = |entry: Entry| {
+            if let Some(asker) = entry.asker {
+                // Its drop wakes whoever waits.
+                deferred.discard(asker);
+            }
             entry.lease.map(|lease| Held { registration: entry.registration, lease })
         };
         self.entries.drain(..).filter_map(held).collect()
@@ -259,6 +284,7 @@ impl Book {
 
     fn settle(&mut self, sent: Sent, answer: Answer, now: Instant) {
         let Some(at) = self.entries.iter().position(|entry| entry.key == sent.key) else {
+            self.deferred.discard(answer);
             return;
         };
         let entry = &mut self.entries[at];
@@ -275,16 +301,20 @@ impl Book {
                     entry.held_address = true;
                     entry.is_superseded = false;
                     entry.phase = Phase::Held;
-                    entry.tell(Ok(()));
-                    event!(
-                        INFO,
-                        service = entry.service(),
-                        id = entry.id(),
-                        address = entry.address(),
-                        epoch = sent.epoch,
-                        health = entry.registration.instance.health.as_str(),
-                        "registered"
-                    );
+                    entry.tell(Ok(()), &mut self.deferred);
+                    let labels = entry.labels();
+                    let health = entry.registration.instance.health;
+                    self.deferred.push(move || {
+                        event!(
+                            INFO,
+                            service = labels.service.as_str(),
+                            id = labels.id.as_str(),
+                            address = labels.address.as_str(),
+                            epoch = sent.epoch,
+                            health = health.as_str(),
+                            "registered"
+                        );
+                    });
                 }
                 let interval = entry.interval();
                 let at = now + self.jittered(interval);
@@ -300,27 +330,34 @@ impl Book {
                 if entry.take_over(word.clone(), now)
                     && let Some(word) = word
                 {
-                    event!(
-                        INFO,
-                        service = entry.service(),
-                        id = entry.id(),
-                        said = word.health.as_str(),
-                        by = word.by.as_deref(),
-                        reason = word.reason.as_deref(),
-                        duration = ?word.duration,
-                        health = entry.registration.instance.health.as_str(),
-                        "an operator set the health of this instance"
-                    );
+                    let labels = entry.labels();
+                    let health = entry.registration.instance.health;
+                    self.deferred.push(move || {
+                        event!(
+                            INFO,
+                            service = labels.service.as_str(),
+                            id = labels.id.as_str(),
+                            said = word.health.as_str(),
+                            by = word.by.as_deref(),
+                            reason = word.reason.as_deref(),
+                            duration = ?word.duration,
+                            health = health.as_str(),
+                            "an operator set the health of this instance"
+                        );
+                    });
                 }
             }
             Ok(Good::Renewal(Renewal::Lost)) => {
-                event!(
-                    WARN,
-                    service = entry.service(),
-                    id = entry.id(),
-                    address = entry.address(),
-                    "lease lost: registering again"
-                );
+                let labels = entry.labels();
+                self.deferred.push(move || {
+                    event!(
+                        WARN,
+                        service = labels.service.as_str(),
+                        id = labels.id.as_str(),
+                        address = labels.address.as_str(),
+                        "lease lost: registering again"
+                    );
+                });
                 entry.lease = None;
                 entry.phase = Phase::Pending { due: now };
                 self.stats.lost += 1;
@@ -339,9 +376,11 @@ impl Book {
             // Of an older state than the present one, which is due already.
             RegistryErrorKind::StaleEpoch { held } if !current && held < entry.epoch() => {
                 entry.phase = Phase::Pending { due: now };
+                self.deferred.discard(error);
             }
             RegistryErrorKind::Superseded { .. } if !current => {
                 entry.phase = Phase::Pending { due: now };
+                self.deferred.discard(error);
             }
             RegistryErrorKind::Superseded { held } => self.superseded(at, held, error, now),
             RegistryErrorKind::StaleEpoch { held } if !entry.was_held && !entry.raised => {
@@ -349,45 +388,58 @@ impl Book {
                 let higher = entry.epoch().max(held.saturating_add(1));
                 entry.registration.instance.epoch = higher;
                 entry.phase = Phase::Pending { due: now };
+                self.deferred.discard(error);
             }
             RegistryErrorKind::StaleEpoch { held } => {
-                event!(
-                    WARN,
-                    service = entry.service(),
-                    id = entry.id(),
-                    address = entry.address(),
-                    epoch = entry.epoch(),
-                    held,
-                    "superseded: another process has registered this id"
-                );
+                let (labels, epoch) = (entry.labels(), entry.epoch());
+                self.deferred.push(move || {
+                    event!(
+                        WARN,
+                        service = labels.service.as_str(),
+                        id = labels.id.as_str(),
+                        address = labels.address.as_str(),
+                        epoch,
+                        held,
+                        "superseded: another process has registered this id"
+                    );
+                });
                 self.stats.superseded += 1;
-                self.entries.remove(at).tell(Err(error));
+                self.entries.remove(at).tell(Err(error), &mut self.deferred);
             }
             RegistryErrorKind::Invalid if current && entry.asker.is_some() => {
-                event!(
-                    WARN,
-                    service = entry.service(),
-                    id = entry.id(),
-                    address = entry.address(),
-                    %error,
-                    "registration refused"
-                );
-                self.entries.remove(at).tell(Err(error));
+                let (labels, text) = (entry.labels(), error.to_string());
+                self.deferred.push(move || {
+                    event!(
+                        WARN,
+                        service = labels.service.as_str(),
+                        id = labels.id.as_str(),
+                        address = labels.address.as_str(),
+                        error = %text,
+                        "registration refused"
+                    );
+                });
+                self.entries.remove(at).tell(Err(error), &mut self.deferred);
             }
             _ => {
                 entry.failures = entry.failures.saturating_add(1);
                 // A token may be let in later: what would be asked for stays right.
                 if error.kind() == RegistryErrorKind::NotAllowed && entry.failures == 1 {
-                    event!(WARN, service = entry.service(), %error, "not allowed: trying on");
+                    let (labels, text) = (entry.labels(), error.to_string());
+                    self.deferred.push(move || {
+                        let service = labels.service.as_str();
+                        event!(WARN, service, error = %text, "not allowed: trying on");
+                    });
                 }
                 if current {
                     let doublings = 1_u32 << (entry.failures - 1).min(16);
                     let most = FIRST_BACKOFF.saturating_mul(doublings).min(entry.interval());
                     // What the registry asks for, but no longer than a lease can wait.
                     let least = error.retry_after().unwrap_or_default().min(entry.interval());
-                    entry.tell(Err(error));
+                    entry.tell(Err(error), &mut self.deferred);
                     let backoff = self.rng.random_range(Duration::ZERO..=most);
                     entry.phase = Phase::Pending { due: now + least + backoff };
+                } else {
+                    self.deferred.discard(error);
                 }
             }
         }
@@ -398,16 +450,19 @@ impl Book {
         let entry = &mut self.entries[at];
         let health = entry.registration.instance.health;
         if entry.own_health() == Health::Draining {
-            event!(
-                INFO,
-                service = entry.service(),
-                id = entry.id(),
-                address = entry.address(),
-                holder = error.holder().map(InstanceId::as_str),
-                "superseded while it drains: its registration ends"
-            );
+            let (labels, holder) = (entry.labels(), error.holder().cloned());
+            self.deferred.push(move || {
+                event!(
+                    INFO,
+                    service = labels.service.as_str(),
+                    id = labels.id.as_str(),
+                    address = labels.address.as_str(),
+                    holder = holder.as_ref().map(InstanceId::as_str),
+                    "superseded while it drains: its registration ends"
+                );
+            });
             self.stats.superseded += u64::from(!entry.is_superseded);
-            self.entries.remove(at).tell(Err(error));
+            self.entries.remove(at).tell(Err(error), &mut self.deferred);
             return;
         }
         // A host whose clock is behind gets its address all the same.
@@ -416,24 +471,29 @@ impl Book {
             let higher = entry.epoch().max(held.saturating_add(1));
             entry.registration.instance.epoch = higher;
             entry.phase = Phase::Pending { due: now };
+            self.deferred.discard(error);
             return;
         }
         if !entry.is_superseded {
             entry.is_superseded = true;
             self.stats.superseded += 1;
-            event!(
-                WARN,
-                service = entry.service(),
-                id = entry.id(),
-                address = entry.address(),
-                epoch = entry.epoch(),
-                held,
-                holder = error.holder().map(InstanceId::as_str),
-                "superseded: another instance holds this address; asking again once a TTL"
-            );
+            let (labels, epoch) = (entry.labels(), entry.epoch());
+            let holder = error.holder().cloned();
+            self.deferred.push(move || {
+                event!(
+                    WARN,
+                    service = labels.service.as_str(),
+                    id = labels.id.as_str(),
+                    address = labels.address.as_str(),
+                    epoch,
+                    held,
+                    holder = holder.as_ref().map(InstanceId::as_str),
+                    "superseded: another instance holds this address; asking again once a TTL"
+                );
+            });
         }
         entry.lease = None;
-        entry.tell(Err(error));
+        entry.tell(Err(error), &mut self.deferred);
         let wait = entry.registration.ttl;
         let wait = self.jittered(wait);
         self.entries[at].phase = Phase::Pending { due: now + wait };

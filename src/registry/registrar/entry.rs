@@ -6,8 +6,9 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::call::after;
-use crate::instance::{Health, Instance};
+use crate::instance::{Address, Health, Instance, InstanceId, ServiceName};
 use crate::registry::{HealthOverride, Lease, Registration, RegistryError};
+use crate::sync::Deferred;
 
 /// Renewals are never closer than this, whatever lease is granted.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
@@ -77,6 +78,13 @@ pub(super) enum Phase {
     Pending { due: Instant },
     /// The registry holds it; to be renewed with the next batch.
     Held,
+}
+
+/// What events call a registration.
+pub(super) struct Labels {
+    pub(super) service: ServiceName,
+    pub(super) id: InstanceId,
+    pub(super) address: Address,
 }
 
 /// A registration as it was sent in one request.
@@ -218,21 +226,21 @@ impl Entry {
     }
 
     /// Tells whoever waits, if still someone does.
-    pub(super) fn tell(&mut self, result: Result<(), RegistryError>) {
-        if let Some(asker) = self.asker.take() {
-            let _ = asker.send(result);
+    pub(super) fn tell(&mut self, result: Result<(), RegistryError>, deferred: &mut Deferred) {
+        match self.asker.take() {
+            // Its waker, and the drop of an error that nobody takes, are the user's.
+            Some(asker) => deferred.push(move || _ = asker.send(result)),
+            None => deferred.discard(result),
         }
     }
 
-    pub(super) fn service(&self) -> &str {
-        self.registration.service.as_str()
-    }
-
-    pub(super) fn id(&self) -> &str {
-        self.registration.instance.id.as_str()
-    }
-
-    pub(super) fn address(&self) -> &str {
-        self.registration.instance.address.as_str()
+    /// What events call it.
+    pub(super) fn labels(&self) -> Labels {
+        let Registration { service, instance, .. } = &self.registration;
+        Labels {
+            service: service.clone(),
+            id: instance.id.clone(),
+            address: instance.address.clone(),
+        }
     }
 }
