@@ -34,8 +34,10 @@ pub fn address(input: &[u8]) {
 
 fn parts(text: &str, address: &Address) {
     assert!(text.len() <= 512);
-    assert_eq!(address.as_str(), text);
-    assert_eq!(format!("{}@{}", address.protocol(), address.target()), text);
+    let canonical = address.as_str();
+    let again = Address::to_bind(canonical).unwrap();
+    assert_eq!((again.as_str(), &again), (canonical, address), "canonical once and for all");
+    assert_eq!(format!("{}@{}", address.protocol(), address.target()), canonical);
     assert!(!text.contains(|c: char| c == ',' || c.is_control() || c.is_whitespace()));
     let json = serde_json::to_string(address).unwrap();
     if address.port() != Some(0) {

@@ -113,9 +113,13 @@ impl Client {
             let why = format!("{host} is no name: an IP address would be connected to itself");
             return Err(ClientError::Invalid(why));
         }
-        if !host.eq_ignore_ascii_case(&self.host) {
+        if !undotted(host).eq_ignore_ascii_case(undotted(&self.host)) {
             let why = format!("a request to {host:?}, by a client of {:?}", self.host);
             return Err(ClientError::Invalid(why));
+        }
+        if host != &*self.host {
+            // What is connected to is found by this very text.
+            let _ = request.url_mut().set_host(Some(&*self.host));
         }
         // The port is the instance's. A `Host` that names the URL's would contradict what HTTP/2 says
         // beside it.
@@ -192,11 +196,16 @@ impl fmt::Debug for ClientOptions {
     }
 }
 
+/// A host without the dot that turns search lists off.
+fn undotted(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
+}
+
 /// The client of one instance.
 fn one(builder: ClientBuilder, name: &str, address: &Address) -> Result<reqwest::Client, String> {
     let builder = builder.no_proxy().redirect(Policy::none()).retry(reqwest::retry::never());
     let builder = match (address.protocol(), address.target().parse::<SocketAddr>()) {
-        ("tcp" | "tls", Ok(at)) => builder.resolve(name, at),
+        ("tcp" | "tls", Ok(at)) if !at.ip().is_unspecified() => builder.resolve(name, at),
         #[cfg(unix)]
         ("unix", _) => builder.unix_socket(address.target()),
         _ => return Err(format!("{address}: neither an IP address with a port nor a Unix socket")),

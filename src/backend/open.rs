@@ -105,7 +105,7 @@ impl OpenOptions {
             return Err(InvalidUrl::new(url, format!("no scheme: it is one of {SCHEMES}")));
         };
         let rest = Rest { url, rest };
-        match scheme {
+        match scheme.to_ascii_lowercase().as_str() {
             "static" => list(rest),
             "http" | "https" => schemes::http(rest, self),
             "etcd" => schemes::etcd(rest, self),
@@ -239,7 +239,11 @@ mod schemes {
         let (name, server) = name_and_server(rest)?;
         let (name, port) = name
             .rsplit_once(':')
-            .and_then(|(name, port)| Some((name, port.parse().ok().filter(|port| *port > 0)?)))
+            .and_then(|(name, port)| {
+                // `u16::from_str` would take a sign.
+                let is_number = port.bytes().all(|b| b.is_ascii_digit());
+                Some((name, port.parse().ok().filter(|port| is_number && *port > 0)?))
+            })
             .ok_or_else(|| InvalidUrl::new(rest.url, "it is a name and a port, `name:7001`"))?;
         source(rest, crate::backend::dns::Dns::addresses(name, port), server, options)
     }
@@ -272,6 +276,8 @@ mod schemes {
     ) -> Result<(&'a str, Option<std::net::SocketAddr>), InvalidUrl> {
         let Some((name, query)) = rest.split_once('?') else { return Ok((rest, None)) };
         let server = query.strip_prefix("server=").and_then(|server| server.parse().ok());
+        let server = server
+            .filter(|server: &std::net::SocketAddr| !server.ip().to_canonical().is_unspecified());
         let server = server.ok_or_else(|| {
             InvalidUrl::new(url, "after `?` there is `server=IP:PORT` or nothing")
         })?;
@@ -309,7 +315,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_is_opened_and_only_read() {
-        let opened = open("static://10.0.0.1:7001, unix@/run/foo.sock").unwrap();
+        let opened = open("STATIC://10.0.0.1:7001, unix@/run/foo.sock").unwrap();
         assert!(opened.registry.is_none());
         let resolved = opened.discovery.resolve(&"Foo".parse().unwrap()).await.unwrap();
         let at: Vec<_> = resolved.instances.iter().map(|one| one.address.as_str()).collect();
@@ -324,6 +330,8 @@ mod tests {
             ("consul://a", "an unknown scheme: it is one of static://"),
             ("static://a", "no port"),
             ("static://a:0", "port 0"),
+            ("static://0.0.0.0:1", "unspecified"),
+            ("static://0:1", "ends in a number"),
         ] {
             let error = open(url).unwrap_err();
             assert!(error.reason().contains(reason), "{url:?}: {error}");

@@ -43,12 +43,12 @@ impl StaticList {
     /// parts; an address named twice counts once.
     ///
     /// # Errors
-    /// The first part that is no address.
+    /// The first part that is no address, or that nobody can dial.
     pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
         let mut seen = BTreeSet::new();
         let mut instances = Vec::new();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let address: Address = part.parse()?;
+            let address = Address::to_dial(part)?;
             if seen.insert(address.clone()) {
                 instances.push(Instance::at(address));
             }
@@ -124,6 +124,7 @@ mod tests {
         let empty = StaticList::parse("").unwrap().resolve(&service()).await.unwrap();
         assert!(empty.instances.is_empty() && empty.is_proven());
         assert!(StaticList::parse("tcp@a:1,b").is_err());
+        assert!(StaticList::parse("tcp@a:1,tcp@0.0.0.0:1").is_err());
     }
 
     #[tokio::test]

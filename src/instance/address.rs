@@ -1,7 +1,10 @@
 //! Where an instance is reached: `tcp@127.0.0.1:7001`, `tcp@[::1]:7001`, `unix@/run/foo.sock`.
 
+use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -10,6 +13,9 @@ use serde::{Deserialize, Serialize};
 /// The longest address, in bytes.
 pub(super) const MAX_LEN: usize = 512;
 
+/// Why the unspecified address is refused where it would be dialled.
+pub(crate) const UNDIALLABLE: &str = "an unspecified address, which is listened on and not dialled";
+
 /// Protocols whose target is a name or path instead of a host and a port.
 const WITHOUT_PORT: [&str; 2] = ["unix", "mem"];
 
@@ -17,7 +23,12 @@ const WITHOUT_PORT: [&str; 2] = ["unix", "mem"];
 ///
 /// Parsed once and typed ever after; cheap to clone. A protocol that this build lacks parses all
 /// the same: a registry may hold addresses that only other clients can dial.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+///
+/// Its text is canonical: a host in lower case, an IP address as RFC 5952 writes it, an IPv4
+/// address in IPv6 as IPv4, a port without leading zeros. A host name may end in a dot, which turns
+/// search lists off when it is dialled, and does not count when addresses are compared:
+/// `tcp@foo.:7` equals `tcp@foo:7`.
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Address {
     text: Arc<str>,
@@ -25,6 +36,7 @@ pub struct Address {
     target: usize,
     /// 0 for protocols without a port, and in an address to bind.
     port: u16,
+    has_final_dot: bool,
 }
 
 /// A text is not an address.
@@ -46,6 +58,26 @@ impl Address {
     /// Parses an address to listen on: like [`str::parse`], but port 0 (any free port) is allowed.
     pub fn to_bind(text: &str) -> Result<Self, InvalidAddress> {
         Self::parse(text, true)
+    }
+
+    /// Parses an address to dial: like [`str::parse`], but the unspecified address (`0.0.0.0`, `::`)
+    /// is refused.
+    pub fn to_dial(text: &str) -> Result<Self, InvalidAddress> {
+        let address = Self::parse(text, false)?;
+        if address.is_unspecified() {
+            let address = address.text.to_string();
+            return Err(InvalidAddress { address, reason: UNDIALLABLE });
+        }
+        Ok(address)
+    }
+
+    /// What it is compared by: its text without the final dot of its host.
+    pub(crate) fn identity(&self) -> Cow<'_, str> {
+        if !self.has_final_dot {
+            return Cow::Borrowed(&*self.text);
+        }
+        let (host, port) = self.text.rsplit_once(':').unwrap_or((&*self.text, ""));
+        Cow::Owned(format!("{}:{port}", host.strip_suffix('.').unwrap_or(host)))
     }
 
     /// The same address in memory of its own: a clone shares it, and the count of who does.
@@ -84,9 +116,8 @@ impl Address {
 
     /// Whether the host is `0.0.0.0` or `::`, however written: bound, but not dialled by others.
     pub fn is_unspecified(&self) -> bool {
-        // By its meaning: `[0:0::0]` and `[::ffff:0.0.0.0]` are no better to dial than `[::]`.
         let host = self.host().and_then(|host| host.parse::<IpAddr>().ok());
-        host.is_some_and(|ip| ip.to_canonical().is_unspecified())
+        host.is_some_and(|ip| ip.is_unspecified())
     }
 
     /// Whether what listens there is reached from its own machine alone: no host at all (`unix`,
@@ -94,7 +125,7 @@ impl Address {
     pub fn is_local(&self) -> bool {
         match self.host() {
             None => matches!(self.protocol(), "unix" | "mem"),
-            Some("localhost") => true,
+            Some("localhost" | "localhost.") => true,
             Some(host) => host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()),
         }
     }
@@ -115,14 +146,47 @@ impl Address {
         if !is_protocol(protocol) {
             return Err(invalid("the protocol is not [a-z][a-z0-9+.-]*"));
         }
-        let port = match protocol {
-            "unix" => check_path(target).map(|()| 0),
+        let as_written = || (Arc::<str>::from(text), 0_u16, false);
+        let (canonical, port, has_final_dot) = match protocol {
+            "unix" => check_path(target).map(|()| as_written()),
             "mem" if target.is_empty() => Err("an empty name"),
-            "mem" => Ok(0),
-            _ => check_host_and_port(target, to_bind),
+            "mem" => Ok(as_written()),
+            _ => host_and_port(target, to_bind).map(|(host, port)| {
+                let canonical = Arc::<str>::from(format!("{protocol}@{host}:{port}"));
+                (canonical, port, host.ends_with('.'))
+            }),
         }
         .map_err(invalid)?;
-        Ok(Self { text: text.into(), target: protocol.len() + 1, port })
+        Ok(Self { text: canonical, target: protocol.len() + 1, port, has_final_dot })
+    }
+}
+
+impl PartialEq for Address {
+    fn eq(&self, other: &Self) -> bool {
+        if self.has_final_dot == other.has_final_dot {
+            return self.text == other.text;
+        }
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Address {}
+
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Address {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.identity().cmp(&other.identity())
+    }
+}
+
+impl Hash for Address {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.identity().hash(state);
     }
 }
 
@@ -185,33 +249,69 @@ fn check_path(path: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn check_host_and_port(target: &str, to_bind: bool) -> Result<u16, &'static str> {
+/// The canonical host, in brackets if it is IPv6, and the port.
+fn host_and_port(target: &str, to_bind: bool) -> Result<(String, u16), &'static str> {
     let (host, port) = target.rsplit_once(':').ok_or("no port")?;
-    if let Some(inner) = host.strip_prefix('[') {
-        let inner = inner.strip_suffix(']').ok_or("an unclosed `[`")?;
-        inner.parse::<Ipv6Addr>().map_err(|_| "no IPv6 address between the brackets")?;
-    } else if host.is_empty() {
-        return Err("an empty host");
-    } else if host.contains('@') {
-        return Err("user information");
-    } else if host.contains(':') {
-        return Err("an IPv6 host without brackets");
-    } else if !host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
-        return Err("a character that no host name has");
-    }
+    let host = canonical_host(host)?;
     if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
         return Err("the port is no number");
     }
     match port.parse::<u16>() {
-        Ok(0) if to_bind => Ok(0),
+        Ok(0) if to_bind => Ok((host, 0)),
         Ok(0) => Err("port 0"),
-        Ok(port) => Ok(port),
+        Ok(port) => Ok((host, port)),
         Err(_) => Err("a port above 65535"),
+    }
+}
+
+fn canonical_host(host: &str) -> Result<String, &'static str> {
+    if let Some(inner) = host.strip_prefix('[') {
+        let inner = inner.strip_suffix(']').ok_or("an unclosed `[`")?;
+        let ip = inner.parse::<Ipv6Addr>().map_err(|_| "no IPv6 address between the brackets")?;
+        return Ok(match ip.to_canonical() {
+            IpAddr::V4(ip) => ip.to_string(),
+            IpAddr::V6(ip) => format!("[{ip}]"),
+        });
+    }
+    if host.is_empty() {
+        return Err("an empty host");
+    }
+    if host.contains('@') {
+        return Err("user information");
+    }
+    if host.contains(':') {
+        return Err("an IPv6 host without brackets");
+    }
+    if !host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) {
+        return Err("a character that no host name has");
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    if name.split('.').any(str::is_empty) {
+        return Err("an empty label in the host");
+    }
+    if let Ok(ip) = name.parse::<Ipv4Addr>() {
+        return Ok(ip.to_string());
+    }
+    if ends_in_number(name) {
+        return Err("a host that ends in a number, and is no IP address");
+    }
+    Ok(host.to_ascii_lowercase())
+}
+
+/// Whether the last label is a number, so that a host is an IPv4 address or none (the rule of
+/// WHATWG's URL standard): resolvers read `0x7f.1` and `010.0.0.1` each in its own way.
+pub(crate) fn ends_in_number(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    match last.strip_prefix("0x").or_else(|| last.strip_prefix("0X")) {
+        Some(hex) => hex.bytes().all(|b| b.is_ascii_hexdigit()),
+        None => !last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::hash::{BuildHasher, RandomState};
+
     use super::*;
 
     #[test]
@@ -225,7 +325,8 @@ mod tests {
             ("mem@registry", true),
             ("tcp@0.0.0.0:1", false),
             ("tcp@[::]:1", false),
-            ("tcp@[::ffff:127.0.0.1]:1", false),
+            ("tcp@[::ffff:127.0.0.1]:1", true),
+            ("tcp@LocalHost.:1", true),
             ("tcp@10.0.0.7:1", false),
             ("tcp@example.org:1", false),
             ("tcp@localhost.example.org:1", false),
@@ -267,11 +368,78 @@ mod tests {
             ("tcp@a:1,tcp@b:2", "a comma, white space or control character"),
             ("tcp@a\n:1", "a comma, white space or control character"),
             ("tcp@a/b:1", "a character that no host name has"),
+            ("tcp@0:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@0x0:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@000.0.0.0:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@0.0:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@127.1:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@10.0.0.010:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@host.0X7F.:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@host.0x:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@256.0.0.1:1", "a host that ends in a number, and is no IP address"),
+            ("tcp@.:1", "an empty label in the host"),
+            ("tcp@a..b:1", "an empty label in the host"),
+            ("tcp@a..:1", "an empty label in the host"),
             ("unix@rel", "the path is not absolute"),
             ("unix@/a/../b", "the path contains `..`"),
         ] {
             assert_eq!(text.parse::<Address>().unwrap_err().reason(), reason, "{text:?}");
         }
         assert_eq!(Address::to_bind("tcp@127.0.0.1:0").unwrap().port(), Some(0));
+    }
+
+    #[test]
+    fn writings_of_one_address_are_equal() {
+        let hasher = RandomState::new();
+        for (canonical, others) in [
+            ("tcp@host:7", &["tcp@Host:7", "tcp@HOST:007", "tcp@host.:7", "tcp@Host.:7"][..]),
+            ("tcp@[::1]:7", &["tcp@[0:0::1]:7", "tcp@[0000:0::1]:7", "tcp@[::0.0.0.1]:7"]),
+            ("tcp@[2001:db8::a]:7", &["tcp@[2001:DB8:0:0::A]:7"]),
+            (
+                "tcp@10.0.0.1:7",
+                &[
+                    "tcp@10.0.0.1:07",
+                    "tcp@[::ffff:10.0.0.1]:7",
+                    "tcp@[::FFFF:a00:1]:7",
+                    "tcp@10.0.0.1.:7",
+                ],
+            ),
+            ("tls@a-b_c.example:443", &["tls@A-b_C.Example:443", "tls@a-b_c.example.:0443"]),
+        ] {
+            let one: Address = canonical.parse().unwrap();
+            assert_eq!(one.as_str(), canonical);
+            for other in others {
+                let other: Address = other.parse().unwrap();
+                assert_eq!(other, one, "{other}");
+                assert_eq!(one.cmp(&other), Ordering::Equal, "{other}");
+                assert_eq!(hasher.hash_one(&other), hasher.hash_one(&one), "{other}");
+                assert_eq!(other.identity(), canonical);
+                assert_eq!(other.as_str().parse::<Address>().unwrap().as_str(), other.as_str());
+            }
+        }
+        let dotted: Address = "tcp@Host.:7".parse().unwrap();
+        assert_eq!((dotted.as_str(), dotted.host()), ("tcp@host.:7", Some("host.")));
+        let (a, b): (Address, Address) =
+            ("tcp@host.:7".parse().unwrap(), "tcp@host.x:7".parse().unwrap());
+        assert_ne!(a, b);
+        // What is no host and port is as it was written.
+        for text in ["unix@/run/Foo.sock", "mem@Name."] {
+            assert_eq!(text.parse::<Address>().unwrap().as_str(), text);
+        }
+    }
+
+    #[test]
+    fn the_unspecified_address_is_bound_and_not_dialled() {
+        for any in [
+            "tcp@0.0.0.0:1",
+            "tcp@0.0.0.0.:1",
+            "tcp@[::]:1",
+            "tcp@[0:0::0]:1",
+            "tcp@[::ffff:0.0.0.0]:1",
+        ] {
+            assert!(Address::to_bind(any).unwrap().is_unspecified(), "{any}");
+            assert_eq!(Address::to_dial(any).unwrap_err().reason(), UNDIALLABLE, "{any}");
+        }
+        assert!(Address::to_dial("tcp@127.0.0.1:1").is_ok());
     }
 }

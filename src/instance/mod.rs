@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::address::UNDIALLABLE;
+#[cfg(feature = "dns")]
+pub(crate) use self::address::ends_in_number;
 pub use self::address::{Address, InvalidAddress};
 pub(crate) use self::precedence::Precedence;
 pub use self::service_name::{InvalidServiceName, ServiceName};
@@ -54,9 +57,11 @@ fn default_weight() -> u32 {
 }
 
 impl Instance {
-    /// An instance that is known by its address alone: its id is the address's text.
+    /// An instance that is known by its address alone: its id is the address's text, without a
+    /// final dot of its host.
     pub fn at(address: Address) -> Self {
-        Self::new(InstanceId::from(address.as_str()), address)
+        let id = InstanceId::from(&*address.identity());
+        Self::new(id, address)
     }
 
     /// An instance with the given id at the given address, up, with the default weight.

@@ -71,10 +71,10 @@ impl Registrar {
     /// was called, its word replaces the instance's.
     ///
     /// # Errors
-    /// `Invalid`, also after [`close`](Self::close), outside of a tokio runtime and for an empty key in the
-    /// instance's metadata, and `StaleEpoch`: the registry refuses it, and it is not kept. Any other kind,
-    /// `Superseded` among them, such as `Unavailable`, `Full` or `NotAllowed`: it is tried on all the same,
-    /// since the registry may answer, have room or know the token later.
+    /// `Invalid`, also of the unspecified address, after [`close`](Self::close), outside of a tokio runtime and
+    /// for an empty key in the instance's metadata, and `StaleEpoch`: the registry refuses it, and it is not
+    /// kept. Any other kind, `Superseded` among them, such as `Unavailable`, `Full` or `NotAllowed`: it is
+    /// tried on all the same, since the registry may answer, have room or know the token later.
     ///
     /// # Cancellation
     /// Dropping the future leaves the registration in place.
@@ -85,6 +85,11 @@ impl Registrar {
     ) -> Result<(), RegistryError> {
         if instance.metadata.contains_key("") {
             let message = "the instance's metadata has an empty key";
+            return Err(RegistryError::new(RegistryErrorKind::Invalid, message));
+        }
+        if instance.address.is_unspecified() {
+            let reason = "others cannot dial it: name the address that they can";
+            let message = format!("{}: {reason}", instance.address);
             return Err(RegistryError::new(RegistryErrorKind::Invalid, message));
         }
         if instance.epoch == 0 {

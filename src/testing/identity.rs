@@ -4,7 +4,7 @@ use std::slice;
 
 use super::scene::{Scene, instance};
 use super::{Capability, Harness, Outcome};
-use crate::instance::{Health, Instance};
+use crate::instance::{Address, Health, Instance};
 use crate::registry::{Held, Registration, RegistryErrorKind, Renewal};
 
 /// Of one id, an equal epoch renews, a higher one replaces, a lower one is `StaleEpoch`.
@@ -80,6 +80,27 @@ pub async fn address_has_one_holder(harness: &dyn Harness) -> Outcome {
     }
     scene.eventually(promise, scene.granularity(), alone).await;
     scene.keep(&held).await?;
+    scene.clear().await;
+    Ok(())
+}
+
+/// An address in another writing is the same address: it has one holder.
+pub async fn address_spelling(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("address_spelling", harness);
+    scene.needs(Capability::Epochs)?;
+    let promise = "one address has one holder, however it is written";
+    let writings =
+        ["tcp@Host-a.example:7001", "tcp@host-A.example.:7001", "tcp@host-a.example:07001"];
+    for (epoch, text) in (1..).zip(writings) {
+        let address = match text.parse::<Address>() {
+            Ok(address) => address,
+            Err(error) => panic!("{error}"),
+        };
+        let newest = Instance::new(format!("writing-{epoch}"), address).epoch(epoch);
+        scene.register(&newest, scene.ttl()).await?;
+        let alone = |seen: &[Instance]| seen.len() == 1 && seen[0].id == newest.id;
+        scene.eventually(promise, scene.granularity(), alone).await;
+    }
     scene.clear().await;
     Ok(())
 }

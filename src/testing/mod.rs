@@ -49,7 +49,9 @@ mod scene;
 mod watches;
 
 pub use self::harness::{Capability, Harness};
-pub use self::identity::{address_has_one_holder, epochs, newer_holder_keeps_its_address};
+pub use self::identity::{
+    address_has_one_holder, address_spelling, epochs, newer_holder_keeps_its_address,
+};
 pub use self::leases::{
     a_lease_ends_alone, expiry, lease_lost, renew_after_expiry_is_lost, renew_keeps_alive,
 };
@@ -98,6 +100,7 @@ pub async fn registry_suite(harness: &dyn Harness) -> Report {
         deregister_unknown_succeeds,
         epochs,
         address_has_one_holder,
+        address_spelling,
         newer_holder_keeps_its_address,
         health_is_set,
         services_are_separate,

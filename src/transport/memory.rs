@@ -41,7 +41,7 @@ impl Transport for Memory {
     }
 
     async fn connect(&self, address: &Address) -> io::Result<Stream> {
-        let listener = self.bound.lock().get(address.as_str()).cloned();
+        let listener = self.bound.lock().get(&*address.identity()).cloned();
         let refused = || io::Error::new(io::ErrorKind::ConnectionRefused, "nobody listens there");
         let listener = listener.ok_or_else(refused)?;
         let (ours, theirs) = tokio::io::duplex(CAPACITY);
@@ -63,10 +63,10 @@ impl Transport for Memory {
         };
         let (sender, connections) = mpsc::channel(BACKLOG);
         let mut bound = self.bound.lock();
-        if bound.get(address.as_str()).is_some_and(|listener| !listener.is_closed()) {
+        if bound.get(&*address.identity()).is_some_and(|listener| !listener.is_closed()) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        bound.insert(address.as_str().to_owned(), sender);
+        bound.insert(address.identity().into_owned(), sender);
         Ok(Listener::new(Accepting { connections }, address).in_process())
     }
 }

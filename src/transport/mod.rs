@@ -93,11 +93,13 @@ impl Peer {
     /// What caps count by: its host, and of an IPv6 address the network, of which one machine may
     /// have all 2^64 addresses.
     pub fn account(&self) -> Arc<str> {
-        match self.host.parse::<IpAddr>().map(|address| address.to_canonical()) {
-            Ok(IpAddr::V6(address)) if !address.is_loopback() => {
+        let Ok(address) = self.host.parse::<IpAddr>() else { return Arc::clone(&self.host) };
+        match address.to_canonical() {
+            IpAddr::V6(address) if !address.is_loopback() => {
                 let network = Ipv6Addr::from(u128::from(address) & (u128::MAX << 64));
                 format!("{network}/64").into()
             }
+            canonical if canonical != address => canonical.to_string().into(),
             _ => Arc::clone(&self.host),
         }
     }
@@ -252,5 +254,25 @@ impl Listener {
 impl fmt::Debug for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Listener").field("address", &self.address).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_machine_has_one_account() {
+        for (host, account) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("::ffff:10.0.0.1", "10.0.0.1"),
+            ("2001:db8::7", "2001:db8::/64"),
+            ("2001:db8::1:2:3:4", "2001:db8::/64"),
+            ("::1", "::1"),
+            ("memory", "memory"),
+            ("", ""),
+        ] {
+            assert_eq!(&*Peer::new(host).account(), account, "{host:?}");
+        }
     }
 }

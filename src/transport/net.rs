@@ -67,7 +67,7 @@ impl Accept for Tcp {
 
 fn tcp(stream: TcpStream, from: Option<SocketAddr>) -> Stream {
     let peer = from.or_else(|| stream.peer_addr().ok());
-    let host = peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
+    let host = peer.map(|peer| peer.ip().to_canonical().to_string()).unwrap_or_default();
     Stream::new(stream, Peer::new(host))
 }
 

@@ -293,7 +293,7 @@ fn address_to_bind(text: &str) -> Result<Address, InvalidAddress> {
 }
 
 fn address(text: &str) -> Result<Address, InvalidAddress> {
-    with_protocol(text).parse()
+    Address::to_dial(&with_protocol(text))
 }
 
 /// `host:port` is TCP's.

@@ -36,7 +36,7 @@ use self::names::candidates;
 use super::join::all;
 use super::url::{InvalidUrl, masked};
 use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved};
-use crate::instance::{Address, Instance, ServiceName};
+use crate::instance::{Address, Instance, ServiceName, UNDIALLABLE, ends_in_number};
 
 /// How soon a name is asked for again at the earliest, whatever its records say.
 const LEAST_TTL: Duration = Duration::from_secs(1);
@@ -321,7 +321,14 @@ fn records(name: &Name, answer: Result<Lookup, NetError>) -> Result<Answer, Disc
 /// The name with the service in its place; and the address, if it is one.
 fn parse(template: &str, service: &ServiceName) -> Result<(Name, Option<IpAddr>), DiscoveryError> {
     let text = template.replace("{service}", service.as_str());
-    let ip = text.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    let bare = text.strip_suffix('.').unwrap_or(&text);
+    let ip: Option<IpAddr> = bare.trim_start_matches('[').trim_end_matches(']').parse().ok();
+    if ip.is_none() && ends_in_number(bare) {
+        return Err(invalid(format!("{text:?}: it ends in a number, and is no IP address")));
+    }
+    if ip.is_some_and(|ip| ip.to_canonical().is_unspecified()) {
+        return Err(invalid(format!("{text:?}: {UNDIALLABLE}")));
+    }
     let name = match ip {
         Some(_) => Name::root(),
         None => Name::from_str(&text)
@@ -398,5 +405,24 @@ fn name_server(server: SocketAddr) -> NameServerConfig {
 impl fmt::Debug for Dns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Dns").field("question", &self.question).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_ends_in_a_number_is_an_ip_address_or_none() {
+        let service = "Foo".parse().unwrap();
+        for ip in ["10.9.9.9", "10.9.9.9.", "[::1]", "::1"] {
+            assert!(parse(ip, &service).unwrap().1.is_some(), "{ip}");
+        }
+        for name in ["foo.example", "foo.example.", "_foo._tcp.example", "{service}"] {
+            assert_eq!(parse(name, &service).unwrap().1, None, "{name}");
+        }
+        for none in ["0", "127.1", "0x7f.1", "a.0x.", "0.0.0.0", "[::]", "::ffff:0.0.0.0"] {
+            assert!(parse(none, &service).is_err(), "{none}");
+        }
     }
 }

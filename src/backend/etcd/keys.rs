@@ -28,7 +28,7 @@ impl Keys {
     }
 
     pub(super) fn address(&self, service: &ServiceName, address: &Address) -> String {
-        format!("{}/@addresses/{service}/{address}", self.prefix)
+        format!("{}/@addresses/{service}/{}", self.prefix, address.identity())
     }
 
     /// The name of what is registered here: no service is called `@registry`.

@@ -253,8 +253,13 @@ impl EtcdRegistryBuilder {
         let members = hosts(&self.members, protocol, PORT)?
             .into_iter()
             .map(|address| {
-                let target = address.target().to_owned();
-                Member::new(target.clone(), address, target)
+                let name = address.target().to_owned();
+                // What a proxy goes by has no dot that turns search lists off.
+                let authority = {
+                    let identity = address.identity();
+                    identity.split_once('@').map_or("", |(_, target)| target).to_owned()
+                };
+                Member::new(name, address, authority)
             })
             .collect();
         Ok(EtcdRegistry {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::client::HttpRegistry;
+use crate::instance::Address;
 use crate::sync::event;
 
 /// The default TTL of an entry less a minute, so that there is time before it is removed.
@@ -25,7 +26,12 @@ const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Dropping the future ends it; the entry lives until its time is over.
 pub async fn heartbeat(registry_url: &str, address: &str, interval: Duration) {
     match HttpRegistry::new(registry_url) {
-        Ok(registry) => beat(&registry, address, interval).await,
+        Ok(registry) => {
+            // A registry of the original contract compares texts.
+            let canonical = address.parse::<Address>();
+            let address = canonical.as_ref().map_or(address, Address::as_str);
+            beat(&registry, address, interval).await;
+        }
         Err(error) => {
             event!(ERROR, %error, address, "no heartbeat can be sent");
             std::future::pending().await

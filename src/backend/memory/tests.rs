@@ -162,5 +162,5 @@ fn an_expiry_is_told_after_the_runtime_of_the_sweep_has_ended() {
         std::task::Poll::Ready(())
     }));
     drop(first);
-    second.block_on(tokio::time::timeout(TTL * 2, changed)).unwrap();
+    second.block_on(async { tokio::time::timeout(TTL * 2, changed).await }).unwrap();
 }

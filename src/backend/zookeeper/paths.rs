@@ -51,7 +51,7 @@ impl Paths {
     }
 
     pub(super) fn address(&self, service: &ServiceName, address: &Address) -> String {
-        format!("{}/{}", self.addresses(service), escaped(address.as_str()))
+        format!("{}/{}", self.addresses(service), escaped(&address.identity()))
     }
 }
 

@@ -133,6 +133,16 @@ async fn it_keeps_registrations_alive_without_visible_changes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_address_that_nobody_can_dial_is_not_registered() {
+    let registry = Faulty::new();
+    let registrar = registrar(&registry);
+    let unspecified = Instance::new("a", "tcp@[::]:1".parse().unwrap());
+    let error = registrar.register(foo(), unspecified).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Invalid);
+    assert!(registry.instances().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_registry_lost_is_registered_again_at_the_next_renewal() {
     let registry = Faulty::new();
     let registrar = registrar(&registry);

@@ -271,6 +271,8 @@ async fn let_read(mut stream: Stream) -> io::Result<()> {
 /// The name that the server at an address must prove: a host name, or an IP address.
 fn server_name(address: &Address) -> io::Result<ServerName<'static>> {
     let host = address.host().unwrap_or_default();
+    // No certificate has the dot that turns search lists off.
+    let host = host.strip_suffix('.').unwrap_or(host);
     ServerName::try_from(host.to_owned()).map_err(|_| {
         let why = format!("{host:?} is no name that a certificate could be for");
         io::Error::new(io::ErrorKind::InvalidInput, why)

@@ -75,8 +75,8 @@ fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, Invali
     let uri: Uri =
         url.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
     let (protocol, default_port) = match uri.scheme_str() {
-        Some("http") => ("tcp", ":80"),
-        Some("https") if speaks("tls") => ("tls", ":443"),
+        Some("http") => ("tcp", "80"),
+        Some("https") if speaks("tls") => ("tls", "443"),
         Some("https") => return Err(invalid(NO_TLS)),
         _ => return Err(invalid("it does not start with http:// or https://")),
     };
@@ -88,18 +88,26 @@ fn location(url: &str, speaks: impl Fn(&str) -> bool) -> Result<Location, Invali
         return Err(invalid("a query: name the registry alone"));
     }
     // `Authority::port` is silent about a port that is none.
-    let has_port = authority.as_str().rsplit_once(':').is_some_and(|(_, port)| !port.contains(']'));
-    let port = if has_port { "" } else { default_port };
-    let address = format!("{protocol}@{authority}{port}").parse::<Address>();
+    let (host, port) = match authority.as_str().rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (authority.as_str(), ""),
+    };
+    let dialled_port = if port.is_empty() { default_port } else { port };
+    let address = Address::to_dial(&format!("{protocol}@{host}:{dialled_port}"));
     let address = address.map_err(|error| invalid(error.reason()))?;
+    let authority = host_header(&address, !port.is_empty());
     let (mount, elsewhere) = mounts(uri.path());
-    Ok(Location {
-        url: masked(url),
-        address,
-        authority: authority.as_str().to_owned(),
-        mount,
-        elsewhere,
-    })
+    Ok(Location { url: masked(url), address, authority, mount, elsewhere })
+}
+
+/// Virtual hosts are named without the dot that turns search lists off, and without the usual port.
+fn host_header(address: &Address, has_port: bool) -> String {
+    let identity = address.identity();
+    let target = identity.split_once('@').map_or(&*identity, |(_, target)| target);
+    match target.rsplit_once(':') {
+        Some((host, _)) if !has_port => host.to_owned(),
+        _ => target.to_owned(),
+    }
 }
 
 /// `/reg/srpc/registry` names the prefix `/reg`. Any other path is either a prefix itself, or the
@@ -142,6 +150,20 @@ mod tests {
     }
 
     #[test]
+    fn a_host_is_dialled_as_written_and_named_by_its_identity() {
+        for (url, address, host_header) in [
+            ("http://A.Example.:080/x", "tcp@a.example.:80", "a.example:80"),
+            ("http://a:", "tcp@a:80", "a"),
+            ("HTTPS://a./", "tls@a.:443", "a"),
+            ("https://[::FFFF:10.0.0.1]", "tls@10.0.0.1:443", "10.0.0.1"),
+        ] {
+            let location = parse(url, |_| true).unwrap().remove(0);
+            assert_eq!(location.address.as_str(), address, "{url}");
+            assert_eq!(location.authority, host_header, "{url}");
+        }
+    }
+
+    #[test]
     fn a_path_is_a_prefix_or_a_header_contract() {
         for (path, prefix, header_path, elsewhere) in [
             ("", "", "/srpc/registry", None),
@@ -179,6 +201,9 @@ mod tests {
             ("https://a:1/srpc/registry", NO_TLS),
             ("http://a:0", "port 0"),
             ("http://a:65536", "a port above 65535"),
+            ("http://0.0.0.0:9999", "unspecified"),
+            ("http://[::]:1", "unspecified"),
+            ("http://0:9999", "ends in a number"),
             ("http://u:secret@a", "user information in it would not be used"),
             ("http://a/?x=secret", "a query: name the registry alone"),
             ("http://a:1,https://b", "the feature `tls`"),

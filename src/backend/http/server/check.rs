@@ -66,7 +66,7 @@ pub(super) fn health_override(
 
 fn check(instance: &Instance) -> Result<(), String> {
     // An address is a good id too: it was checked as an address.
-    let is_address = instance.id.as_str() == instance.address.as_str();
+    let is_address = instance.id.as_str() == instance.address.identity();
     if !is_address && !is_id(&instance.id) {
         return Err(format!(
             "id: {:?} is no id: 1 to {MAX_TEXT} printable ASCII characters without spaces, \

@@ -106,19 +106,19 @@ async fn list(store: &Store, parts: &Parts, room: Share) -> Result<Response<Full
     let listing = store.list(service.as_ref()).await?;
     // One address may serve several services. Who is not up is left out: a client of this contract
     // has no other way to learn it.
-    let addresses: BTreeSet<&str> = listing
+    let addresses: BTreeSet<&Address> = listing
         .entries
         .iter()
         .filter(|entry| entry.instance.health == Health::Up)
-        .map(|entry| entry.instance.address.as_str())
+        .map(|entry| &entry.instance.address)
         .collect();
     let (mut header, mut body) = (String::new(), String::new());
     for address in addresses {
         if !header.is_empty() {
             header.push(',');
         }
-        header.push_str(address);
-        body.push_str(address);
+        header.push_str(address.as_str());
+        body.push_str(address.as_str());
         body.push('\n');
     }
     let Ok(header) = HeaderValue::from_str(&header) else {

@@ -146,6 +146,39 @@ async fn what_a_seed_client_sees_of_other_registrations() {
     assert_eq!(seed_list(&server, "").await, "");
 }
 
+/// One address in several writings has one holder, and no writing of the unspecified one is taken.
+#[tokio::test(start_paused = true)]
+async fn spelling_is_not_identity() {
+    for server in [RegistryServer::new(), front(&MemoryRegistry::new()).build()] {
+        let mut n = 0;
+        for (service, addresses) in [
+            ("Name", ["tcp@host:7", "tcp@Host:7", "tcp@host.:7"]),
+            ("Six", ["tcp@[::1]:7", "tcp@[0:0::1]:7", "tcp@[0000:0::1]:7"]),
+            ("Four", ["tcp@10.0.0.1:7", "tcp@10.0.0.1:07", "tcp@[::ffff:10.0.0.1]:7"]),
+        ] {
+            for address in addresses {
+                n += 1;
+                let instance = instance(&format!("i{n}"), address, n);
+                let body = json!({ "service": service, "instance": instance });
+                assert_eq!(post(&server, api::REGISTER, body).await.0, 200, "{address}");
+            }
+            let (_, list) = get(&server, &format!("/v1/instances?service={service}")).await;
+            assert_eq!(list["instances"].as_array().unwrap().len(), 1, "{service}");
+        }
+        for address in
+            ["tcp@0:7", "tcp@0x0:7", "tcp@000.0.0.0:7", "tcp@0.0:7", "tcp@[::ffff:0:0]:7"]
+        {
+            let body = json!({ "service": "Unspecified", "instance": instance("u", address, 1) });
+            assert_eq!(post(&server, api::REGISTER, body).await.0, 400, "{address}");
+        }
+        for address in ["tcp@host.:7", "tcp@HOST:7"] {
+            let headers = [("srpc-servers", address), ("srpc-service", "Posted")];
+            ask(&server, "POST", SEED, &headers, "").await;
+        }
+        assert_eq!(seed_list(&server, "?service=Posted").await.split(',').count(), 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_life_of_a_lease_over_v1() {
     let server = RegistryServer::builder().ttl(Some(Duration::from_secs(60))).build();
