@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::sync::event;
-
 /// How many sweeps late a sweep may be before the process counts as having stood still.
 const TOLERATED: u32 = 2;
 /// How many sweeps in a row must have come in time for a late one to be a pause.
@@ -28,12 +26,21 @@ pub(super) struct LeaseClock {
     on_time: u32,
     /// When the sweep was found to be late, forgiven or not, until what is due has been judged.
     late: Option<Instant>,
+    /// The last pause that was forgiven, until it is taken.
+    forgiven: Option<Duration>,
 }
 
 impl LeaseClock {
     /// A clock whose owner calls [`swept`](Self::swept) at this interval.
     pub(super) fn new(sweep: Duration) -> Self {
-        Self { sweep, swept: None, paused: Duration::ZERO, on_time: STEADY, late: None }
+        Self {
+            sweep,
+            swept: None,
+            paused: Duration::ZERO,
+            on_time: STEADY,
+            late: None,
+            forgiven: None,
+        }
     }
 
     /// The leases' time at `now`, which never runs backwards as long as `now` does not.
@@ -45,11 +52,7 @@ impl LeaseClock {
                 // what is dead would be listed for ever.
                 if self.on_time >= STEADY {
                     self.paused += late;
-                    event!(
-                        WARN,
-                        late_ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX),
-                        "the sweep came late: every lease is extended by as much"
-                    );
+                    self.forgiven = Some(late);
                 }
                 self.on_time = 0;
                 self.swept = None;
@@ -57,6 +60,11 @@ impl LeaseClock {
             }
         }
         now - self.paused
+    }
+
+    /// How long a pause was forgiven since this was called last, if one was.
+    pub(super) fn take_forgiven(&mut self) -> Option<Duration> {
+        self.forgiven.take()
     }
 
     /// Whether a late sweep has still to judge what is due, so that nobody else does.

@@ -261,11 +261,15 @@ impl Shared {
     fn with<T>(&self, act: impl FnOnce(&mut Store, Instant) -> T) -> T {
         let mut store = self.store.lock();
         let done = act(&mut store, Instant::now());
-        // Within the lock, so that versions are told in order.
-        self.version.send_if_modified(|version| {
-            let before = std::mem::replace(version, store.version());
-            before != *version
+        let (version, deferred) = (store.version(), store.take_deferred());
+        drop(store);
+        // Under no lock, since watchers are woken. Versions only rise: one that is told late is no news.
+        self.version.send_if_modified(|told| {
+            let is_news = version > *told;
+            *told = version.max(*told);
+            is_news
         });
+        drop(deferred);
         done
     }
 

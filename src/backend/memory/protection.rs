@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::sync::event;
-
 /// That a registry keeps leases that have run out, because too many did at once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -58,25 +56,15 @@ impl Reprieve {
     }
 
     /// Notes that these are kept, the last of them until `ends`.
-    pub(super) fn keep(&mut self, kept: usize, leases: usize, ends: Instant, now: Instant) {
+    pub(super) fn keep(&mut self, kept: usize, ends: Instant) {
         self.ends = if self.kept == 0 { ends } else { self.ends.max(ends) };
         self.kept += kept;
-        let ends_in = self.ends.saturating_duration_since(now);
-        event!(
-            WARN,
-            kept,
-            leases,
-            ends_in_ms = u64::try_from(ends_in.as_millis()).unwrap_or(u64::MAX),
-            "too many leases ran out in a sweep that came late: they are kept for now"
-        );
     }
 
-    /// Notes that one of them is no longer kept: renewed, taken back or gone.
-    pub(super) fn release(&mut self) {
+    /// Notes that one of them is no longer kept: renewed, taken back or gone. True: it was the last.
+    pub(super) fn release(&mut self) -> bool {
         self.kept = self.kept.saturating_sub(1);
-        if self.kept == 0 {
-            event!(INFO, "no lease is kept any longer that has run out");
-        }
+        self.kept == 0
     }
 
     pub(super) fn state(&self, now: Instant) -> Option<Protection> {
@@ -122,10 +110,10 @@ mod tests {
         let now = Instant::now();
         let mut reprieve = Reprieve::new(Threshold { min_leases: 0, share: 0.0 }, now);
         assert_eq!(reprieve.state(now), None);
-        reprieve.keep(2, 2, now + TTL, now);
-        reprieve.keep(1, 2, now + TTL / 2, now);
+        reprieve.keep(2, now + TTL);
+        reprieve.keep(1, now + TTL / 2);
         assert_eq!(reprieve.state(now), Some(Protection { kept: 3, ends_in: TTL }));
-        (0..3).for_each(|_| reprieve.release());
+        assert_eq!([(); 3].map(|()| reprieve.release()), [false, false, true]);
         assert_eq!(reprieve.state(now), None);
     }
 }

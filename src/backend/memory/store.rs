@@ -24,7 +24,7 @@ use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::{
     HealthOverride, Held, Lease, Registration, RegistryError, RegistryErrorKind, Renewal,
 };
-use crate::sync::event;
+use crate::sync::{Deferred, event};
 
 /// The shortest lease granted.
 const MIN_TTL: Duration = Duration::from_millis(1);
@@ -82,6 +82,8 @@ pub(super) struct Store {
     longest_granted: Duration,
     /// As of the last sweep.
     was_warming: bool,
+    /// Events, until the store's lock is released.
+    deferred: Deferred,
 }
 
 impl Store {
@@ -105,6 +107,7 @@ impl Store {
             longest_granted: Duration::ZERO,
             was_warming: limits.warming,
             limits,
+            deferred: Deferred::default(),
         }
     }
 
@@ -361,7 +364,7 @@ impl Store {
 
     /// Drops what has run out, and notes that the sweep lives.
     pub(super) fn sweep(&mut self, now: Instant) {
-        let lease_time = self.clock.read(now);
+        let lease_time = self.lease_time(now);
         self.end_overrides(now);
         self.expire(lease_time);
         self.clock.swept(now);
@@ -377,10 +380,27 @@ impl Store {
         self.version
     }
 
+    /// What is to be done once the store's lock is released.
+    pub(super) fn take_deferred(&mut self) -> Deferred {
+        std::mem::take(&mut self.deferred)
+    }
+
+    /// The leases' time.
+    fn lease_time(&mut self, now: Instant) -> Instant {
+        let lease_time = self.clock.read(now);
+        if let Some(late) = self.clock.take_forgiven() {
+            let late_ms = millis(late);
+            self.deferred.push(move || {
+                event!(WARN, late_ms, "the sweep came late: every lease is extended by as much");
+            });
+        }
+        lease_time
+    }
+
     /// Drops what has run out, unless a late sweep has still to judge it, and tells the leases'
     /// time.
     fn settle(&mut self, now: Instant) -> Instant {
-        let lease_time = self.clock.read(now);
+        let lease_time = self.lease_time(now);
         self.end_overrides(now);
         if !self.clock.awaits_sweep(now) {
             self.expire(lease_time);
@@ -404,17 +424,22 @@ impl Store {
             let address = slot.map(|slot| slot.instance.address.clone());
             let ttl = slot.and_then(|slot| slot.ttl).unwrap_or_default();
             if self.is_deaf(ttl, now) {
-                event!(WARN, "nobody renews: what runs out now is not proven gone");
+                self.deferred.push(|| {
+                    event!(WARN, "nobody renews: what runs out now is not proven gone");
+                });
                 self.blank_since = now;
                 self.blank_for = Some(ttl);
             }
-            event!(
-                INFO,
-                service = group.as_ref().map(ServiceName::as_str),
-                id = id.as_str(),
-                address = address.as_ref().map(Address::as_str),
-                "lease expired"
-            );
+            let (service, expired) = (group.clone(), id.clone());
+            self.deferred.push(move || {
+                event!(
+                    INFO,
+                    service = service.as_ref().map(ServiceName::as_str),
+                    id = expired.as_str(),
+                    address = address.as_ref().map(Address::as_str),
+                    "lease expired"
+                );
+            });
             self.remove(&group, &id);
         }
     }
@@ -456,7 +481,25 @@ impl Store {
             last = last.max(end);
             self.enqueue(group, id, end);
         }
-        self.reprieve.keep(fresh, leases, last, now);
+        self.reprieve.keep(fresh, last);
+        let ends_in = self.reprieve.state(now).map_or(Duration::ZERO, |kept| kept.ends_in);
+        let ends_in_ms = millis(ends_in);
+        self.deferred.push(move || {
+            event!(
+                WARN,
+                kept = fresh,
+                leases,
+                ends_in_ms,
+                "too many leases ran out in a sweep that came late: they are kept for now"
+            );
+        });
+    }
+
+    /// Notes that a lease that was kept is no longer.
+    fn release(&mut self) {
+        if self.reprieve.release() {
+            self.deferred.push(|| event!(INFO, "no lease is kept any longer that has run out"));
+        }
     }
 
     /// Whether nobody can reach this registry, as a lease of this length runs out: nobody was heard
@@ -565,7 +608,7 @@ impl Store {
         self.ledger.close(&slot.account);
         self.ttls.moved(slot.ttl, None);
         if slot.kept {
-            self.reprieve.release();
+            self.release();
         }
         self.changed(name);
     }
@@ -593,7 +636,7 @@ impl Store {
             _ => {}
         }
         if kept {
-            self.reprieve.release();
+            self.release();
         }
     }
 
@@ -648,6 +691,10 @@ struct Due {
     kept: bool,
     group: GroupName,
     id: InstanceId,
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn invalid(message: String) -> RegistryError {
