@@ -94,7 +94,8 @@ impl NoInstance {
 
 impl<S: Clone> Balance<S> {
     /// A balancer over a resolver's endpoints; `make` makes a service of each that is first picked, which is
-    /// cloned for each request and dropped when the endpoint is no longer listed.
+    /// cloned for each request and dropped when the endpoint is no longer listed. `make` may run twice for an
+    /// endpoint that two requests reach first at the same time; one of the services is dropped.
     pub fn new(resolver: Resolver, make: impl Fn(&Endpoint) -> S + Send + Sync + 'static) -> Self {
         Self::builder(resolver, make).build()
     }
@@ -225,12 +226,17 @@ impl<S, P> Shared<S, P> {
         }
         let snapshot = self.resolver.snapshot();
         let seed = self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed);
-        let cx = PickContext::new(Instant::now(), seed)
-            .retry(tried.len() as u32 + 1, tried)
-            .zone(self.resolver.zone());
-        let picked = snapshot.pick(&cx).and_then(|index| snapshot.endpoints.at(index));
+        let picked = {
+            let cx = PickContext::new(Instant::now(), seed)
+                .retry(tried.len() as u32 + 1, tried)
+                .zone(self.resolver.zone());
+            snapshot.pick(&cx).and_then(|index| snapshot.endpoints.at(index))
+        };
         match picked {
-            Some(endpoint) => Ok((endpoint.clone(), self.pool.get(&snapshot, endpoint))),
+            Some(endpoint) => {
+                let service = self.pool.get(&snapshot, endpoint).await;
+                Ok((endpoint.clone(), service))
+            }
             None => Err(nobody(match snapshot.endpoints.len() {
                 0 => "none is known".to_owned(),
                 n => format!("none of {n} takes requests"),

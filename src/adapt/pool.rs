@@ -1,9 +1,10 @@
 //! What is made of each endpoint, for as long as it is listed.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::discovery::{Endpoint, Snapshot};
-use crate::sync::Mutex;
+use crate::sync::{ClonePool, Mutex, assert_unlocked};
 
 pub(super) struct Pool<S> {
     make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>,
@@ -13,7 +14,7 @@ pub(super) struct Pool<S> {
 struct Made<S> {
     generation: u64,
     /// By the endpoint's key, which the endpoint keeps from being used again.
-    by_key: HashMap<usize, (Endpoint, S)>,
+    by_key: HashMap<usize, (Endpoint, Arc<ClonePool<S>>)>,
 }
 
 impl<S: Clone> Pool<S> {
@@ -23,14 +24,42 @@ impl<S: Clone> Pool<S> {
     }
 
     /// What was made of this endpoint of a list, or is made now. What is no longer listed is let go.
-    pub(super) fn get(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> S {
+    ///
+    /// Both happen under no lock. Of two that are made at once one is dropped.
+    pub(super) async fn get(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> S {
+        let clones = self.clones(snapshot, endpoint);
+        loop {
+            if let Some(mut taken) = clones.take()
+                && let Some(service) = taken.get_mut()
+            {
+                return service.clone();
+            }
+            // The last one is being cloned for another request.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    fn clones(&self, snapshot: &Snapshot, endpoint: &Endpoint) -> Arc<ClonePool<S>> {
         let mut made = self.made.lock();
+        let mut unlisted = Vec::new();
         if made.generation < snapshot.generation {
             made.generation = snapshot.generation;
             let listed: HashSet<usize> = snapshot.endpoints.iter().map(Endpoint::key).collect();
-            made.by_key.retain(|key, _| listed.contains(key));
+            unlisted.extend(made.by_key.extract_if(|key, _| !listed.contains(key)));
         }
-        let make = || (endpoint.clone(), (self.make)(endpoint));
-        made.by_key.entry(endpoint.key()).or_insert_with(make).1.clone()
+        let known = made.by_key.get(&endpoint.key()).map(|(_, clones)| Arc::clone(clones));
+        drop(made);
+        drop(unlisted);
+        if let Some(known) = known {
+            return known;
+        }
+        assert_unlocked();
+        let fresh = Arc::new(ClonePool::new((self.make)(endpoint)));
+        let mut made = self.made.lock();
+        let entry = made.by_key.entry(endpoint.key());
+        let (_, clones) = entry.or_insert_with(|| (endpoint.clone(), Arc::clone(&fresh)));
+        let clones = Arc::clone(clones);
+        drop(made);
+        clones
     }
 }

@@ -89,7 +89,8 @@ impl Channels {
     }
 
     /// The same with channels that `connect` makes, lazily: for TLS, timeouts, sizes of windows. It is
-    /// called once for each endpoint that is picked, within the runtime.
+    /// called once for each endpoint that is picked, within the runtime, or twice if two requests reach the
+    /// endpoint first at the same time.
     pub fn connecting(
         resolver: Resolver,
         connect: impl Fn(&Instance) -> Result<Channel, BoxError> + Send + Sync + 'static,
@@ -272,8 +273,9 @@ impl Failover<Request<Body>> for Replay {
         let (sent, body) = match head.extensions.get::<Whole>() {
             Some(Whole(bytes)) => (Body::new(Full::new(bytes.clone())), KeptBody::Whole),
             None => {
+                let hint = http_body::Body::size_hint(&body);
                 let slot = Arc::new(Mutex::new(Some(body)));
-                let lent = Lent { slot: Arc::clone(&slot), taken: None };
+                let lent = Lent { slot: Arc::clone(&slot), taken: None, hint };
                 (Body::new(lent), KeptBody::Lent(slot))
             }
         };
@@ -298,6 +300,8 @@ impl Failover<Request<Body>> for Replay {
 struct Lent {
     slot: Arc<Mutex<Option<Body>>>,
     taken: Option<Body>,
+    /// That of the untouched body, which is the user's and not asked under the slot's lock.
+    hint: SizeHint,
 }
 
 impl http_body::Body for Lent {
@@ -330,7 +334,8 @@ impl http_body::Body for Lent {
     fn size_hint(&self) -> SizeHint {
         match &self.taken {
             Some(body) => body.size_hint(),
-            None => self.slot.lock().as_ref().map(Body::size_hint).unwrap_or_default(),
+            None if self.slot.lock().is_some() => self.hint.clone(),
+            None => SizeHint::default(),
         }
     }
 }
