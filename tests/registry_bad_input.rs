@@ -120,19 +120,33 @@ async fn half_a_body_then_the_end_registers_nothing() {
 }
 
 #[tokio::test]
-async fn more_connections_than_a_host_may_have_are_closed() {
-    let served = Served::start(RegistryServer::builder().max_connections_per_host(3)).await;
-    let mut open = Vec::new();
-    // One is the client's own.
-    for _ in 0..2 {
-        open.push(served.site.connect().await);
+async fn a_silent_connection_is_evicted_for_another_and_one_in_use_is_not() {
+    let builder = RegistryServer::builder().max_connections_per_host(3).max_polls_per_host(3);
+    let served = Served::start(builder).await;
+    let list = plain("GET", "/srpc/registry", "");
+    // One more is the client's own, which is idle.
+    let silent = [served.site.connect().await, served.site.connect().await];
+    assert_eq!(status(&served.site.send(&list).await), Some(200));
+    drop(silent);
+
+    let state = served.site.send(&plain("GET", "/v1/instances?service=Foo", "")).await;
+    let (_, state) = state.split_once("\r\n\r\n").unwrap();
+    let state: serde_json::Value = serde_json::from_str(state).unwrap();
+    let revision = state["revision"].as_str().unwrap();
+    let poll = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
+    let mut polls = Vec::new();
+    for _ in 0..3 {
+        let mut stream = served.site.connect().await;
+        stream.write_all(&plain("GET", &poll, "")).await.unwrap();
+        polls.push(stream);
     }
     let mut refused = served.site.connect().await;
-    assert_eq!(read(&mut refused).await, "");
-    served.site.someone_else_is_served().await;
-    drop(open);
-    let list = plain("GET", "/srpc/registry", "");
-    // The places are given back as soon as the server has seen the closes.
+    refused.write_all(&list).await.unwrap();
+    let refused = read(&mut refused).await;
+    assert_eq!(status(&refused), Some(429), "{refused}");
+    assert!(refused.contains("too many connections from this host"), "{refused}");
+    drop(polls);
+    // The slots are given back as soon as the server has seen the closes.
     let again = async {
         while status(&served.site.send(&list).await) != Some(200) {
             tokio::task::yield_now().await;

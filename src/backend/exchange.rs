@@ -8,12 +8,13 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER};
+use http::header::{ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::error::BoxError;
@@ -63,15 +64,27 @@ pub(crate) struct Ask {
     target: String,
     headers: HeaderMap,
     body: Bytes,
+    priority: Priority,
+}
+
+/// Which requests leave connections to which others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Priority {
+    /// Renewals, and whatever else must not wait for those below.
+    Urgent,
+    /// Reads.
+    Normal,
+    /// Registrations, of which there may be thousands at once.
+    Bulk,
 }
 
 impl Ask {
     pub(crate) fn get(target: impl Into<String>) -> Self {
-        Self::new(Method::GET, target)
+        Self::new(Method::GET, target, Priority::Normal)
     }
 
     pub(crate) fn post(target: impl Into<String>) -> Self {
-        Self::new(Method::POST, target)
+        Self::new(Method::POST, target, Priority::Urgent)
     }
 
     /// The same below a path prefix.
@@ -80,9 +93,15 @@ impl Ask {
         self
     }
 
-    fn new(method: Method, target: impl Into<String>) -> Self {
-        let headers = HeaderMap::new();
-        Self { method, target: target.into(), headers, body: Bytes::new() }
+    fn new(method: Method, target: impl Into<String>, priority: Priority) -> Self {
+        let (target, headers) = (target.into(), HeaderMap::new());
+        Self { method, target, headers, body: Bytes::new(), priority }
+    }
+
+    /// Says that thousands of these may be asked at once.
+    pub(crate) fn bulk(mut self) -> Self {
+        self.priority = Priority::Bulk;
+        self
     }
 
     pub(crate) fn header(mut self, name: &'static str, value: HeaderValue) -> Self {
@@ -132,6 +151,14 @@ impl Answer {
         value.trim().parse().ok().map(Duration::from_secs)
     }
 
+    /// Whether its server closes the connection behind it.
+    fn is_last(&self) -> bool {
+        let values = self.headers.get_all(CONNECTION).iter();
+        let values = values.filter_map(|value| value.to_str().ok());
+        let mut options = values.flat_map(|value| value.split(',')).map(str::trim);
+        options.any(|option| option.eq_ignore_ascii_case("close"))
+    }
+
     /// The media type without its parameters; empty where there is none.
     pub(crate) fn content_type(&self) -> &str {
         let value = self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -140,21 +167,55 @@ impl Answer {
     }
 }
 
-/// The connections to one registry that wait for their next request.
+/// The connections to one registry.
 pub(crate) struct Connections {
     /// Shown with every request: no other registry gets it, since no redirect is followed.
     token: Option<HeaderValue>,
+    /// Those that wait for their next request.
     idle: Mutex<Vec<Connection>>,
+    /// A permit for each request under way, and so for each connection in use.
+    requests: Semaphore,
+    /// One fewer: those that are not urgent leave a connection to those that are.
+    not_urgent: Semaphore,
+    /// Two fewer.
+    bulk: Semaphore,
 }
 
 impl Connections {
-    pub(crate) fn new(token: Option<HeaderValue>) -> Self {
-        Self { token, idle: Mutex::default() }
+    /// At most `max_requests` are under way at once; more wait for their turn.
+    pub(crate) fn new(token: Option<HeaderValue>, max_requests: usize) -> Self {
+        let but = |fewer: usize| Semaphore::new(max_requests.saturating_sub(fewer).max(1));
+        let (requests, not_urgent, bulk) = (but(0), but(1), but(2));
+        Self { token, idle: Mutex::default(), requests, not_urgent, bulk }
     }
 
-    /// Asks and waits for the answer, connecting included, for at most `limit`. Dropping the future
-    /// closes the connection; no task works on for it.
+    /// Asks and waits for the answer, for at most `limit`, which includes the wait for a turn and
+    /// connecting. Dropping the future closes the connection; no task works on for it.
     pub(crate) async fn ask(
+        &self,
+        transport: &dyn Transport,
+        host: Host<'_>,
+        ask: &Ask,
+        limit: Duration,
+    ) -> Result<Answer, ExchangeError> {
+        let answered = async {
+            // No semaphore is ever closed.
+            let _bulk = match ask.priority {
+                Priority::Bulk => self.bulk.acquire().await.ok(),
+                Priority::Normal | Priority::Urgent => None,
+            };
+            let _not_urgent = match ask.priority {
+                Priority::Bulk | Priority::Normal => self.not_urgent.acquire().await.ok(),
+                Priority::Urgent => None,
+            };
+            let _request = self.requests.acquire().await.ok();
+            self.exchange(transport, host, ask).await
+        };
+        tokio::time::timeout(limit, answered).await.map_err(|_| late(limit))?
+    }
+
+    /// [`ask`](Self::ask) without a turn, for an answer that the server holds back, as of a long poll.
+    pub(crate) async fn poll(
         &self,
         transport: &dyn Transport,
         host: Host<'_>,
@@ -214,7 +275,9 @@ impl Connections {
         ask: &Ask,
     ) -> Result<Answer, ExchangeError> {
         let answer = connection.exchange(self.request(host, ask)?).await?;
-        self.keep(connection);
+        if !answer.is_last() {
+            self.keep(connection);
+        }
         Ok(answer)
     }
 

@@ -4,6 +4,10 @@ mod memory;
 mod net;
 mod pending;
 mod read;
+#[cfg(feature = "http")]
+mod refusals;
+#[cfg(feature = "http")]
+mod slots;
 #[cfg(feature = "tls")]
 mod tls;
 mod write;
@@ -22,6 +26,10 @@ pub use self::memory::Memory;
 pub use self::net::Net;
 use self::pending::{Pending, Unestablished};
 pub(crate) use self::read::read_some;
+#[cfg(feature = "http")]
+pub(crate) use self::refusals::Refusals;
+#[cfg(feature = "http")]
+pub(crate) use self::slots::{ConnectionSlot, ConnectionSlots, Entered, Evictable, ReachedCap};
 #[cfg(feature = "tls")]
 pub use self::tls::{ClientTls, Pem, ServerTls, Tls, TlsBuilder, TlsError, TlsStats};
 pub(crate) use self::write::{IdleWriter, write_some};

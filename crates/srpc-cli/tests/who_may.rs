@@ -688,17 +688,39 @@ fn one_address_that_takes_all_its_connections_takes_none_of_anothers() {
     }
     let renew = "POST /v1/renew HTTP/1.1\ncontent-type: application/json";
     assert_eq!(over(from(other, at), renew, r#"{"held":[]}"#).unwrap().status, 200);
-    // All of them, idle: one more of it is closed, and another address is served.
-    // The request before may still have counted when one of them came, which was closed then.
-    let is_open = |stream: &TcpStream| {
+    // The others ask nothing: they give way, and the polls do not.
+    let _silent: Vec<TcpStream> = (0..4).map(|_| from(other, at)).collect();
+    for _ in 0..20 {
+        let answer = over(from(other, at), "GET /v1/services HTTP/1.1", "").unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    for stream in &polls {
         stream.set_nonblocking(true).unwrap();
-        matches!(stream.peek(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
-    };
-    let mut idle: Vec<TcpStream> = Vec::new();
-    eventually(PATIENCE, "one more is closed", || {
-        idle.retain(is_open);
-        idle.resize_with(4, || from(other, at));
-        over(from(other, at), "GET /v1/services HTTP/1.1", "").is_none()
-    });
+        let peeked = stream.peek(&mut [0]);
+        assert!(peeked.is_err_and(|error| error.kind() == ErrorKind::WouldBlock), "it is held");
+    }
     assert_eq!(raw(at, "GET /v1/services HTTP/1.1", "").status, 200);
+
+    // All in use: one more is told why, and so is the operator; another address is served.
+    let (server, at, _) =
+        registry(&["--max-connections-per-host", "2", "--max-polls-per-host", "2"]);
+    let list = raw(at, "GET /v1/instances?service=Foo HTTP/1.1", "").json();
+    let revision = list["revision"].as_str().unwrap();
+    let poll = format!("GET /v1/instances?service=Foo&revision={revision}&wait=60s HTTP/1.1");
+    let mut polls: Vec<TcpStream> = (0..2).map(|_| from(other, at)).collect();
+    for stream in &mut polls {
+        stream.write_all(format!("{poll}\r\nhost: registry\r\n\r\n").as_bytes()).unwrap();
+    }
+    eventually(PATIENCE, "one more is refused", || {
+        let refused = over(from(other, at), "GET /v1/services HTTP/1.1", "").unwrap();
+        refused.status == 429
+    });
+    let refused = over(from(other, at), "GET /v1/services HTTP/1.1", "").unwrap();
+    is_429(&refused, "urn:srpc:too-many-requests");
+    assert_eq!(raw(at, "GET /v1/services HTTP/1.1", "").status, 200);
+    server.signal("KILL");
+    let said = server.finish().stderr;
+    let lines = said.lines().filter(|line| line.contains("refused: a limit is reached")).count();
+    assert_eq!(lines, 1, "{said}");
+    assert!(said.contains("too many connections from this host") && said.contains("127.0.0.2"));
 }

@@ -18,6 +18,10 @@ use crate::transport::Transport;
 /// The longest line of a stream, in bytes: etcd splits larger messages.
 const MAX_LINE: usize = 32 * 1024 * 1024;
 
+/// How many requests to one member are under way at once. It commits together what comes at one time,
+/// so more are of use than to a registry.
+const MAX_REQUESTS: usize = 32;
+
 /// As much as is read of a refusal, in bytes.
 const MAX_REFUSAL: usize = 64 * 1024;
 
@@ -32,7 +36,8 @@ pub(super) struct Member {
 
 impl Member {
     pub(super) fn new(name: String, address: Address, authority: String) -> Self {
-        Self { name, address, authority, connections: Connections::new(None) }
+        let connections = Connections::new(None, MAX_REQUESTS);
+        Self { name, address, authority, connections }
     }
 }
 

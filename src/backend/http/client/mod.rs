@@ -84,6 +84,8 @@ struct Found {
     /// What could not be read, in words: by the registry, or of its answer.
     unread: Vec<Arc<str>>,
     entries: Vec<Entry>,
+    /// When the registry wants to be asked again at the earliest.
+    again: Option<Duration>,
 }
 
 type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, Failure>> + Send + 'a>>;

@@ -419,6 +419,7 @@ pub(super) fn union(lists: &[&Found], have_all_listed: bool) -> Found {
     Found {
         revision: revisions.map(|revisions| revisions.join("+").into()),
         warming: lists.iter().all(|list| list.warming),
+        again: None,
         protection: lists.iter().find_map(|list| list.protection.clone()),
         unread: lists.iter().flat_map(|list| list.unread.iter().cloned()).collect(),
         complete: have_all_listed && lists.iter().all(|list| list.complete),

@@ -27,7 +27,7 @@ pub(super) async fn post(
             .map_err(|_| Failure::Nonsense(format!("{text:?} does not fit a header")))
     };
     let mount = site.mount().await?;
-    let mut ask = Ask::post(&*mount.header_path).header(api::SERVERS, header(address)?);
+    let mut ask = Ask::post(&*mount.header_path).header(api::SERVERS, header(address)?).bulk();
     if let Some(service) = service {
         ask = ask.header(api::SERVICE, header(service.as_str())?);
     }
@@ -135,6 +135,7 @@ fn found(answer: &Answer) -> Result<Found, Failure> {
         complete: unread.is_empty(),
         unread,
         entries: entries.collect(),
+        again: None,
     })
 }
 

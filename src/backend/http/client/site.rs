@@ -18,6 +18,8 @@ use crate::registry::{HealthOverride, Held, Lease, Registration, RegistryError, 
 use crate::sync::{Mutex, event};
 use crate::transport::Transport;
 
+/// How many requests to one registry are under way at once, long polls apart.
+const MAX_REQUESTS: usize = 4;
 /// How long a registry that lacks `/v1` is not asked for it by lists and renewals, one whose URL
 /// may mean two places is not looked for again, and one that does not filter is not tested again.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
@@ -79,7 +81,7 @@ impl Site {
             location,
             transport,
             timeout,
-            connections: Connections::new(token),
+            connections: Connections::new(token, MAX_REQUESTS),
             spoke_v1: AtomicBool::new(false),
             name: Mutex::new(None),
             is_introduced: AtomicBool::new(false),
@@ -235,11 +237,16 @@ impl Site {
         v1::list(self, Some(service), after).await
     }
 
+    /// `longer`: how long the registry may hold the answer back, beyond the usual timeout.
     pub(super) async fn ask(&self, ask: &Ask, longer: Duration) -> Result<Answer, Failure> {
         let limit = self.timeout.saturating_add(longer);
         let Location { address, authority, .. } = &self.location;
         let host = Host { address, authority };
-        Ok(self.connections.ask(&*self.transport, host, ask, limit).await?)
+        let (connections, transport) = (&self.connections, &*self.transport);
+        Ok(match longer.is_zero() {
+            true => connections.ask(transport, host, ask, limit).await?,
+            false => connections.poll(transport, host, ask, limit).await?,
+        })
     }
 
     /// Asks `/v1`. `None`: there is none here.
@@ -248,6 +255,16 @@ impl Site {
         ask: Ask,
         longer: Duration,
     ) -> Result<Option<T>, Failure> {
+        Ok(self.ask_v1_hinted(ask, longer).await?.map(|(read, _)| read))
+    }
+
+    /// [`ask_v1`](Self::ask_v1) with the time after which the registry wants to be asked again, where
+    /// it tells one.
+    pub(super) async fn ask_v1_hinted<T: DeserializeOwned>(
+        &self,
+        ask: Ask,
+        longer: Duration,
+    ) -> Result<Option<(T, Option<Duration>)>, Failure> {
         let mount = self.mount().await?;
         let answer = self.ask(&ask.below(&mount.prefix), longer).await?;
         let mut read = read(&answer);
@@ -264,7 +281,7 @@ impl Site {
             Err(_) if is_problem(&answer) => self.found_v1(),
             Err(_) => {}
         }
-        read
+        Ok(read?.map(|read| (read, answer.retry_after())))
     }
 
     /// Where the registry's contracts are. If its URL may mean two places, both contracts are looked

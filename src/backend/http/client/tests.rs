@@ -674,6 +674,64 @@ async fn connections_are_used_again_and_replaced_when_broken() {
     assert_eq!(opened.load(Relaxed), 3, "it waited too long");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_process_with_many_registrations_uses_four_connections_at_most() {
+    let net = Memory::new();
+    let server = RegistryServer::new();
+    let _serving = start(&net, "one", server.clone()).await;
+    let opened = Arc::new(AtomicUsize::new(0));
+    let counting = Counting { net: net.clone(), opened: Arc::clone(&opened) };
+    let registry = HttpRegistry::builder(URL).transport(Arc::new(counting)).build().unwrap();
+    let registrar = crate::registry::Registrar::new(Arc::new(registry));
+    let registering: Vec<_> = (1..=400_u16)
+        .map(|n| {
+            let registrar = registrar.clone();
+            let address = format!("tcp@a:{n}").parse().unwrap();
+            let instance = Instance::new(n.to_string(), address);
+            tokio::spawn(async move { registrar.register(foo(), instance).await })
+        })
+        .collect();
+    for registered in registering {
+        registered.await.unwrap().unwrap();
+    }
+    assert!(opened.load(Relaxed) <= 4, "{} connections", opened.load(Relaxed));
+    assert_eq!(server.registry().unwrap().list(None).entries.len(), 400);
+}
+
+/// All registrations hang: a list and a renewal come through.
+#[tokio::test(start_paused = true)]
+async fn registrations_leave_connections_to_lists_and_renewals() {
+    let net = Memory::new();
+    let address: Address = "tcp@one:9999".parse().unwrap();
+    let mut listener = net.bind(&address).await.unwrap();
+    let _serving = tokio::spawn(async move {
+        loop {
+            let mut stream = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut head = [0; 64];
+                let read = stream.read(&mut head).await.unwrap();
+                if !head[..read].starts_with(b"POST /v1/register") {
+                    let status = http("503 Service Unavailable", "connection: close\r\n", "");
+                    stream.write_all(status.as_bytes()).await.unwrap();
+                    return;
+                }
+                pending::<()>().await;
+            });
+        }
+    });
+    let registry = client(&net, URL);
+    for n in 1..=10 {
+        let (registry, one) = (registry.clone(), registration("one", "tcp@a:1", n));
+        tokio::spawn(async move { registry.register(&one).await });
+    }
+    sleep(Duration::from_millis(10)).await;
+    let start = Instant::now();
+    assert!(registry.list(None).await.is_err());
+    let one = registration("one", "tcp@a:1", 1);
+    assert!(registry.renew(&[held(&one, &Lease::new("l", None))]).await[0].is_err());
+    assert!(start.elapsed() < Duration::from_secs(1), "they wait for nobody");
+}
+
 struct Counting {
     net: Memory,
     opened: Arc<AtomicUsize>,

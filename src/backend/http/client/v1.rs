@@ -32,7 +32,8 @@ pub(super) async fn register(
             ttl_ms: millis(registration.ttl),
             instance: registration.instance.clone(),
         },
-    )?;
+    )?
+    .bulk();
     let granted = site.ask_v1::<api::Granted>(ask, Duration::ZERO).await?;
     Ok(granted.map(|granted| {
         site.is_called(granted.registry);
@@ -160,11 +161,10 @@ pub(super) async fn list(
         // Writing to a string does not fail.
         let _ = write!(target, "&wait={}ms", wait.as_millis());
     }
-    let mut answered = site.ask_v1::<Answered>(Ask::get(target), longer).await?;
-    if let Some(answered) = &mut answered {
-        site.is_called(answered.registry.take());
-    }
-    answered.map(Answered::found).transpose()
+    let answered = site.ask_v1_hinted::<Answered>(Ask::get(target), longer).await?;
+    let Some((mut answered, again)) = answered else { return Ok(None) };
+    site.is_called(answered.registry.take());
+    Ok(Some(Found { again, ..answered.found()? }))
 }
 
 /// The answer to `GET /v1/instances`, as far as it is understood.
@@ -228,6 +228,7 @@ impl Answered {
             complete: skipped == 0,
             unread,
             entries,
+            again: None,
         })
     }
 }

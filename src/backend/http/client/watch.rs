@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::failure::{Failure, Failures};
 use super::replicas::{Doors, first, patience, union};
@@ -24,6 +24,8 @@ const IDLE_PACE: Duration = Duration::from_secs(1);
 const WARMING_POLL: Duration = Duration::from_secs(5);
 /// How long a registry is left alone that failed while others answer.
 const AWAY_PACE: Duration = Duration::from_secs(1);
+/// The longest pause between two polls that a registry can ask for.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How often a registry without `/v1` is asked while others are watched.
 const LIST_PACE: Duration = Duration::from_secs(10);
 
@@ -36,8 +38,8 @@ struct Followed<'a> {
     poll: Pin<Box<dyn Future<Output = Polled> + Send + 'a>>,
 }
 
-/// `None`: there is no `/v1` to poll.
-type Polled = Result<Option<Found>, Failure>;
+/// When it was asked, and the list; `None`: there is no `/v1` to poll.
+type Polled = (Instant, Result<Option<Found>, Failure>);
 
 /// Sends the list at first and after each change, until nobody listens or no registry answers.
 pub(super) async fn feed(inner: Arc<Inner>, service: ServiceName, updates: UpdateSender) {
@@ -47,7 +49,7 @@ pub(super) async fn feed(inner: Arc<Inner>, service: ServiceName, updates: Updat
     let mut followed: Vec<Followed<'_>> = registries
         .into_iter()
         .map(|doors| {
-            let poll = Box::pin(poll(inner, doors.clone(), service, None, Duration::ZERO));
+            let poll = Box::pin(poll(inner, doors.clone(), service, None, Instant::now()));
             Followed { doors, list: None, failure: None, lacks_v1: false, poll }
         })
         .collect();
@@ -103,53 +105,57 @@ fn follow<'a>(
     inner: &'a Inner,
     one: &mut Followed<'a>,
     service: &'a ServiceName,
-    polled: Polled,
+    (asked, polled): Polled,
     patient_until: &mut Option<Instant>,
 ) {
-    let pause = match polled {
+    let at = match polled {
         Ok(Some(found)) => {
             one.doors.iter().for_each(|door| door.has_listed());
             let is_news = one.list.as_ref().is_none_or(|list| !list.is_same(&found));
+            // Up to a quarter longer: clients that were told at one time do not ask at one time.
+            let again = found.again.unwrap_or_default().min(MAX_RETRY_AFTER);
+            let again = again.mul_f64(1.0 + rand::random::<f64>() / 4.0);
             let end = Instant::now() + patience(&found);
             *patient_until = Some(patient_until.map_or(end, |until| until.min(end)));
             (one.list, one.failure) = (Some(found), None);
             let idle = if one.lacks_v1 { LIST_PACE } else { IDLE_PACE.min(inner.long_poll) };
-            if is_news && !one.lacks_v1 { PACE } else { idle }
+            let pace = if is_news && !one.lacks_v1 { PACE } else { idle };
+            (asked + pace).max(Instant::now() + again)
         }
         Ok(None) => {
             one.lacks_v1 = true;
             // While others are watched its list is asked for.
-            Duration::ZERO
+            asked
         }
         Err(failure) => {
             one.list = None;
             one.failure = Some(failure);
-            AWAY_PACE
+            Instant::now() + AWAY_PACE
         }
     };
     let seen = one.list.as_ref().and_then(|list| Some((list.revision.clone()?, list.warming)));
     let doors = one.doors.clone();
     one.poll = match one.lacks_v1 {
         true => Box::pin(async move {
-            sleep(pause).await;
+            until(Some(at)).await;
+            let asked = Instant::now();
             let listed = first(&doors, |site| Box::pin(site.list(Some(service)))).await;
-            listed.map(|(_, found)| Some(found))
+            (asked, listed.map(|(_, found)| Some(found)))
         }),
-        false => Box::pin(poll(inner, doors, service, seen, pause)),
+        false => Box::pin(poll(inner, doors, service, seen, at)),
     };
 }
 
-/// One long poll of a registry, its beginning at least so long after the last one's.
+/// One long poll of a registry, which begins at a moment.
 async fn poll<'a>(
     inner: &'a Inner,
     doors: Doors<'a>,
     service: &'a ServiceName,
     seen: Option<(Arc<str>, bool)>,
-    pause: Duration,
+    at: Instant,
 ) -> Polled {
-    if !pause.is_zero() {
-        sleep(pause).await;
-    }
+    until(Some(at)).await;
+    let asked = Instant::now();
     let after = seen.as_ref().map(|(revision, warming)| {
         let wait = if *warming { WARMING_POLL } else { inner.long_poll };
         (Arc::clone(revision), wait.min(inner.long_poll))
@@ -161,7 +167,7 @@ async fn poll<'a>(
             site.changes(service, after).await
         }) as _
     };
-    first(&doors, changes).await.map(|(_, found)| found)
+    (asked, first(&doors, changes).await.map(|(_, found)| found))
 }
 
 /// Why no registry has a list.

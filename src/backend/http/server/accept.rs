@@ -6,21 +6,27 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::watch;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::Limits;
-use super::meter::{Meter, Share};
+use super::problem::Refusal;
 use super::stall::WriteTimeout;
+use super::usage::{Activity, Usage};
 use crate::error::Panic;
 use crate::sync::event;
-use crate::transport::{Listener, Stream};
+use crate::transport::{
+    ConnectionSlot, ConnectionSlots, Entered, Listener, ReachedCap, Refusals, Stream,
+};
 
 /// The largest head of a request, in bytes.
 const MAX_HEADER: usize = 32 * 1024;
@@ -29,12 +35,21 @@ const MAX_BUFFER: usize = 64 * 1024;
 /// The pause after a failed accept, doubled with each further failure.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How many refused connections are told why at once; more are closed.
+const MAX_REFUSING: usize = 64;
+/// How long each of them may take.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection that is evicted may still take for a request that came meanwhile.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often refusals that are not logged yet are looked for.
+const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Serves `listener` until `shutdown` ends and its connections with it.
 pub(super) async fn run<H, F>(
     mut listener: Listener,
     shutdown: impl Future<Output = ()>,
     limits: &Limits,
+    refusals: Arc<Refusals>,
     handle: H,
 ) where
     H: Fn(Request<Incoming>, Stopping) -> F + Clone + Send + Sync + 'static,
@@ -42,7 +57,10 @@ pub(super) async fn run<H, F>(
 {
     let (stop, stopping) = watch::channel(false);
     let stopping = Stopping(stopping);
-    let slots = Meter::new(limits.max_connections, limits.max_connections_per_host);
+    let slots = ConnectionSlots::new(limits.max_connections, limits.max_connections_per_host);
+    let refusing = Refusing { refusals, permits: Arc::new(Semaphore::new(MAX_REFUSING)) };
+    let mut log_check = interval(LOG_CHECK_INTERVAL);
+    log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connections = JoinSet::new();
     let mut pause = MIN_PAUSE;
     let mut shutdown = pin!(shutdown);
@@ -54,22 +72,49 @@ pub(super) async fn run<H, F>(
                 report(ended);
                 continue;
             }
+            _ = log_check.tick() => {
+                refusing.refusals.log_due();
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok(stream) => {
                 pause = MIN_PAUSE;
-                let Some(slot) = slots.take(&stream.peer().account()) else {
-                    event!(DEBUG, peer = ?stream.peer(), "connection refused: too many");
-                    continue;
-                };
+                let host = stream.peer().account();
                 let (limits, handle) = (limits.clone(), handle.clone());
-                connections.spawn(connection(stream, slot, limits, handle, stopping.clone()));
+                let (stopping, refusing) = (stopping.clone(), refusing.clone());
+                match slots.enter_or_wait(&host, Usage::new()) {
+                    Entered::Now(slot) => {
+                        connections.spawn(connection(stream, slot, limits, handle, stopping));
+                    }
+                    Entered::Later(waiting) => {
+                        connections.spawn(async move {
+                            match waiting.slot().await {
+                                Ok(slot) => {
+                                    connection(stream, slot, limits, handle, stopping).await
+                                }
+                                Err(cap) => {
+                                    if let Some(permit) = refusing.begin(&host, cap) {
+                                        refuse(stream, cap, permit).await;
+                                    }
+                                }
+                            }
+                        });
+                    }
+                    Entered::Refused(cap) => {
+                        if let Some(permit) = refusing.begin(&host, cap) {
+                            connections.spawn(refuse(stream, cap, permit));
+                        }
+                    }
+                }
             }
             Err(error) if is_of_one_connection(&error) => {
                 event!(DEBUG, %error, "a connection ended before it was accepted");
             }
             Err(error) => {
+                // Too many files may be open: an idle connection gives one back.
+                slots.evict_one();
                 event!(WARN, %error, ?pause, "accepting failed");
                 tokio::select! {
                     () = &mut shutdown => break,
@@ -106,7 +151,7 @@ impl Stopping {
 
 async fn connection<H, F>(
     stream: Stream,
-    slot: Share,
+    slot: ConnectionSlot<Usage>,
     limits: Limits,
     handle: H,
     stopping: Stopping,
@@ -114,14 +159,17 @@ async fn connection<H, F>(
     H: Fn(Request<Incoming>, Stopping) -> F,
     F: Future<Output = Response<Full<Bytes>>>,
 {
-    // Given back when the connection ends, however it ends.
-    let _slot = slot;
+    // The slot is given back when the connection ends, however it ends.
+    let usage = Arc::clone(slot.connection());
+    // It may have waited until now.
+    usage.begin(Activity::Opening);
     let host = Arc::clone(&stream.peer().host);
     // A handshake of TLS counts as a header does: whoever is slow at it costs his own place alone.
     let established = tokio::select! {
         established = tokio::time::timeout(limits.header_timeout, stream.establish()) => established,
         // Nothing was asked yet.
         () = stopping.clone().wait() => return,
+        () = usage.evicted.notified() => return,
     };
     let stream = match established {
         Ok(Ok(stream)) => stream,
@@ -133,18 +181,30 @@ async fn connection<H, F>(
     };
     let peer = stream.peer().clone();
     let service = service_fn(|mut request: Request<Incoming>| {
+        let usage = Arc::clone(slot.connection());
+        usage.begin(Activity::Working);
         request.extensions_mut().insert(peer.clone());
+        request.extensions_mut().insert(Arc::clone(&usage));
         let answer = handle(request, stopping.clone());
-        async move { Ok::<_, Infallible>(answer.await) }
+        let slot = &slot;
+        async move {
+            let mut answer = answer.await;
+            if slot.is_nearly_full() {
+                // Told beforehand it costs nobody a request, as closing an idle connection may.
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            usage.begin(Activity::Sending);
+            Ok::<_, Infallible>(answer)
+        }
     });
-    let io = TokioIo::new(WriteTimeout::new(stream, limits.write_timeout));
+    let stream = WriteTimeout::new(stream, limits.write_timeout, Arc::clone(&usage));
     let connection = http1::Builder::new()
         // Without a timer the header timeout would be silently dead.
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
         .max_header_size(MAX_HEADER)
         .max_buf_size(MAX_BUFFER)
-        .serve_connection(io, service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -152,10 +212,58 @@ async fn connection<H, F>(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = usage.evicted.notified() => {
+            if usage.is_stuck() || usage.lingers() {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            // A request that came at the same moment is still answered.
+            match timeout(EVICTION_TIMEOUT, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return,
+            }
+        }
     };
     if let Err(error) = ended {
         event!(DEBUG, ?peer, %error, "connection ended");
     }
+}
+
+/// What connections are refused with.
+#[derive(Clone)]
+struct Refusing {
+    refusals: Arc<Refusals>,
+    /// One for each refused connection that is told why.
+    permits: Arc<Semaphore>,
+}
+
+impl Refusing {
+    /// Counts a refused connection. `None`: it is closed, since too many are being told why.
+    fn begin(&self, host: &Arc<str>, cap: ReachedCap) -> Option<OwnedSemaphorePermit> {
+        self.refusals.count(cap.reason(), host);
+        Arc::clone(&self.permits).try_acquire_owned().ok()
+    }
+}
+
+/// Answers the first request of a refused connection with the reason, and closes it.
+async fn refuse(stream: Stream, cap: ReachedCap, permit: OwnedSemaphorePermit) {
+    let _permit = permit;
+    let answered = async {
+        let mut stream = stream.establish().await?;
+        let mut rest = vec![0; 4096];
+        // A client that has asked nothing yet would take an answer for one to its next request.
+        if stream.read(&mut rest).await? == 0 {
+            return Ok(());
+        }
+        stream.write_all(&Refusal::too_many_connections(cap).into_bytes()).await?;
+        stream.flush().await?;
+        stream.shutdown().await?;
+        // Unread bytes would reset the connection and destroy the answer.
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    // Whoever is slower is closed, and after an error nobody waits.
+    let _ = timeout(REFUSAL_TIMEOUT, answered).await;
 }
 
 fn report(ended: Result<(), JoinError>) {

@@ -1,6 +1,7 @@
-//! Reads a request's JSON, within its limits.
+//! The bodies of requests: read as JSON within their limits, or drained.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::time::Duration;
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
@@ -10,7 +11,13 @@ use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
 use super::problem::Refusal;
+use super::usage::{Activity, Usage};
 use super::{Limits, api};
+
+/// How many bytes of a body that nobody wants are read, so that its connection can go on.
+const MAX_DRAINED: u64 = 64 * 1024;
+/// How long that may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The body as JSON of this shape. What is nested deeper than 128 is an error, except in a field
 /// that is not known, which is skipped without recursion.
@@ -22,9 +29,16 @@ pub(super) async fn read<T: DeserializeOwned, B: Body>(
     if !is_json(parts) {
         return Err(Refusal::not_json_type());
     }
+    let usage = Usage::of(parts);
+    if let Some(usage) = usage {
+        usage.begin(Activity::Receiving);
+    }
     let bytes = tokio::time::timeout(limits.body_timeout, collect(body, limits.max_body))
         .await
         .unwrap_or_else(|_| Err(Refusal::body_timeout()))?;
+    if let Some(usage) = usage {
+        usage.begin(Activity::Working);
+    }
     serde_json::from_slice(&bytes).map_err(|error| match error.classify() {
         Category::Data => Refusal::invalid(error),
         Category::Io | Category::Syntax | Category::Eof => Refusal::not_json(error),
@@ -58,4 +72,24 @@ async fn collect<B: Body>(body: B, max: usize) -> Result<Vec<u8>, Refusal> {
         }
     }
     Ok(bytes)
+}
+
+/// Reads what is left of a body that nobody wants. False: it is too long, or does not come.
+pub(super) async fn drain<B: Body>(mut body: Pin<&mut B>) -> bool {
+    if body.size_hint().lower() > MAX_DRAINED {
+        return false;
+    }
+    let rest = async {
+        let mut left = MAX_DRAINED;
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
+            let bytes = frame.data_ref().map_or(0, |data| data.remaining() as u64);
+            match left.checked_sub(bytes) {
+                Some(less) => left = less,
+                None => return false,
+            }
+        }
+        true
+    };
+    tokio::time::timeout(DRAIN_TIMEOUT, rest).await.unwrap_or(false)
 }

@@ -7,7 +7,7 @@ use hyper::body::Bytes;
 
 use crate::sync::Mutex;
 
-/// Counts one thing: connections by host, held polls by host, requests by token, bytes by host.
+/// Counts one thing: held polls by host, requests by token, bytes by host.
 ///
 /// A share is given while less than the cap is taken, so that the last one may go beyond it: what
 /// is counted in bytes ends one answer above its cap, and what is larger than the cap is served too.

@@ -7,6 +7,7 @@ mod check;
 mod front;
 mod hosts;
 mod meter;
+mod pacing;
 mod problem;
 mod query;
 mod rate;
@@ -16,14 +17,16 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod usage;
 mod v1;
 
 use std::fmt;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONNECTION, CONTENT_TYPE, EXPECT};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
@@ -35,17 +38,19 @@ use self::access::{Access, Caller};
 use self::front::Front;
 use self::hosts::{Hosts, Reach};
 use self::meter::{Meter, Share};
+use self::pacing::ListPacer;
 use self::problem::Refusal;
 use self::rate::{Rate, Rates, Use};
 use self::store::Store;
 pub use self::tokens::{InvalidTokens, Tokens};
+use self::usage::{Activity, Usage};
 use super::{DEFAULT_PATH, api};
 use crate::backend::memory::{MemoryRegistry, MemoryRegistryBuilder, Owner};
 use crate::discovery::Discovery;
 use crate::instance::Address;
 use crate::registry::Registry;
 use crate::sync::event;
-use crate::transport::{Listener, Peer};
+use crate::transport::{Listener, Peer, Refusals};
 
 /// The lease of an address over a backend, where none is set.
 const LONGEST_OF_BACKEND: Duration = Duration::from_secs(24 * 60 * 60);
@@ -95,6 +100,10 @@ struct Shared {
     polls_by_token: Meter,
     /// Bytes of lists that are not yet sent, by address.
     answers: Meter,
+    /// When the clients of an address ask for lists again.
+    list_pacer: ListPacer,
+    /// What was refused and is not logged yet.
+    refusals: Arc<Refusals>,
 }
 
 /// What a peer may cost.
@@ -184,11 +193,12 @@ impl RegistryServer {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, unprotected));
         }
         let limits = self.shared.limits.clone();
+        let refusals = Arc::clone(&self.shared.refusals);
         let handle = move |request: Request<Incoming>, stopping: Stopping| {
             let server = self.clone();
             async move { server.answer(request, reach, stopping.wait()).await }
         };
-        accept::run(listener, shutdown, &limits, handle).await;
+        accept::run(listener, shutdown, &limits, refusals, handle).await;
         Ok(())
     }
 
@@ -211,9 +221,16 @@ impl RegistryServer {
         stop: impl Future<Output = ()>,
     ) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
-        match self.route(&parts, body, reach, stop).await {
+        let mut body = pin!(body);
+        let routed = self.route(&parts, body.as_mut(), reach, stop).await;
+        // A client that waits for `100 Continue` sends no body once it is refused.
+        let sends_no_body = routed.is_err() && parts.headers.contains_key(EXPECT);
+        let mut response = match routed {
             Ok(response) => response,
             Err(refusal) => {
+                if let Some(limit) = refusal.limit() {
+                    self.shared.refusals.count(limit, &host(&parts));
+                }
                 event!(
                     DEBUG,
                     method = %parts.method,
@@ -224,7 +241,22 @@ impl RegistryServer {
                 );
                 refusal.into_response()
             }
+        };
+        if !body.is_end_stream() {
+            let usage = Usage::of(&parts);
+            if let Some(usage) = usage {
+                usage.begin(Activity::Receiving);
+            }
+            let closes = response.headers().contains_key(CONNECTION) || sends_no_body;
+            // A connection goes on behind a request that was read whole, and behind no other.
+            if closes || !body::drain(body).await {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                if let Some(usage) = usage {
+                    usage.set_lingers();
+                }
+            }
         }
+        response
     }
 
     async fn route<B: Body>(
@@ -248,6 +280,7 @@ impl RegistryServer {
         let of = match renews(parts) && caller.may_write_something().is_ok() {
             _ if caller.is_guest() => Use::Open,
             true => Use::Renewal,
+            false if parts.uri.path() == api::INSTANCES => Use::List,
             false => Use::Other,
         };
         let _under_way = shared.under_way(caller.name(), of == Use::Renewal)?;
@@ -453,7 +486,8 @@ impl RegistryServerBuilder {
     }
 
     /// How many requests a second are answered, those without a valid token apart; for a moment
-    /// twice as many. Renewals are counted by themselves, here and below, and may be as many.
+    /// twice as many. Renewals and lists of instances are counted by themselves, here and below, and
+    /// may be as many, each.
     /// Beyond it: 429. Default: 10,000.
     pub fn rate(mut self, requests: u32) -> Self {
         self.limits.rate.all = requests;
@@ -533,14 +567,16 @@ impl RegistryServerBuilder {
         self
     }
 
-    /// How many connections are open at most; one more is closed. Default: 10,000.
+    /// How many connections are open at most. One more takes the place of an idle one, or is answered
+    /// 503. Default: 10,000.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.limits.max_connections = connections;
         self
     }
 
-    /// How many connections one address may have open, loopback included. Connections without an
-    /// address (unix sockets) count only in all. Default: 256.
+    /// How many connections one address may have open, loopback included. One more takes the place of
+    /// an idle one; if all are in use it waits for a second, and is answered 429. Connections without
+    /// an address (unix sockets) count only in all. Default: 256.
     pub fn max_connections_per_host(mut self, connections: usize) -> Self {
         self.limits.max_connections_per_host = connections;
         self
@@ -577,6 +613,8 @@ impl RegistryServerBuilder {
                 polls: Meter::new(limits.max_connections / 2, max_polls),
                 polls_by_token: Meter::new(usize::MAX, max_polls_per_token),
                 answers: Meter::new(limits.max_answer_bytes, limits.max_answer_bytes / 4),
+                list_pacer: ListPacer::new(limits.rate.per_host),
+                refusals: Arc::default(),
                 limits,
             }),
         }

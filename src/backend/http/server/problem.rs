@@ -13,9 +13,12 @@ use super::api::{self, Outcome, Problem};
 use super::respond;
 use crate::discovery::{DiscoveryError, DiscoveryErrorKind};
 use crate::registry::{RegistryError, RegistryErrorKind};
+use crate::transport::ReachedCap;
 
 /// What is said of a wrong request is bounded: its text comes from the peer.
 const MAX_DETAIL: usize = 512;
+/// The limit that a full registry has reached.
+pub(super) const MAY_BE_REGISTERED: &str = "what may be registered";
 
 /// A refused request.
 #[derive(Debug)]
@@ -25,6 +28,8 @@ pub(super) struct Refusal {
     header: Option<(HeaderName, &'static str)>,
     /// The rest of the request is not worth reading.
     close: bool,
+    /// The limit that is reached, as the operator is told.
+    limit: Option<&'static str>,
 }
 
 impl Refusal {
@@ -45,7 +50,7 @@ impl Refusal {
             results: None,
             retry_after: None,
         };
-        Self { status, problem: Box::new(problem), header: None, close: false }
+        Self { status, problem: Box::new(problem), header: None, close: false, limit: None }
     }
 
     /// The body is no JSON at all.
@@ -134,17 +139,31 @@ impl Refusal {
     }
 
     /// More than is answered: later perhaps.
-    pub(super) fn too_many(detail: impl fmt::Display, wait: Duration) -> Self {
+    pub(super) fn too_many(limit: &'static str, wait: Duration) -> Self {
         let status = StatusCode::TOO_MANY_REQUESTS;
-        Self::new(status, "urn:srpc:too-many-requests", "Too many requests", detail).after(wait)
+        Self::new(status, "urn:srpc:too-many-requests", "Too many requests", limit)
+            .after(wait)
+            .of_limit(limit)
+    }
+
+    /// There is no slot for one more connection.
+    pub(super) fn too_many_connections(cap: ReachedCap) -> Self {
+        let wait = Duration::from_secs(1);
+        match cap {
+            ReachedCap::Host => Self::too_many(cap.reason(), wait),
+            ReachedCap::Total => Self::unavailable(cap.reason()).after(wait).of_limit(cap.reason()),
+        }
     }
 
     /// Answers that nobody has read yet fill the memory that there is for them.
     pub(super) fn answers_unread() -> Self {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
         let detail = "too much of earlier answers has not been read yet";
+        Self::unavailable(detail).after(Duration::from_secs(1)).of_limit(detail)
+    }
+
+    fn unavailable(detail: impl fmt::Display) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
         Self::new(status, "urn:srpc:unavailable", "Not able right now", detail)
-            .after(Duration::from_secs(1))
     }
 
     pub(super) fn internal(detail: impl fmt::Display) -> Self {
@@ -163,9 +182,19 @@ impl Refusal {
         self
     }
 
+    fn of_limit(mut self, limit: &'static str) -> Self {
+        self.limit = Some(limit);
+        self
+    }
+
     pub(super) fn closing(mut self) -> Self {
         self.close = true;
         self
+    }
+
+    /// The limit that is reached, if that is why.
+    pub(super) fn limit(&self) -> Option<&'static str> {
+        self.limit
     }
 
     pub(super) fn status(&self) -> StatusCode {
@@ -195,19 +224,38 @@ impl Refusal {
     pub(super) fn into_response(self) -> Response<Full<Bytes>> {
         // A problem is strings and numbers: it always serializes.
         let body = serde_json::to_vec(&self.problem).unwrap_or_default();
+        let retry_after = self.retry_after_secs();
         let mut response = respond(self.status, api::PROBLEM_JSON, body);
         if let Some((name, value)) = self.header {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         }
-        if let Some(wait) = self.problem.retry_after {
-            // Whole seconds, and never too few.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            response.headers_mut().insert(RETRY_AFTER, seconds.max(1).into());
+        if let Some(seconds) = retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
         }
         if self.close {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// The whole answer as bytes, for a connection that is closed behind it without being served.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        let body = serde_json::to_vec(&self.problem).unwrap_or_default();
+        let head = format!(
+            "HTTP/1.1 {}\r\ncontent-type: {}\r\ncontent-length: {}\r\nretry-after: {}\r\n\
+             connection: close\r\n\r\n",
+            self.status,
+            api::PROBLEM_JSON,
+            body.len(),
+            self.retry_after_secs().unwrap_or(1),
+        );
+        [head.into_bytes(), body].concat()
+    }
+
+    /// Whole seconds, and never too few.
+    fn retry_after_secs(&self) -> Option<u64> {
+        let wait = self.problem.retry_after?;
+        Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
     }
 }
 
@@ -226,10 +274,7 @@ impl From<RegistryError> for Refusal {
     fn from(error: RegistryError) -> Self {
         let detail = error.message();
         match error.kind() {
-            RegistryErrorKind::Unavailable => {
-                let status = StatusCode::SERVICE_UNAVAILABLE;
-                Self::new(status, "urn:srpc:unavailable", "Not able right now", detail)
-            }
+            RegistryErrorKind::Unavailable => Self::unavailable(detail),
             RegistryErrorKind::StaleEpoch { held } => {
                 let mut refusal =
                     Self::new(StatusCode::CONFLICT, api::STALE_EPOCH, "Stale epoch", detail);
@@ -253,6 +298,7 @@ impl From<RegistryError> for Refusal {
                 let status = StatusCode::TOO_MANY_REQUESTS;
                 Self::new(status, api::FULL, "No room", detail)
                     .after(error.retry_after().unwrap_or(Duration::from_secs(1)))
+                    .of_limit(MAY_BE_REGISTERED)
             }
         }
     }

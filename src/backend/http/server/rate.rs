@@ -27,9 +27,10 @@ pub(super) struct Rate {
 
 /// The rates of one server, each as large as the next. Renewals of those who may write have their
 /// own: whatever else is asked too often, and by whomever, what is registered goes on being renewed.
-/// So do those who are not let in, and the path that is open to all.
+/// So do lists of instances, those who are not let in, and the path that is open to all.
 pub(super) struct Rates {
     renewals: Budget,
+    lists: Budget,
     others: Budget,
     strangers: Budget,
     open: Budget,
@@ -40,6 +41,8 @@ pub(super) struct Rates {
 pub(super) enum Use {
     /// Of somebody who may write.
     Renewal,
+    /// A list of instances: clients that watch take nothing from those that register.
+    List,
     Other,
     /// Of nobody who is known: it is answered 401 or 403.
     Stranger,
@@ -56,7 +59,13 @@ struct Budget {
 impl Rates {
     pub(super) fn new(rate: &Rate) -> Self {
         let budget = || Budget::new(rate);
-        Self { renewals: budget(), others: budget(), strangers: budget(), open: budget() }
+        Self {
+            renewals: budget(),
+            lists: budget(),
+            others: budget(),
+            strangers: budget(),
+            open: budget(),
+        }
     }
 
     /// Counts a request of this host and, if it is known, of this token.
@@ -89,6 +98,7 @@ impl Rates {
     fn budget(&self, of: Use) -> &Budget {
         match of {
             Use::Renewal => &self.renewals,
+            Use::List => &self.lists,
             Use::Other => &self.others,
             Use::Stranger => &self.strangers,
             Use::Open => &self.open,

@@ -10,7 +10,7 @@ use hyper::body::Bytes;
 
 use super::access::Caller;
 use super::meter::Share;
-use super::problem::Refusal;
+use super::problem::{MAY_BE_REGISTERED, Refusal};
 use super::query::Query;
 use super::store::Store;
 use super::{Shared, api, respond};
@@ -35,7 +35,7 @@ pub(super) async fn answer(
         }
         Method::POST => {
             caller.may_write_something()?;
-            register(&shared.store, caller, parts).await
+            register(shared, caller, parts).await
         }
         _ => {
             let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "use GET or POST");
@@ -46,7 +46,7 @@ pub(super) async fn answer(
 }
 
 async fn register(
-    store: &Store,
+    shared: &Shared,
     caller: &Caller,
     parts: &Parts,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
@@ -72,7 +72,8 @@ async fn register(
         }
     };
     let owner = super::owner(parts, caller);
-    if !store.register_address(service.as_ref(), &address, &owner).await? {
+    if !shared.store.register_address(service.as_ref(), &address, &owner).await? {
+        shared.refusals.count(MAY_BE_REGISTERED, &owner.host);
         let mut full = text(StatusCode::SERVICE_UNAVAILABLE, "the registry is full");
         full.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
         return Ok(full);

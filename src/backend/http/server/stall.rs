@@ -1,16 +1,21 @@
-//! A connection that ends when its peer takes nothing for too long.
+//! Time limits of a connection's sending side: for a peer that takes nothing, and for a lingering close.
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use super::usage::Usage;
+
 /// What a peer must take within the limit: one that takes a byte now and then would hold its answer
 /// as one that takes nothing.
 const LEAST: usize = 64 * 1024;
+/// How long a connection that is closed early goes on reading at most.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Fails a write that makes no progress within a limit: hyper has no such limit of its own, and a
 /// peer that reads nothing would hold its answer in memory for ever.
@@ -21,11 +26,14 @@ pub(super) struct WriteTimeout<S> {
     stalled: Option<Pin<Box<Sleep>>>,
     /// What it has taken since.
     taken: usize,
+    usage: Arc<Usage>,
+    /// Set once the sending side is closed.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteTimeout<S> {
-    pub(super) fn new(inner: S, limit: Duration) -> Self {
-        Self { inner, limit, stalled: None, taken: 0 }
+    pub(super) fn new(inner: S, limit: Duration, usage: Arc<Usage>) -> Self {
+        Self { inner, limit, stalled: None, taken: 0, usage, lingering: None }
     }
 
     fn limited<T>(
@@ -56,6 +64,25 @@ impl<S> WriteTimeout<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> WriteTimeout<S> {
+    /// Reads what the peer has sent until it closes: bytes that nobody reads would make TCP reset the
+    /// connection, and destroy the answer under way.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let limit = || Box::pin(tokio::time::sleep(LINGER_TIMEOUT));
+        if self.lingering.get_or_insert_with(limit).as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut bytes = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut bytes);
+            let read = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf));
+            if read.is_err() || buf.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -66,7 +93,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -95,15 +122,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         let flushed = Pin::new(&mut self.inner).poll_flush(cx);
         if flushed.is_ready() {
             self.nothing_waits();
+            self.usage.flushed();
         }
         self.limited(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let closed = Pin::new(&mut self.inner).poll_shutdown(cx);
-        if closed.is_ready() {
-            self.nothing_waits();
+        if self.lingering.is_none() {
+            let closed = Pin::new(&mut self.inner).poll_shutdown(cx);
+            if closed.is_ready() {
+                self.nothing_waits();
+            }
+            ready!(self.limited(cx, closed))?;
         }
-        self.limited(cx, closed)
+        if self.usage.lingers() { self.poll_linger(cx) } else { Poll::Ready(Ok(())) }
     }
 }

@@ -363,32 +363,188 @@ async fn silence_is_cut() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_beyond_the_cap_are_closed_and_their_places_given_back() {
+async fn the_longest_silent_connection_is_evicted_and_one_in_use_is_not() {
     let net = Memory::new();
     let server = RegistryServer::builder().max_connections_per_host(2).build();
+    let revision = server.registry().unwrap().list(Some(&"Foo".parse().unwrap())).revision;
     let (_stop, _serving) = start(&net, server).await;
-    let first = net.connect(&AT.parse().unwrap()).await.unwrap();
-    let _second = net.connect(&AT.parse().unwrap()).await.unwrap();
-    assert_eq!(raw(&net, GET_LIST).await, "");
-    drop(first);
-    sleep(Duration::from_millis(1)).await;
+    let mut polling = net.connect(&AT.parse().unwrap()).await.unwrap();
+    let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
+    polling.write_all(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+    let mut silent = net.connect(&AT.parse().unwrap()).await.unwrap();
+    let start = Instant::now();
     assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(start.elapsed().as_secs(), 1, "a connection may be opening for a second");
+    assert_eq!(silent.read(&mut [0; 8]).await.unwrap_or(0), 0);
+    assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"), "the slot is given back");
+    let mut answer = [0; 12];
+    let read = polling.read_exact(&mut answer);
+    assert!(tokio::time::timeout(Duration::from_secs(5), read).await.is_err(), "it is held");
+}
+
+/// As a registrar does: a renewal every 5 s over a connection that is kept. How many were answered, and
+/// how many were not.
+async fn renewing(net: Memory, first: Duration, until: Instant) -> (usize, usize) {
+    let renew = "POST /v1/renew HTTP/1.1\r\ncontent-type: application/json\r\n\
+                 content-length: 11\r\n\r\n{\"held\":[]}";
+    let (mut answered, mut failed, mut kept) = (0, 0, None);
+    sleep(first).await;
+    while Instant::now() < until {
+        let mut stream = match kept.take() {
+            Some(stream) => stream,
+            None => net.connect(&AT.parse().unwrap()).await.unwrap(),
+        };
+        let mut answer = vec![0; 4096];
+        let is_sent = stream.write_all(renew.as_bytes()).await.is_ok();
+        let read = if is_sent { stream.read(&mut answer).await.unwrap_or(0) } else { 0 };
+        let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
+        match answer.starts_with("http/1.1 200") {
+            true => answered += 1,
+            false => failed += 1,
+        }
+        if read > 0 && !answer.contains("connection: close") {
+            kept = Some(stream);
+        }
+        sleep(Duration::from_secs(5)).await;
+    }
+    (answered, failed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_thousand_behind_one_address_all_renew() {
+    let net = Memory::new();
+    let (_stop, _serving) = start(&net, RegistryServer::new()).await;
+    let until = Instant::now() + Duration::from_secs(60);
+    let members: Vec<_> = (0..2000)
+        .map(|n| tokio::spawn(renewing(net.clone(), Duration::from_millis(n), until)))
+        .collect();
+    for member in members {
+        let (answered, failed) = member.await.unwrap();
+        assert!(answered >= 11 && failed == 0, "{answered} answered, {failed} not");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_thousand_at_one_moment_are_all_answered() {
+    let net = Memory::new();
+    let (_stop, _serving) = start(&net, RegistryServer::new()).await;
+    let until = Instant::now() + Duration::from_secs(1);
+    let members: Vec<_> =
+        (0..2000).map(|_| tokio::spawn(renewing(net.clone(), Duration::ZERO, until))).collect();
+    for member in members {
+        assert_eq!(member.await.unwrap(), (1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_beyond_the_cap_is_told_why() {
+    let net = Memory::new();
+    let server =
+        RegistryServer::builder().max_connections_per_host(1).max_polls_per_host(1).build();
+    let revision = server.registry().unwrap().list(Some(&"Foo".parse().unwrap())).revision;
+    let (_stop, _serving) = start(&net, server).await;
+    let mut busy = net.connect(&AT.parse().unwrap()).await.unwrap();
+    let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
+    busy.write_all(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+    sleep(Duration::from_millis(10)).await;
+    let answer = raw(&net, GET_LIST).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert!(answer.contains("\r\nconnection: close\r\n"), "{answer}");
+    assert!(answer.contains("\r\nretry-after: 1\r\n"), "{answer}");
+    assert!(answer.contains("too many connections from this host"), "{answer}");
+}
+
+/// The body follows its header in a packet of its own, and then the next request on the same connection.
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_is_read_whole_or_its_answer_says_that_it_closes() {
+    let net = Memory::new();
+    let server = RegistryServer::builder().tokens(tokens()).rate_per_host(1).build();
+    let (_stop, _serving) = start(&net, server).await;
+    let shop = format!("authorization: Bearer {SHOP}");
+    let json = "content-type: application/json";
+    let mebibyte = 1 << 20;
+    for (first, headers, length, sent, status, closes) in [
+        ("POST /v1/register", String::new(), 20, 20, 401, false),
+        ("POST /v1/register", format!("{shop}\r\ncontent-type: text/plain"), 20, 20, 415, false),
+        ("POST /v1/register", format!("{shop}\r\n{json}"), 20, 20, 400, false),
+        ("POST /v1/nothing", shop.clone(), 20, 20, 404, false),
+        ("GET /v1/register", shop.clone(), 20, 20, 405, false),
+        ("POST /v1/nothing", format!("{shop}\r\nexpect: 100-continue"), 20, 0, 404, true),
+        ("PUT /v1/register", shop.clone(), mebibyte, 0, 405, true),
+        ("POST /v1/register", format!("{shop}\r\n{json}"), 2 * mebibyte, 0, 413, true),
+        ("POST /v1/nothing", shop.clone(), 20, 10, 404, true),
+    ] {
+        sleep(Duration::from_secs(10)).await;
+        let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
+        let mut head = format!("{first} HTTP/1.1\r\ncontent-length: {length}\r\n");
+        if !headers.is_empty() {
+            head.push_str(&headers);
+            head.push_str("\r\n");
+        }
+        stream.write_all(format!("{head}\r\n").as_bytes()).await.unwrap();
+        sleep(Duration::from_millis(3)).await;
+        stream.write_all(&vec![b'x'; sent]).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = stream.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head}: {answer}");
+        assert_eq!(answer.contains("connection: close"), closes, "{head}: {answer}");
+        let mut next = Vec::new();
+        if !closes {
+            stream.write_all(GET_LIST.as_bytes()).await.unwrap();
+        }
+        stream.read_to_end(&mut next).await.unwrap();
+        assert_eq!(next.is_empty(), closes, "{head}: {}", String::from_utf8_lossy(&next));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn watchers_are_told_when_to_ask_again_and_ask_less_than_they_may() {
+    let server = RegistryServer::builder().rate_per_host(40).build();
+    let list = async |peer: &Peer| {
+        let request = Request::builder().uri("/v1/instances?service=Foo").extension(peer.clone());
+        let answer = server.handle(request.body(Full::<Bytes>::default()).unwrap()).await;
+        assert_eq!(answer.status(), 200);
+        let again = answer.headers().get(http::header::RETRY_AFTER);
+        again.map(|value| value.to_str().unwrap().parse::<u64>().unwrap())
+    };
+    let (one, other) = (Peer::new("one"), Peer::new("other"));
+    assert_eq!(list(&one).await, None, "one alone is told nothing");
+    let mut told = Vec::new();
+    for _ in 0..50 {
+        told.push(list(&one).await.unwrap_or(0));
+    }
+    // A quarter of 40 a second.
+    assert!(told.is_sorted(), "{told:?}");
+    assert_eq!(told.last(), Some(&6), "{told:?}");
+    assert_eq!(list(&other).await, None, "another host has turns of its own");
 }
 
 #[tokio::test(start_paused = true)]
 async fn who_takes_nothing_of_an_answer_is_cut() {
     let net = Memory::new();
     let listener = net.bind(&AT.parse().unwrap()).await.unwrap();
-    let limits = Limits { max_connections: 1, ..limits() };
+    let limits = Limits { max_connections: 2, ..limits() };
     let handle = |_: Request<Incoming>, _| async {
         respond(StatusCode::OK, "text/plain", vec![b'x'; 1024 * 1024])
     };
-    let _serving =
-        tokio::spawn(async move { accept::run(listener, pending(), &limits, handle).await });
+    let _serving = tokio::spawn(async move {
+        accept::run(listener, pending(), &limits, Arc::default(), handle).await;
+    });
     let mut stalled = net.connect(&AT.parse().unwrap()).await.unwrap();
     stalled.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    sleep(Duration::from_secs(29)).await;
-    assert_eq!(raw(&net, GET_LIST).await, "", "its place is still taken");
+    sleep(Duration::from_secs(31)).await;
+    let mut taken = Vec::new();
+    let _ = stalled.read_to_end(&mut taken).await;
+    assert!(taken.starts_with(b"HTTP/1.1 200") && taken.len() < 1024 * 1024, "{}", taken.len());
+
+    // Where its slot is needed it loses it before.
+    let mut stalled = Vec::new();
+    for _ in 0..2 {
+        let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        stalled.push(stream);
+    }
     sleep(Duration::from_secs(2)).await;
     assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"));
 }
@@ -402,8 +558,9 @@ async fn a_panic_closes_its_connection_and_no_other() {
         assert_eq!(request.extensions().get::<Peer>().unwrap(), &Peer::new("memory"));
         respond(StatusCode::OK, "text/plain", "fine")
     };
-    let _serving =
-        tokio::spawn(async move { accept::run(listener, pending(), &limits(), handle).await });
+    let _serving = tokio::spawn(async move {
+        accept::run(listener, pending(), &limits(), Arc::default(), handle).await;
+    });
     assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
     assert!(raw(&net, GET_LIST).await.ends_with("fine"));
 }
@@ -427,8 +584,9 @@ async fn a_panic_whose_payload_panics_closes_its_connection_and_no_other() {
         }
         respond(StatusCode::OK, "text/plain", "fine")
     };
-    let _serving =
-        tokio::spawn(async move { accept::run(listener, pending(), &limits(), handle).await });
+    let _serving = tokio::spawn(async move {
+        accept::run(listener, pending(), &limits(), Arc::default(), handle).await
+    });
     assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
     assert!(raw(&net, GET_LIST).await.ends_with("fine"));
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use http::header::CONNECTION;
+use http::header::{CONNECTION, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Response};
 use http_body_util::Full;
 use hyper::body::{Body, Bytes};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::access::Caller;
 use super::api::{self, Outcome};
@@ -23,6 +23,9 @@ use crate::sync::event;
 
 /// More leases are not taken in one request: their answers would weigh too much.
 const MAX_HELD: usize = 1000;
+
+/// A shorter wait until a list should be asked for again is not told.
+const MIN_RETRY_AFTER: Duration = Duration::from_millis(50);
 
 /// How long a drain waits at most until the instance has taken it over.
 const MAX_DRAIN_WAIT: Duration = Duration::from_secs(10);
@@ -295,10 +298,19 @@ async fn instances(
         unread: listing.unread,
         instances,
     };
+    let is_of_service = listed.service.is_some();
     let mut answer = json_of(&listed, room)?;
+    let headers = answer.headers_mut();
+    if is_of_service {
+        // Of each one: who was answered a first list or a poll that was held asks again, too.
+        let wait = shared.list_pacer.take_turn(&host, Instant::now());
+        if polls_enough || wait > MIN_RETRY_AFTER {
+            headers.insert(RETRY_AFTER, (wait.as_secs() + 1).into());
+        }
+    }
     if polls_enough {
         // What renews needs connections too.
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(answer)
 }
