@@ -322,6 +322,15 @@ mod tests {
         assert_eq!(at, ["tcp@10.0.0.1:7001", "unix@/run/foo.sock"]);
     }
 
+    #[tokio::test]
+    async fn schemes_are_read_in_any_case() {
+        assert!(open("Static://10.0.0.1:7001").unwrap().registry.is_none());
+        #[cfg(feature = "http")]
+        assert!(open("HTTP://a:9999,Http://b:9999").unwrap().registry.is_some());
+        #[cfg(feature = "etcd")]
+        assert!(open("ETCD://a").unwrap().registry.is_some());
+    }
+
     #[test]
     fn what_cannot_be_opened_says_why() {
         for (url, reason) in [

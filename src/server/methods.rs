@@ -86,8 +86,61 @@ impl Methods {
 }
 
 fn find(session: &Session, name: &str) -> Result<Arc<Entry>, Failure> {
-    session.server.methods.get(name).cloned().ok_or_else(|| {
-        let why = format!("there is no method {name:?} here");
+    let methods = &session.server.methods;
+    methods.get(name).cloned().ok_or_else(|| {
+        let why = unknown(name, methods.keys().map(|known| &**known));
         Failure::rejected(Kind::Unimplemented, why)
     })
+}
+
+/// How many methods of a service are compared with a wrong name: strangers may ask often.
+const MAX_COMPARED: usize = 200;
+
+/// Which part of a name is unknown, and which method may be meant.
+fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let service_of = |method: &str| method.rsplit_once('.').map_or(0, |(service, _)| service.len());
+    let service = &name[..service_of(name)];
+    let is_of = |method: &str| &method[..service_of(method)] == service;
+    let mut ours = known.filter(|method| is_of(method)).take(MAX_COMPARED).peekable();
+    if ours.peek().is_none() {
+        return format!("there is no service {service:?} here");
+    }
+    // The least of several: the order of the table differs from process to process.
+    match ours.filter(|method| is_close(name.as_bytes(), method.as_bytes())).min() {
+        Some(near) => format!("there is no method {name:?} here: did you mean {near:?}?"),
+        None => format!("there is no method {name:?} here"),
+    }
+}
+
+/// Whether two names differ by case, or by one character inserted, removed, replaced or swapped with the next.
+fn is_close(one: &[u8], other: &[u8]) -> bool {
+    let is_same = |(a, b): &(&u8, &u8)| a.eq_ignore_ascii_case(b);
+    let ahead = one.iter().zip(other).take_while(is_same).count();
+    let (one, other) = (&one[ahead..], &other[ahead..]);
+    let behind = one.iter().rev().zip(other.iter().rev()).take_while(is_same).count();
+    match (&one[..one.len() - behind], &other[..other.len() - behind]) {
+        ([a, b], [c, d]) => a.eq_ignore_ascii_case(d) && b.eq_ignore_ascii_case(c),
+        (one, other) => one.len() <= 1 && other.len() <= 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unknown_is_named_and_what_was_meant_too() {
+        let known = ["Foo.Sum", "Foo.Sleep", "shop.Cart.Add"];
+        for (name, told) in [
+            ("Bar.Sum", "there is no service \"Bar\" here"),
+            ("Foo.Smu", "there is no method \"Foo.Smu\" here: did you mean \"Foo.Sum\"?"),
+            ("Foo.sum", "there is no method \"Foo.sum\" here: did you mean \"Foo.Sum\"?"),
+            ("Foo.Slep", "there is no method \"Foo.Slep\" here: did you mean \"Foo.Sleep\"?"),
+            ("Foo.Nothing", "there is no method \"Foo.Nothing\" here"),
+            ("Cart.Add", "there is no service \"Cart\" here"),
+            ("Sum", "there is no service \"\" here"),
+        ] {
+            assert_eq!(unknown(name, known.into_iter()), told);
+        }
+    }
 }

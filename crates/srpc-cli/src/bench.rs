@@ -41,7 +41,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Bench) -> Result<(), Exit>
     let resolver = target.resolver(false);
     let deadline = Instant::now() + shared.timeout;
     tokio::select! {
-        known = target::first_instance(&resolver, deadline, shared.timeout) => known?,
+        known = target.first_instance(&resolver, deadline, shared.timeout) => known?,
         () = signals.next() => return Err(Exit::interrupted()),
     }
     let shares = Shares::default();
@@ -69,12 +69,13 @@ pub(crate) async fn run(shared: &Shared, args: &args::Bench) -> Result<(), Exit>
     for example in tally.examples() {
         output::note(&format!("failed: {example}"));
     }
-    let summary = tally.summary(took, shares.by_address());
+    let (per_instance, failed_attempts) = shares.by_address();
+    let summary = tally.summary(took, per_instance, failed_attempts);
     match shared.output {
         Format::Json | Format::Jsonl => output::print_json(&summary)?,
         Format::Table | Format::Wide | Format::Name => output::print(&table(&summary))?,
     }
-    ended
+    ended.map_err(Exit::after_data)
 }
 
 /// One worker: a call at a time, until there are no more.
@@ -148,7 +149,10 @@ fn table(summary: &Summary) -> String {
     rows.extend(by_execution.map(|line| ("failed when", line)));
     let instances = summary.per_instance.iter().map(|(address, n)| {
         let share = *n as f64 * 100.0 / summary.ok.max(1) as f64;
-        ("instance", format!("{address}  {n}  {share:.1} %"))
+        let failed = summary.failed_per_instance.get(address).unwrap_or(&0);
+        let attempts = summary.failed_attempts_per_instance.get(address).unwrap_or(&0);
+        let failures = format!("{failed} failed  {attempts} attempts failed");
+        ("instance", format!("{address}  {n}  {share:.1} %  {failures}"))
     });
     rows.extend(instances);
     let rows: Vec<Vec<String>> =

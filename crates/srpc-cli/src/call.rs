@@ -36,7 +36,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Call) -> Result<(), Exit> 
         call = call.hash_key(key);
     }
     let resolver = target.resolver(args.hash_key.is_some());
-    target::first_instance(&resolver, deadline, APPEARING).await?;
+    target.first_instance(&resolver, deadline, APPEARING).await?;
     let client = XClient::with_resolver(resolver.clone()).transport(target.transport()).build()?;
     let ended = if args.broadcast {
         broadcast(&client, &resolver, call, shared.output).await

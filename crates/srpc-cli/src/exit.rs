@@ -1,5 +1,6 @@
 //! Which exit code and which words end a command?
 
+use serde::Serialize;
 use srpc::discovery::{DiscoveryError, DiscoveryErrorKind};
 use srpc::{Error, Execution, Kind};
 
@@ -27,6 +28,29 @@ pub(crate) struct Exit {
     code: u8,
     /// Empty: nothing is left to say.
     message: String,
+    /// Kind and execution of the call that failed.
+    call: Option<(&'static str, &'static str)>,
+    /// Data was printed before: a second JSON value would be one too many.
+    has_data: bool,
+}
+
+/// A failure as data.
+#[derive(Serialize)]
+pub(crate) struct Failed<'a> {
+    error: Problem<'a>,
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    /// What the process exits with.
+    exit_code: u8,
+    /// That of a failed call, such as `unavailable`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    /// Whether that call was executed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    execution: Option<&'static str>,
+    message: &'a str,
 }
 
 impl Exit {
@@ -70,7 +94,20 @@ impl Exit {
         let mut codes = failures.iter().map(|error| code_of(error.kind(), error.execution()));
         let first = codes.next().unwrap_or(FAILED);
         let code = if codes.all(|code| code == first) { first } else { FAILED };
-        Self::new(code, format!("{} of {of} instances failed", failures.len()))
+        Self::new(code, format!("{} of {of} instances failed", failures.len())).after_data()
+    }
+
+    /// The same, after data was printed.
+    pub(crate) fn after_data(mut self) -> Self {
+        self.has_data = true;
+        self
+    }
+
+    /// What is printed in JSON in place of data; `None`: there was some.
+    pub(crate) fn as_data(&self) -> Option<Failed<'_>> {
+        let (kind, execution) = self.call.unzip();
+        let problem = Problem { exit_code: self.code, kind, execution, message: &self.message };
+        (!self.has_data).then_some(Failed { error: problem })
     }
 
     /// Whether it says that nobody offers the service.
@@ -89,13 +126,14 @@ impl Exit {
     }
 
     fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), call: None, has_data: false }
     }
 }
 
 impl From<Error> for Exit {
     fn from(error: Error) -> Self {
-        Self::new(code_of(error.kind(), error.execution()), error.to_string())
+        let call = Some((error.kind().as_str(), error.execution().as_str()));
+        Self { call, ..Self::new(code_of(error.kind(), error.execution()), error.to_string()) }
     }
 }
 

@@ -13,17 +13,18 @@ use srpc::instance::{Health, ServiceName};
 use crate::args::{self, Shared};
 use crate::exit::Exit;
 use crate::output::{self, Format};
-use crate::target;
+use crate::{nearest, target};
 
 /// Lists the instances that the registry knows. None is an empty list, not a failure.
 pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> {
     let (urls, transport) = (shared.required_registry()?, args.dialling.transport()?);
-    let listing = if target::is_http(urls) {
+    let (listing, discovery): (Listing, Arc<dyn Discovery>) = if target::is_http(urls) {
         let registry = target::registry(urls, shared.timeout, &args.credentials, transport)?;
-        registry.list(args.service.as_ref()).await.map_err(|error| Exit::from(&error))?
+        let listing = registry.list(args.service.as_ref()).await;
+        (listing.map_err(|error| Exit::from(&error))?, Arc::new(registry))
     } else {
         let opened = target::open(urls, shared.timeout, &args.credentials, transport)?;
-        match &args.service {
+        let listing = match &args.service {
             Some(service) => of_services(&*opened.discovery, slice::from_ref(service)).await?,
             None => {
                 let services =
@@ -35,9 +36,14 @@ pub(crate) async fn run(shared: &Shared, args: &args::List) -> Result<(), Exit> 
                     })?;
                 of_services(&*opened.discovery, &services).await?
             }
-        }
+        };
+        (listing, opened.discovery)
     };
     tell(&listing);
+    if let Some(service) = args.service.as_ref().filter(|_| listing.entries.is_empty()) {
+        let hint = nearest::service(&*discovery, service).await;
+        output::note(&format!("no instance of {service} is registered{hint}"));
+    }
     let rows: Vec<Row<'_>> = listing.entries.iter().map(Row::of).collect();
     match shared.output {
         Format::Json => output::print_json(&rows),

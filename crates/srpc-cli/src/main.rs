@@ -9,6 +9,7 @@ mod credentials;
 mod demo;
 mod exit;
 mod list;
+mod nearest;
 mod output;
 mod registry;
 mod serve;
@@ -18,24 +19,45 @@ mod tls;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{Cli, Command};
 use crate::exit::Exit;
 
 fn main() -> ExitCode {
-    // Ends the process itself on help, and with 2 on a usage error.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     match start(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(exit) => {
-            if !exit.message().is_empty() {
-                output::note(exit.message());
-            }
+            output::failed(cli.shared.output, &exit);
             ExitCode::from(exit.code())
         }
     }
+}
+
+/// Prints help and version, which are no failures, or what is wrong with the command line.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    // There is nobody left to tell that it cannot be printed.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitCode::SUCCESS;
+    }
+    let args = || std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
+    let hint = nearest::command_line(error, &Cli::command(), args());
+    let text = error.render().to_string();
+    let reason = text.split("\n\nUsage:").next().unwrap_or_default();
+    let reason = reason.strip_prefix("error: ").unwrap_or(reason);
+    let reason: Vec<&str> = reason.split_whitespace().collect();
+    let exit = Exit::usage(format!("{}{hint}", reason.join(" ")));
+    output::print_failed(output::format_in(args()), &exit);
+    if !hint.is_empty() {
+        output::note(hint.trim_start_matches([';', ' ']));
+    }
+    ExitCode::from(exit.code())
 }
 
 fn start(cli: &Cli) -> Result<(), Exit> {

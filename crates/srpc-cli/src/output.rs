@@ -70,6 +70,45 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(io::stderr(), "srpc: {}", printable(text));
 }
 
+/// Says why a command failed: on stderr, and for a program that parses stdout there too.
+pub(crate) fn failed(format: Format, exit: &Exit) {
+    if exit.message().is_empty() {
+        return;
+    }
+    print_failed(format, exit);
+    note(exit.message());
+}
+
+/// Prints a failure in place of data, if the format is JSON.
+pub(crate) fn print_failed(format: Format, exit: &Exit) {
+    if let Some(failed) = exit.as_data().filter(|_| format.is_json()) {
+        // The exit code says it too, if stdout cannot be written.
+        let _ = print_json(&failed);
+    }
+}
+
+/// The format that a command line asks for which was not understood as a whole.
+pub(crate) fn format_in(args: impl IntoIterator<Item = String>) -> Format {
+    let mut is_next = false;
+    for arg in args {
+        let value = match arg.strip_prefix("--output").or_else(|| arg.strip_prefix("-o")) {
+            Some("") => {
+                is_next = true;
+                continue;
+            }
+            Some(value) => value.strip_prefix('=').unwrap_or(value),
+            None if is_next => arg.as_str(),
+            None => continue,
+        };
+        match value {
+            "json" => return Format::Json,
+            "jsonl" => return Format::Jsonl,
+            _ => is_next = false,
+        }
+    }
+    Format::Table
+}
+
 /// Columns aligned by spaces, without a line's end at the end. An empty header is left out.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let header: Vec<String> = header.iter().map(|&name| name.to_owned()).collect();
@@ -186,6 +225,20 @@ impl io::Write for LogWriter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_format_is_found_in_a_line_that_is_not_understood() {
+        for (line, format) in [
+            ("srpc lst -o json", Format::Json),
+            ("srpc -ojsonl lst", Format::Jsonl),
+            ("srpc lst --output=json", Format::Json),
+            ("srpc lst --output jsonl", Format::Jsonl),
+            ("srpc lst -o table json", Format::Table),
+            ("srpc registry --open-seed-pat json", Format::Table),
+        ] {
+            assert_eq!(format_in(line.split(' ').map(str::to_owned)), format, "{line}");
+        }
+    }
 
     #[test]
     fn json_says_the_same_and_steers_nothing() {

@@ -37,7 +37,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Registry) -> Result<(), Ex
         })
     });
     tokio::select! {
-        ended = serving => ended,
+        ended = serving => ended.map_err(Exit::after_data),
         () = args.access.reload(&server) => Ok(()),
     }
 }

@@ -28,6 +28,7 @@ pub(crate) async fn run(shared: &Shared, args: &args::Serve) -> Result<(), Exit>
         })
     })
     .await
+    .map_err(Exit::after_data)
 }
 
 fn server(args: &args::Serve) -> Server {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 use srpc::backend::http::HttpRegistry;
 use srpc::backend::static_list::StaticList;
-use srpc::backend::{OpenOptions, Opened};
+use srpc::backend::{OpenOptions, Opened, masked_url};
 use srpc::call::MethodName;
 use srpc::discovery::{Discovery, Resolver, SnapshotStatus};
-use srpc::instance::ServiceName;
+use srpc::instance::{InvalidServiceName, ServiceName};
 use srpc::selector::ConsistentHash;
 use srpc::transport::Transport;
 use tokio::time::{Instant, timeout_at};
@@ -19,10 +19,12 @@ use tokio::time::{Instant, timeout_at};
 use crate::args::Shared;
 use crate::credentials::Credentials;
 use crate::exit::Exit;
-use crate::tls;
+use crate::{nearest, tls};
 
 /// The limit of a registry request where `--timeout` is the call's.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How addresses are written, for those who write them otherwise.
+const ADDRESSES: &str = "an address is written tcp@host:port, tls@host:port or unix@/path";
 /// More than any service takes; what is read of an argument ends there.
 const LARGEST_ARGUMENT: u64 = 64 * 1024 * 1024;
 
@@ -46,8 +48,14 @@ impl Target {
         target: &str,
         method: &str,
     ) -> Result<Self, Exit> {
+        // In an address `://` may only be a part of a path.
+        if target.split_once("://").is_some_and(|(scheme, _)| !scheme.contains('@')) {
+            let url = masked_url(target);
+            return Err(usage(format!("{url} is a URL: a registry is given with --registry")));
+        }
         if target.contains('@') {
-            let list = StaticList::parse(target).map_err(usage)?;
+            let list = StaticList::parse(target)
+                .map_err(|error| usage(format!("{error}; {ADDRESSES}")))?;
             tls::check(&transport, target)?;
             let service = MethodName::parse(method).map_err(usage)?.service;
             return Ok(Self {
@@ -57,7 +65,8 @@ impl Target {
                 transport,
             });
         }
-        let service: ServiceName = target.parse().map_err(usage)?;
+        let service = target.parse::<ServiceName>();
+        let service = service.map_err(|error| no_service_name(target, &error))?;
         let method = if MethodName::is_valid_part(method) {
             format!("{service}.{method}")
         } else {
@@ -90,6 +99,34 @@ impl Target {
             builder.build()
         }
     }
+
+    /// Waits until `deadline` for the first list, and then up to `patience` for an instance on it; says why
+    /// there is none to call, and which service may be meant.
+    pub(crate) async fn first_instance(
+        &self,
+        resolver: &Resolver,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<(), Exit> {
+        match first_instance(resolver, deadline, patience).await {
+            Err(exit) if exit.is_no_service() => {
+                let hint = nearest::service(&*self.discovery, &self.service).await;
+                Err(Exit::no_service(format!("{}{hint}", exit.message())))
+            }
+            known => known,
+        }
+    }
+}
+
+/// Why a target is neither a service's name nor an address, and how an address is written.
+fn no_service_name(target: &str, error: &InvalidServiceName) -> Exit {
+    let protocol = if target.starts_with('/') { "unix@" } else { "tcp@" };
+    let written = format!("{protocol}{}", target.replace(',', &format!(",{protocol}")));
+    if StaticList::parse(&written).is_ok() {
+        let why = format!("{target:?} is an address, which is written {written} (tls@ for TLS)");
+        return Exit::usage(why);
+    }
+    Exit::usage(format!("{error}; {ADDRESSES}"))
 }
 
 /// What a URL of any kind names.
@@ -109,7 +146,8 @@ pub(crate) fn open(
 
 /// Whether a URL names the registry over HTTP, which tells more than others.
 pub(crate) fn is_http(urls: &str) -> bool {
-    ["http://", "https://"].iter().any(|scheme| urls.trim_start().starts_with(scheme))
+    let scheme = urls.trim_start().split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+    matches!(scheme.as_deref(), Some("http" | "https"))
 }
 
 /// The client of a registry over HTTP.
@@ -129,7 +167,7 @@ pub(crate) fn registry(
 
 /// Waits until `deadline` for the first list, and then up to `patience` for an instance on it;
 /// tells why there is none to call.
-pub(crate) async fn first_instance(
+async fn first_instance(
     resolver: &Resolver,
     deadline: Instant,
     patience: Duration,

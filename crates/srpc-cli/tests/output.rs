@@ -108,6 +108,11 @@ fn json_output_parses_for_every_subcommand() {
     assert!((1..=15_000).contains(&expires), "{instance}");
     let nobody = srpc(&["list", "Nobody", "--registry", url, "-o", "json"]);
     assert_eq!((nobody.code(), nobody.stdout.trim()), (0, "[]"));
+    assert!(nobody.stderr.contains("no instance of Nobody is registered"), "{}", nobody.stderr);
+    let lower = srpc(&["list", "foo", "--registry", url, "-o", "json"]);
+    assert!(lower.stderr.contains("did you mean \"Foo\"?"), "{}", lower.stderr);
+    let lower = srpc(&["call", "foo", "Sum", "1", "--registry", url, "--timeout", "1s"]);
+    assert!(lower.stderr.contains("did you mean \"Foo\"?"), "{}", lower.stderr);
 
     let sum = r#"{"num1":1,"num2":2}"#;
     let call = srpc(&["call", "Foo", "Foo.Sum", sum, "--registry", url, "-o", "json"]);
@@ -212,6 +217,60 @@ fn a_command_that_is_not_understood_exits_2() {
 }
 
 #[test]
+fn a_failure_is_json_where_json_is_asked_for() {
+    let (_server, address) = Process::listening(&["serve", "--bind", "127.0.0.1:0"]);
+    let (_registry, url) = Process::listening(&["registry", "--bind", "127.0.0.1:0"]);
+    let gone = format!("http://127.0.0.1:{}", closed_port());
+    let commands: &[(&[&str], i32, &str)] = &[
+        (&["lst"], 2, "did you mean \"list\""),
+        (&["list", "--regsitry", &url], 2, "did you mean \"--registry\""),
+        (&["list", "--registry", &gone], 3, "127.0.0.1"),
+        (&["call", "Nobody", "Sum", "1", "--registry", &url], 4, "no instance of Nobody"),
+        (&["call", "127.0.0.1:1", "Foo.Sum", "1"], 2, "tcp@127.0.0.1:1"),
+        (&["call", "/run/x.sock", "Foo.Sum", "1"], 2, "unix@/run/x.sock"),
+        (&["call", "http://u:secret@a", "Foo.Sum", "1"], 2, "http://***@a is a URL"),
+        (&["call", &address, "Bar.Sum", "1"], 76, "no service"),
+        (&["call", &address, "Foo.Smu", "1"], 76, "did you mean \"Foo.Sum\""),
+        (&["call", &address, "Foo.Fail", "null"], 66, "failed, as asked"),
+    ];
+    for (args, code, said) in commands {
+        for format in ["json", "jsonl"] {
+            let ended = srpc(&[*args, &["-o", format]].concat());
+            assert_eq!(ended.code(), *code, "{args:?}: {}", ended.stderr);
+            let error = &ended.json()["error"];
+            assert_eq!(error["exit_code"], *code, "{args:?}: {error}");
+            let message = error["message"].as_str().unwrap();
+            assert!(message.contains(said), "{args:?}: {message}");
+            assert!(ended.stderr.contains(said), "{args:?}: {}", ended.stderr);
+        }
+        assert_eq!(srpc(args).stdout, "", "{args:?}");
+    }
+    let failed = srpc(&["call", &address, "Foo.Fail", "null", "-o", "json"]).json();
+    let error = &failed["error"];
+    assert_eq!((&error["kind"], &error["execution"]), (&"unknown".into(), &"executed".into()));
+    // After data there is nothing more.
+    let leg = ["call", &address, "Foo.Fail", "null", "--broadcast", "-o", "json"];
+    assert_eq!(srpc(&leg).json()[0]["ok"], false);
+    let upper = srpc(&["list", "--registry", &url.replace("http", "HTTP"), "-o", "json"]);
+    assert_eq!((upper.code(), upper.stdout.trim()), (0, "[]"), "{}", upper.stderr);
+}
+
+#[test]
+fn a_bench_says_which_instance_failed() {
+    let (_server, address) = Process::listening(&["serve", "--bind", "127.0.0.1:0"]);
+    let closed = format!("tcp@127.0.0.1:{}", closed_port());
+    let both = format!("{address},{closed}");
+    let sum = r#"{"num1":1,"num2":2}"#;
+    let ended = srpc(&["bench", &both, "Foo.Sum", sum, "-o", "json"]);
+    let summary = ended.json();
+    assert_eq!(summary["failed"], 0, "{summary} {}", ended.stderr);
+    assert_eq!(summary["failed_per_instance"], serde_json::json!({}), "{summary}");
+    let attempts = &summary["failed_attempts_per_instance"];
+    assert!(attempts[&closed].as_u64().is_some_and(|count| count > 0), "{summary}");
+    assert_eq!(attempts[&address], serde_json::Value::Null, "{summary}");
+}
+
+#[test]
 fn a_registry_that_is_not_there_exits_3() {
     let url = format!("http://127.0.0.1:{}/srpc/registry", closed_port());
     for args in [&["list"][..], &["call", "Foo", "Sum", "1"], &["bench", "Foo", "Sum", "1"]] {
@@ -297,6 +356,10 @@ fn a_bench_counts_what_fails_and_exits_0() {
     assert_eq!(summary["failed"], 50, "{summary}");
     assert_eq!(summary["failed_by_kind"], serde_json::json!({"failed_precondition": 50}));
     assert_eq!(summary["failed_by_execution"], serde_json::json!({"executed": 50}));
+    assert_eq!(summary["per_instance"], serde_json::json!({ &address: 0 }));
+    for key in ["failed_per_instance", "failed_attempts_per_instance"] {
+        assert_eq!(summary[key], serde_json::json!({ &address: 50 }), "{key}");
+    }
     assert!(ended.stderr.contains("failed, as asked"), "{}", ended.stderr);
 }
 

@@ -1,4 +1,4 @@
-//! Which instance answered how many calls?
+//! Which instance answered how many calls, and failed how many attempts?
 
 use std::collections::{BTreeMap, HashMap};
 use std::pin::Pin;
@@ -10,28 +10,43 @@ use srpc::xclient::Attempt;
 use srpc::{Address, Reply};
 use tower::{Layer, Service};
 
-/// A layer around each attempt that counts the answers of each instance. A call is answered once,
-/// however many attempts it took. Clones share the counts.
+/// A layer around each attempt that counts the answers and the failures of each instance. A call is answered
+/// once, however many attempts it took. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Shares {
-    answered: Arc<RwLock<HashMap<Address, Arc<AtomicU64>>>>,
+    counts: Arc<RwLock<HashMap<Address, Arc<Counts>>>>,
+}
+
+/// How the attempts at one address ended.
+#[derive(Debug, Default)]
+struct Counts {
+    answered: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Shares {
-    /// The counts, by address.
-    pub(super) fn by_address(&self) -> BTreeMap<String, u64> {
-        let answered = self.answered.read().unwrap_or_else(PoisonError::into_inner);
-        answered.iter().map(|(address, count)| (address.to_string(), count.load(Relaxed))).collect()
+    /// The answers of each address, and the failed attempts of those that have any.
+    pub(super) fn by_address(&self) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
+        let (mut answered, mut failed) = (BTreeMap::new(), BTreeMap::new());
+        let known = self.counts.read().unwrap_or_else(PoisonError::into_inner);
+        for (address, counts) in known.iter() {
+            answered.insert(address.to_string(), counts.answered.load(Relaxed));
+            let failures = counts.failed.load(Relaxed);
+            if failures > 0 {
+                failed.insert(address.to_string(), failures);
+            }
+        }
+        (answered, failed)
     }
 
-    fn of(&self, address: &Address) -> Arc<AtomicU64> {
-        let known = self.answered.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = known.get(address) {
-            return Arc::clone(count);
+    fn of(&self, address: &Address) -> Arc<Counts> {
+        let known = self.counts.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(counts) = known.get(address) {
+            return Arc::clone(counts);
         }
         drop(known);
-        let mut answered = self.answered.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(answered.entry(address.clone()).or_default())
+        let mut counts = self.counts.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(counts.entry(address.clone()).or_default())
     }
 }
 
@@ -65,13 +80,12 @@ where
     }
 
     fn call(&mut self, attempt: Attempt) -> Self::Future {
-        let count = self.shares.of(&attempt.endpoint.instance().address);
+        let counts = self.shares.of(&attempt.endpoint.instance().address);
         let answer = self.inner.call(attempt);
         Box::pin(async move {
             let answered = answer.await;
-            if answered.is_ok() {
-                count.fetch_add(1, Relaxed);
-            }
+            let count = if answered.is_ok() { &counts.answered } else { &counts.failed };
+            count.fetch_add(1, Relaxed);
             answered
         })
     }
@@ -85,11 +99,14 @@ mod tests {
     fn each_address_has_one_count() {
         let shares = Shares::default();
         let (a, b): (Address, Address) = ("tcp@a:1".parse().unwrap(), "tcp@b:1".parse().unwrap());
-        shares.of(&a).fetch_add(1, Relaxed);
-        shares.clone().of(&a).fetch_add(1, Relaxed);
-        shares.of(&b).fetch_add(1, Relaxed);
-        let counts = shares.by_address();
-        assert_eq!(counts.get("tcp@a:1"), Some(&2));
-        assert_eq!(counts.get("tcp@b:1"), Some(&1));
+        shares.of(&a).answered.fetch_add(1, Relaxed);
+        shares.clone().of(&a).answered.fetch_add(1, Relaxed);
+        shares.of(&b).failed.fetch_add(1, Relaxed);
+        let (answered, failed) = shares.by_address();
+        let of = |counts: &[(&str, u64)]| {
+            counts.iter().map(|(at, count)| ((*at).to_owned(), *count)).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(answered, of(&[("tcp@a:1", 2), ("tcp@b:1", 0)]));
+        assert_eq!(failed, of(&[("tcp@b:1", 1)]));
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Tally {
     failed: u64,
     by_kind: BTreeMap<&'static str, u64>,
     by_execution: BTreeMap<&'static str, u64>,
+    /// Failed calls by the address of their last attempt.
+    by_instance: BTreeMap<String, u64>,
     /// The first few failures' texts, each once.
     examples: Vec<String>,
 }
@@ -38,6 +40,7 @@ impl Tally {
             failed: 0,
             by_kind: BTreeMap::new(),
             by_execution: BTreeMap::new(),
+            by_instance: BTreeMap::new(),
             examples: Vec::new(),
         })
     }
@@ -52,6 +55,9 @@ impl Tally {
         self.failed += 1;
         *self.by_kind.entry(error.kind().as_str()).or_default() += 1;
         *self.by_execution.entry(error.execution().as_str()).or_default() += 1;
+        if let Some(endpoint) = error.endpoint() {
+            *self.by_instance.entry(endpoint.to_string()).or_default() += 1;
+        }
         if self.examples.len() < EXAMPLES {
             let text = error.to_string();
             if !self.examples.contains(&text) {
@@ -70,8 +76,13 @@ impl Tally {
         format!("{} calls, {} failed", self.ok + self.failed, self.failed)
     }
 
-    /// The whole of it; `per_instance` holds the answers of each.
-    pub(super) fn summary(&self, took: Duration, per_instance: BTreeMap<String, u64>) -> Summary {
+    /// The whole of it, with the answers and the failed attempts of each instance.
+    pub(super) fn summary(
+        &self,
+        took: Duration,
+        per_instance: BTreeMap<String, u64>,
+        failed_attempts: BTreeMap<String, u64>,
+    ) -> Summary {
         let calls = self.ok + self.failed;
         let seconds = took.as_secs_f64();
         let microseconds = |quantile| self.latency.value_at_quantile(quantile);
@@ -89,6 +100,8 @@ impl Tally {
             p999_us: microseconds(0.999),
             max_us: self.latency.max(),
             per_instance,
+            failed_per_instance: self.by_instance.clone(),
+            failed_attempts_per_instance: failed_attempts,
         }
     }
 }
@@ -112,6 +125,10 @@ pub(super) struct Summary {
     pub(super) max_us: u64,
     /// The calls that each address answered.
     pub(super) per_instance: BTreeMap<String, u64>,
+    /// The calls that failed, by the address of their last attempt, if they had one.
+    pub(super) failed_per_instance: BTreeMap<String, u64>,
+    /// The attempts that failed at each address, also where another attempt was answered.
+    pub(super) failed_attempts_per_instance: BTreeMap<String, u64>,
 }
 
 #[cfg(test)]
@@ -127,13 +144,17 @@ mod tests {
         for _ in 0..3 {
             tally.record(Duration::from_millis(1), &Ok(Reply::new(CodecId::JSON, "1")));
         }
-        let lost = || Err(Error::new(Kind::Unavailable, Fate::ConnectionLost, "reset"));
+        let lost = || {
+            let error = Error::new(Kind::Unavailable, Fate::ConnectionLost, "reset");
+            Err(error.at(&"tcp@a:1".parse().unwrap()))
+        };
         tally.record(Duration::from_millis(9), &lost());
         tally.record(Duration::from_secs(9000), &lost());
-        let summary = tally.summary(Duration::from_secs(2), BTreeMap::new());
+        let summary = tally.summary(Duration::from_secs(2), BTreeMap::new(), BTreeMap::new());
         assert_eq!((summary.calls, summary.ok, summary.failed), (5, 3, 2));
         assert_eq!(summary.failed_by_kind.get("unavailable"), Some(&2));
         assert_eq!(summary.failed_by_execution.get("maybe_executed"), Some(&2));
+        assert_eq!(summary.failed_per_instance.get("tcp@a:1"), Some(&2));
         assert!((999..=1001).contains(&summary.p50_us), "{}", summary.p50_us);
         assert!(summary.p999_us <= summary.max_us);
         assert_eq!(tally.examples().len(), 1);
