@@ -21,7 +21,7 @@ pub use self::updates::{Update, UpdateSender, UpdateStream};
 use crate::error::BoxError;
 use crate::instance::{Instance, InstanceId, ServiceName};
 
-/// How many reasons in [`Resolved::unread`] are kept.
+/// How many reasons in `Resolved::unread` are kept.
 pub(crate) const MAX_UNREAD: usize = 16;
 
 /// A source of live instances. One method is required: a discovery of one's own is ten lines.

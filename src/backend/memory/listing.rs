@@ -17,8 +17,7 @@ pub struct Listing {
     /// That the registry, of all services, keeps leases that have run out. Their entries are listed
     /// like others, so a client has nothing to do. `None`: it keeps none.
     pub protection: Option<Protection>,
-    /// What the source holds and could not read, in words: see
-    /// [`Resolved::unread`](crate::discovery::Resolved::unread).
+    /// What the source holds and could not read, in words, as in [`Resolved`](crate::discovery::Resolved).
     pub unread: Vec<Arc<str>>,
     /// Every entry, sorted by service (those without one first), then by address.
     pub entries: Vec<Entry>,
