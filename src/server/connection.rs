@@ -90,6 +90,14 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
     };
     match end {
         End::Lost => return,
+        End::Closed => {
+            // Nobody waits for what is still at work. What is finished may still be read.
+            session.state.lock().running.drop_all();
+            let limit = session.server.settings.frame_timeout;
+            if !matches!(timeout(limit, writer.flush(&session)).await, Ok(Ok(()))) {
+                return;
+            }
+        }
         End::Refused(error) => {
             event!(DEBUG, host = &*session.peer.host, %error, "a peer broke the protocol");
             session.state.lock().outbox.append(|out| encode_connection_error(out, &error));

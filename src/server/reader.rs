@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::intake::Intake;
 use super::session::{End, Session};
 use crate::call::after;
+use crate::error::cut;
 use crate::protocol::{Cut, FrameReader, FrameType, WireError};
 use crate::transport::{Stream, read_some};
 
@@ -59,6 +60,15 @@ impl Reader {
                 full
             };
             match taken {
+                // It reads no answer to that, but may read the replies that were finished before.
+                Err(WireError::Peer(reason)) => {
+                    tracing::debug!(
+                        host = &*session.peer.host,
+                        reason,
+                        "the client refuses the connection"
+                    );
+                    return End::Closed;
+                }
                 Err(error) => return End::Refused(error),
                 Ok(more) if more || full => {
                     if full {
@@ -74,7 +84,8 @@ impl Reader {
                 Ok(_) => {}
             }
             match read_some(from, &mut self.frames).await {
-                Ok(0) | Err(_) => return End::Lost,
+                Ok(0) => return End::Closed,
+                Err(_) => return End::Lost,
                 Ok(bytes) => {
                     self.frames.was_read(bytes);
                     self.half = self.frames.uncut() / 2;
@@ -97,7 +108,12 @@ impl Reader {
                     FrameType::Call => intake.take(session, header, payload, came, &mut since)?,
                     FrameType::Cancel => session.state.lock().running.cancel(header.id),
                     FrameType::Ping => intake.pong(payload.as_slice()),
-                    FrameType::Pong | FrameType::Void | FrameType::ConnectionError => {}
+                    FrameType::Pong | FrameType::Void => {}
+                    FrameType::ConnectionError => {
+                        let text = String::from_utf8_lossy(payload.as_slice());
+                        let text = text.escape_debug().to_string();
+                        return Err(WireError::Peer(cut(&text).to_owned()));
+                    }
                     FrameType::Reply | FrameType::Drain => {
                         return Err(WireError::Side(header.frame as u8));
                     }

@@ -57,8 +57,10 @@ pub(super) struct State {
 
 /// Why a connection ends.
 pub(super) enum End {
-    /// The peer closed it, or the socket failed.
+    /// The socket failed, or the peer takes nothing.
     Lost,
+    /// The peer says nothing more: it closed its sending side, or refused the connection.
+    Closed,
     /// The peer broke a rule.
     Refused(WireError),
     /// All was said: drained, or cut.

@@ -56,6 +56,8 @@ pub(crate) enum Expect {
     Lives(Vec<Answer>),
     /// The server's handshake, these answers, a connection error with this text, the end.
     Refused(Vec<Answer>, String),
+    /// The server's handshake, these answers, the end.
+    Ended(Vec<Answer>),
     /// Status 400 in HTTP, the end.
     Http,
 }
@@ -414,7 +416,17 @@ pub(crate) fn ids_and_sides() -> Vec<Case> {
             frame(DRAIN, 0, 1, &[]),
             refused("a frame of type 4 from the wrong side"),
         ),
-        case("a connection error to a server", frame(CONNECTION_ERROR, 0, 0, b"\xff!"), lives([])),
+        case(
+            "a connection error to a server",
+            [frame(CONNECTION_ERROR, 0, 0, b"\xff!"), sum(2)].concat(),
+            Expect::Ended(vec![]),
+        )
+        .after(sum(1), three(1)),
+        case(
+            "the longest connection error to a server, beside a call at work",
+            [Call::wait().frame(1), frame(CONNECTION_ERROR, 0, 0, &[0xff; 4096])].concat(),
+            Expect::Ended(vec![]),
+        ),
         case("a pong that nobody asked for", frame(PONG, 0, 0, &[1; 8]), lives([])),
         case("a cancel of an unknown id", frame(CANCEL, 0, 77, &[]), lives([])),
         case("a cancel of id 0", frame(CANCEL, 0, 0, &[]), lives([])),
@@ -738,6 +750,12 @@ impl RawClient {
                 if (kind, id) != (CONNECTION_ERROR, 0) || !told.contains(&**text) {
                     return Err(format!("frame type {kind}, id {id}, {told:?}"));
                 }
+                self.end().await?;
+                Ok(ran(answers))
+            }
+            Expect::Ended(answers) => {
+                self.open(case).await?;
+                self.expect_all(answers).await?;
                 self.end().await?;
                 Ok(ran(answers))
             }
