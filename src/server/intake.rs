@@ -194,10 +194,10 @@ impl Intake {
             let (bytes, answered) = (self.handed + self.replies.len(), self.answered);
             self.hand_over(&mut state);
             let before = state.outbox.len();
-            send_reply(&mut state.outbox, id, outcome, load, self.max_reply);
+            send_reply(&mut state.outbox, id, &outcome, load, self.max_reply);
             (self.handed, self.answered) = (bytes + state.outbox.len() - before, answered);
             return;
         }
-        put_reply(&mut self.replies, id, outcome, load, self.max_reply);
+        put_reply(&mut self.replies, id, &outcome, load, self.max_reply);
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 use tokio::time::Instant;
 
@@ -16,6 +16,7 @@ use super::reply::{expired, send_reply};
 use super::session::{Session, State};
 use super::shared::{Entry, Shared};
 use crate::error::{Fate, Kind};
+use crate::sync::wake_all;
 
 /// A call whose handler did not end at once.
 pub(super) struct Job {
@@ -86,11 +87,16 @@ impl Place {
             let room = state.waiting() <= limit;
             if room || state.held + bytes > limit {
                 let why = "the result was dropped: the client does not read its replies";
-                let dropped = || Failure::new(Kind::ResourceExhausted, Fate::Failed, why);
-                let outcome = if room { outcome } else { Err(dropped()) };
-                self.answer(&mut state, outcome, max_reply);
+                let dropped = || Err(Failure::new(Kind::ResourceExhausted, Fate::Failed, why));
+                let writer = match room {
+                    true => self.answer(&mut state, &outcome, max_reply),
+                    false => self.answer(&mut state, &dropped(), max_reply),
+                };
                 // Under the lock: who has the answer may count on the place.
-                return self.ticket.end(answered);
+                self.ticket.end(answered);
+                drop(state);
+                wake_all(writer);
+                return;
             }
             state.held += bytes;
             Held { session: Arc::clone(&session), bytes }
@@ -101,41 +107,52 @@ impl Place {
             session.room().await;
             let mut state = session.state.lock();
             if state.waiting() <= limit {
-                self.answer(&mut state, outcome, max_reply);
+                let writer = self.answer(&mut state, &outcome, max_reply);
+                drop(state);
+                wake_all(writer);
                 break;
             }
         }
         drop(waits);
     }
 
-    fn answer(&self, state: &mut State, outcome: Outcome, max_reply: usize) {
-        if state.running.end(self.id) {
-            let load = self.session.server.load();
-            send_reply(&mut state.outbox, self.id, outcome, load, max_reply);
-            state.writer.wake();
+    /// Answers, if somebody waits. The writer is to be woken once the lock is released.
+    #[must_use = "the writer is to be woken"]
+    fn answer(&self, state: &mut State, outcome: &Outcome, max_reply: usize) -> Option<Waker> {
+        if !state.running.end(self.id) {
+            return None;
         }
+        let load = self.session.server.load();
+        send_reply(&mut state.outbox, self.id, outcome, load, max_reply);
+        state.writer.take()
     }
 
     /// Tells the caller that the handler has started.
     fn acknowledge(&self) {
+        let (load, done) = (self.session.server.load(), Ok(Answered::default()));
         let mut state = self.session.state.lock();
-        if state.running.acknowledged(self.id) {
-            let (load, done) = (self.session.server.load(), Ok(Answered::default()));
-            send_reply(&mut state.outbox, self.id, done, load, usize::MAX);
-            state.writer.wake();
+        if !state.running.acknowledged(self.id) {
+            return;
         }
+        send_reply(&mut state.outbox, self.id, &done, load, usize::MAX);
+        let writer = state.writer.take();
+        drop(state);
+        wake_all(writer);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let why = "the handler's task ended";
+        let failure = Err(Failure::new(Kind::Internal, Fate::HandlerDropped, why));
         let mut state = self.session.state.lock();
         // Still awaited only if the handler's task ended without an answer.
-        let why = "the handler's task ended";
-        let failure = Failure::new(Kind::Internal, Fate::HandlerDropped, why);
-        self.answer(&mut state, Err(failure), usize::MAX);
+        let writer = self.answer(&mut state, &failure, usize::MAX);
         state.busy = Instant::now();
-        if state.drained_at.is_some() {
+        let drains = state.drained_at.is_some();
+        drop(state);
+        wake_all(writer);
+        if drains {
             self.session.to_keep.notify_one();
         }
     }

@@ -1,5 +1,6 @@
 //! Looks after a connection's deadlines, slow frames, idleness and drain.
 
+use std::task::Waker;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -12,6 +13,7 @@ use super::shared::Phase;
 use crate::call::after;
 use crate::error::{Fate, Kind};
 use crate::protocol::{FrameType, WireError, encode_frame};
+use crate::sync::wake_all;
 
 /// How long a connection that ends waits for its peer to have read everything.
 pub(super) const LINGER: Duration = Duration::from_secs(1);
@@ -24,19 +26,21 @@ pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>)
     loop {
         let now = Instant::now();
         let phase = *phases.borrow_and_update();
+        // Declared before the guard: where this returns, it is dropped after it.
+        let mut wakers = Vec::new();
         let next = {
             let mut state = session.state.lock();
             let overdue = state.running.drop_overdue(now);
             let why = "the handler was dropped at its deadline";
-            session.give_up(&mut state, overdue, Kind::DeadlineExceeded, why);
+            session.give_up(&mut state, overdue, Kind::DeadlineExceeded, why, &mut wakers);
             let idle_at = after(state.busy, settings.idle_timeout);
             if phase != Phase::Serving || (state.running.is_empty() && now >= idle_at) {
-                session.drain(&mut state);
+                session.drain(&mut state, &mut wakers);
             }
             if phase == Phase::Cut {
                 let all = state.running.drop_all();
                 let why = "the server stopped before the handler ended";
-                session.give_up(&mut state, all, Kind::Unavailable, why);
+                session.give_up(&mut state, all, Kind::Unavailable, why, &mut wakers);
                 return End::Done;
             }
             let all_said = state.outbox.is_empty() && state.writing.is_none();
@@ -65,6 +69,7 @@ pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>)
             state.next_look = next.max(now + SWEEP);
             state.next_look
         };
+        wake_all(wakers);
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
             () = session.to_keep.notified() => {}
@@ -80,22 +85,29 @@ pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>)
 
 impl Session {
     /// Tells the client, once, that nothing after what it has sent so far will be started.
-    fn drain(&self, state: &mut State) {
+    fn drain(&self, state: &mut State, wakers: &mut Vec<Waker>) {
         if state.drained_at.is_none() {
             let last = state.last_id;
             state.drained_at = Some(last);
             state.outbox.append(|out| encode_frame(out, FrameType::Drain, 0, last, |_| ()));
-            state.writer.wake();
+            wakers.extend(state.writer.take());
         }
     }
 
     /// Tells the callers of handlers that were dropped.
-    fn give_up(&self, state: &mut State, ids: Vec<u64>, kind: Kind, why: &str) {
+    fn give_up(
+        &self,
+        state: &mut State,
+        ids: Vec<u64>,
+        kind: Kind,
+        why: &str,
+        wakers: &mut Vec<Waker>,
+    ) {
         let load = self.server.load();
         for id in ids {
-            let failure = Failure::new(kind, Fate::HandlerDropped, why);
-            send_reply(&mut state.outbox, id, Err(failure), load, usize::MAX);
-            state.writer.wake();
+            let failure = Err(Failure::new(kind, Fate::HandlerDropped, why));
+            send_reply(&mut state.outbox, id, &failure, load, usize::MAX);
+            wakers.extend(state.writer.take());
         }
     }
 }

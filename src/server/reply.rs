@@ -24,15 +24,16 @@ pub(super) fn is_large(outcome: &Outcome) -> bool {
     outcome.as_ref().is_ok_and(|response| response.body.len() >= LARGE_BODY)
 }
 
-/// Puts a reply into an outbox.
+/// Puts a reply into an outbox. The outcome stays with the caller, who drops it under no lock: its body may be the
+/// user's.
 pub(super) fn send_reply(
     outbox: &mut Outbox,
     id: u64,
-    outcome: Outcome,
+    outcome: &Outcome,
     load: u32,
     max_reply: usize,
 ) {
-    match &outcome {
+    match outcome {
         Ok(Answered { body: Packed::Shared(body), metadata })
             if body.len() >= LARGE_BODY && body.len() <= max_reply =>
         {
@@ -51,18 +52,26 @@ pub(super) fn send_reply(
 }
 
 /// Appends a reply, its body copied.
-pub(super) fn put_reply(out: &mut Vec<u8>, id: u64, outcome: Outcome, load: u32, max_reply: usize) {
-    let outcome = outcome.and_then(|response| {
-        if response.body.len() > max_reply {
-            return Err(Failure::new(
+pub(super) fn put_reply(
+    out: &mut Vec<u8>,
+    id: u64,
+    outcome: &Outcome,
+    load: u32,
+    max_reply: usize,
+) {
+    let oversized: Outcome;
+    let outcome = match outcome {
+        Ok(response) if response.body.len() > max_reply => {
+            oversized = Err(Failure::new(
                 Kind::ResourceExhausted,
                 Fate::Failed,
                 "the result is larger than the client takes",
             ));
+            &oversized
         }
-        Ok(response)
-    });
-    encode_frame(out, FrameType::Reply, 0, id, |out| match &outcome {
+        outcome => outcome,
+    };
+    encode_frame(out, FrameType::Reply, 0, id, |out| match outcome {
         Ok(Answered { body, metadata }) => {
             let head = ReplyHead { status: Ok(()), load, metadata: metadata.clone() };
             encode_reply(out, &head, body.as_slice());

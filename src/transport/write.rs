@@ -9,20 +9,13 @@ use tokio::io::AsyncWrite;
 
 use crate::protocol::{Batch, Outbox};
 
-/// A connection's writer while it waits for something to write: whoever puts something into the outbox
-/// wakes it. It lies under the outbox's lock, so that no wake-up is lost.
+/// A connection's writer while it waits for something to write. Whoever puts something into the outbox takes it, and
+/// wakes it once the lock is released. It lies under the outbox's lock, so that no wake-up is lost.
 #[derive(Debug, Default)]
 pub(crate) struct IdleWriter(Option<Waker>);
 
 impl IdleWriter {
-    /// Has it write. Cheap if it does already.
-    pub(crate) fn wake(&mut self) {
-        if let Some(writer) = self.0.take() {
-            writer.wake();
-        }
-    }
-
-    /// What wakes it, for one who does so once the lock is free.
+    /// Takes its waker; `None` if it does not wait.
     pub(crate) fn take(&mut self) -> Option<Waker> {
         self.0.take()
     }

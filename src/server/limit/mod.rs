@@ -103,8 +103,12 @@ impl Limit {
         }
         let mut shed = self.shed.lock();
         shed.last = Some(now);
-        if !self.shedding.swap(true, Relaxed) {
+        let is_first = !self.shedding.swap(true, Relaxed);
+        if is_first {
             shed.before = before;
+        }
+        drop(shed);
+        if is_first {
             let limit = self.load.limit.load(Relaxed);
             event!(WARN, limit, "calls are turned away: the limit of calls at work is reached");
         }
@@ -114,9 +118,11 @@ impl Limit {
     fn calm_down(&self, now: Instant, limit: usize) {
         let shed = self.shed.lock();
         let calm = shed.last.is_none_or(|last| now.saturating_duration_since(last) >= CALM);
-        if calm && self.shedding.swap(false, Relaxed) {
-            let rejected = self.load.rejected.load(Relaxed) - shed.before;
-            event!(INFO, limit, rejected, "no more calls are turned away");
+        if !calm || !self.shedding.swap(false, Relaxed) {
+            return;
         }
+        let rejected = self.load.rejected.load(Relaxed) - shed.before;
+        drop(shed);
+        event!(INFO, limit, rejected, "no more calls are turned away");
     }
 }
