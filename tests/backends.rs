@@ -23,11 +23,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use srpc::discovery::Discovery;
-use srpc::registry::{Registration, Registry};
+use srpc::discovery::{Discovery, Endpoint, Resolver, Snapshot};
+use srpc::registry::{Held, Registration, Registry};
 use srpc::testing::{Capability, Harness};
 use srpc::{Instance, ServiceName};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A program that is started, killed and started again where it was.
 #[async_trait]
@@ -103,5 +103,48 @@ async fn hangs(backend: &(impl Discovery + Registry), signal: impl Fn(&str)) {
     signal("-CONT");
     while backend.resolve(&service).await.is_err() {
         assert!(start.elapsed() < Duration::from_secs(60), "it answers again");
+    }
+}
+
+/// As after a pause of the server that is longer than leases: all instances vanish, and none was deregistered.
+/// They are kept, doubtful; what is deregistered is gone at once.
+async fn keeps_what_vanishes_together<B>(client: impl Fn() -> B, vanish: impl FnOnce(B))
+where
+    B: Discovery + Registry,
+{
+    let foo: ServiceName = "Foo".parse().unwrap();
+    let registration = |n: usize| {
+        let address = format!("tcp@10.0.0.{n}:7001").parse().unwrap();
+        Registration::new(foo.clone(), Instance::new(format!("i{n}"), address).epoch(1))
+    };
+    let servers = client();
+    for n in 1..=3 {
+        servers.register(&registration(n)).await.unwrap();
+    }
+    let resolver = Resolver::new(foo.clone(), Arc::new(client()));
+    until(&resolver, |snapshot| snapshot.endpoints.len() == 3).await;
+    vanish(servers);
+    until(&resolver, |snapshot| snapshot.endpoints.iter().all(Endpoint::is_doubtful)).await;
+    assert_eq!(resolver.snapshot().endpoints.len(), 3, "they are picked last");
+
+    let servers = client();
+    let mut held = Vec::new();
+    for n in 1..=3 {
+        let lease = servers.register(&registration(n)).await.unwrap();
+        held.push(Held { registration: registration(n), lease });
+    }
+    until(&resolver, |snapshot| !snapshot.endpoints.iter().any(Endpoint::is_doubtful)).await;
+    servers.deregister(&held).await.unwrap();
+    let left = Instant::now();
+    until(&resolver, |snapshot| snapshot.endpoints.is_empty()).await;
+    assert!(left.elapsed() < Duration::from_secs(4), "{:?}", left.elapsed());
+}
+
+/// Waits until a resolver's list is so.
+async fn until(resolver: &Resolver, holds: impl Fn(&Snapshot) -> bool) {
+    let start = Instant::now();
+    while !holds(&resolver.snapshot()) {
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", resolver.snapshot());
+        sleep(Duration::from_millis(20)).await;
     }
 }

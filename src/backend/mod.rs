@@ -15,6 +15,8 @@ mod hosts;
 #[cfg(feature = "http")]
 pub mod http;
 mod join;
+#[cfg(any(feature = "etcd", feature = "zookeeper"))]
+mod mass_expiry;
 pub mod memory;
 mod open;
 pub mod static_list;

@@ -69,7 +69,12 @@ impl Guard {
 
     /// Takes the source's whole list. True: it lacks instances that stay all the same.
     pub(super) fn answer(&mut self, answer: Resolved, now: Instant) -> bool {
-        let missing = self.missing_from(&answer.instances);
+        let mut missing = self.missing_from(&answer.instances);
+        let before = missing.len();
+        let deregistered: HashSet<&InstanceId> = answer.deregistered.iter().collect();
+        missing.retain(|known| !deregistered.contains(&known.instance.id));
+        // What was deregistered is no part of what is lost.
+        let known = self.known.len() - (before - missing.len());
         let proven = answer.is_proven();
         if self.by_hand && !proven {
             return !missing.is_empty();
@@ -77,7 +82,7 @@ impl Guard {
         self.by_hand = false;
         // Those doubted before count as well: the list that may not shrink at once is the one that
         // is served, not the last answer.
-        let too_many = missing.len() * 2 > self.known.len();
+        let too_many = missing.len() * 2 > known;
         let kept: Vec<Known> = missing
             .into_iter()
             .filter(|_| !proven)

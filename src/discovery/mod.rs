@@ -91,8 +91,12 @@ pub struct Resolved {
     pub revision: Option<Arc<str>>,
     /// Whether the source says that this is all. Default: true.
     pub complete: bool,
-    /// Whether the source started so recently that instances may not have come back to it yet.
+    /// Whether the source started so recently that instances may not have come back to it yet, or lost so
+    /// many at once that it may have been cut off from them.
     pub warming: bool,
+    /// What the source knows to have been deregistered: it is gone at once, whatever else is doubted. Only
+    /// answers that prove nothing need it.
+    pub deregistered: Vec<InstanceId>,
     /// How long the answer holds, where the source says so (DNS).
     pub valid_for: Option<Duration>,
     /// What the source holds and could not read, in words: of this service or of others. At most 16.
@@ -107,6 +111,7 @@ impl Resolved {
             revision: None,
             complete: true,
             warming: false,
+            deregistered: Vec::new(),
             valid_for: None,
             unread: Vec::new(),
         }
@@ -119,7 +124,7 @@ impl Resolved {
         self
     }
 
-    /// Says whether the source just started. Default: false.
+    /// Says whether the source just started, or lost too many at once. Default: false.
     #[must_use]
     pub fn warming(mut self, warming: bool) -> Self {
         self.warming = warming;
@@ -138,6 +143,13 @@ impl Resolved {
     pub fn unread(mut self, reasons: impl IntoIterator<Item = impl Into<Arc<str>>>) -> Self {
         let room = MAX_UNREAD.saturating_sub(self.unread.len());
         self.unread.extend(reasons.into_iter().take(room).map(Into::into));
+        self
+    }
+
+    /// Names what was deregistered. Default: nothing.
+    #[must_use]
+    pub fn deregistered(mut self, ids: Vec<InstanceId>) -> Self {
+        self.deregistered = ids;
         self
     }
 

@@ -18,7 +18,8 @@ pub enum Update {
     Set(Resolved),
     /// These are new or changed.
     Upsert(Vec<Instance>),
-    /// These are gone, and the source knows it.
+    /// These are gone, and the source knows it. That one lease ended proves it; that many ended at once does
+    /// not: then send a `Set` that is `warming`.
     Remove(Vec<InstanceId>),
     /// The service itself is gone, and the source knows it.
     Gone,

@@ -11,6 +11,7 @@ use super::session::{End, Session};
 use crate::call::after;
 use crate::error::cut;
 use crate::protocol::{Cut, FrameReader, FrameType, WireError};
+use crate::sync::event;
 use crate::transport::{Stream, read_some};
 
 /// How long a reply waits at most for the calls that were read with it, but for the one whose handler runs.
@@ -62,7 +63,8 @@ impl Reader {
             match taken {
                 // It reads no answer to that, but may read the replies that were finished before.
                 Err(WireError::Peer(reason)) => {
-                    tracing::debug!(
+                    event!(
+                        DEBUG,
                         host = &*session.peer.host,
                         reason,
                         "the client refuses the connection"

@@ -89,4 +89,7 @@ pub enum Capability {
     FullState,
     /// Keeps what an operator says of an instance's health, and tells the instance.
     HealthOverrides,
+    /// Does not prove instances gone whose leases ended together: it, or those who renew, may have been cut
+    /// off. A registry within its clients' process may lack it.
+    MassExpiry,
 }

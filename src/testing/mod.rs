@@ -60,7 +60,8 @@ pub use self::lists::{
     unknown_service_is_empty,
 };
 pub use self::outages::{
-    empty_and_shrunken_lists, registrar_survives_restart, restarted_empty, source_down,
+    deregistered_together, empty_and_shrunken_lists, expired_together, registrar_survives_restart,
+    restarted_empty, source_down,
 };
 pub use self::registration::{
     deregister, deregister_unknown_succeeds, health_is_set, register_and_see,
@@ -107,6 +108,8 @@ pub async fn registry_suite(harness: &dyn Harness) -> Report {
         many_instances,
         full_state_survives,
         registrar_survives_restart,
+        deregistered_together,
+        expired_together,
     )
 }
 

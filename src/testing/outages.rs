@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::scene::{RECOVERY, Scene, instance};
-use super::{Harness, Outcome};
-use crate::discovery::{Discovery, DiscoveryError, Resolved, Resolver, SnapshotStatus};
+use super::{Capability, Harness, Outcome};
+use crate::discovery::{Discovery, DiscoveryError, Endpoint, Resolved, Resolver, SnapshotStatus};
 use crate::instance::{Instance, ServiceName};
 use crate::registry::Registrar;
 
@@ -153,6 +153,56 @@ pub async fn registrar_survives_restart(harness: &dyn Harness) -> Outcome {
     loses_none(&scene, &resolver, 3, "a source that is complete again").await;
     registrar.close().await;
     scene.empties().await;
+    Ok(())
+}
+
+/// What is deregistered is gone from clients with the next answer, the last instance too, where answers
+/// prove anything.
+pub async fn deregistered_together(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("deregistered_together", harness);
+    scene.needs(Capability::Deregister)?;
+    for n in 0..3 {
+        scene.register(&instance(n), scene.ttl()).await?;
+    }
+    let resolver = asked(&scene);
+    knows(&scene, &resolver, 3).await;
+    let held = scene.held().to_vec();
+    // A source that has just started proves nothing for a while.
+    let start = Instant::now();
+    while !scene.resolve().await.is_proven() {
+        if start.elapsed() > RECOVERY {
+            return Err(scene.leave_out("its lists prove nothing").await);
+        }
+        scene.renew(&held).await?;
+        scene.advance(scene.ttl() / 3).await;
+    }
+    scene.deregister(&held).await?;
+    knows(&scene, &resolver, 0).await;
+    scene.clear().await;
+    Ok(())
+}
+
+/// Leases that end together do not empty a client: what vanished is doubtful until an answer a lease later
+/// still lacks it.
+pub async fn expired_together(harness: &dyn Harness) -> Outcome {
+    let mut scene = Scene::new("expired_together", harness);
+    scene.needs(Capability::MassExpiry)?;
+    let mut lasts = scene.ttl();
+    for n in 0..3 {
+        let held = scene.register(&instance(n), scene.ttl()).await?;
+        lasts = lasts.max(held.lease.ttl.unwrap_or_default());
+    }
+    let resolver = asked(&scene);
+    knows(&scene, &resolver, 3).await;
+    scene.advance(lasts).await;
+    scene.sees("leases that nobody renews end", &[]).await;
+    loses_none(&scene, &resolver, 3, "an answer that lost all of them at once").await;
+    if !resolver.snapshot().endpoints.iter().all(Endpoint::is_doubtful) {
+        scene.fails("what vanished without having been deregistered is doubtful");
+    }
+    scene.advance(LEASE + scene.granularity()).await;
+    knows(&scene, &resolver, 0).await;
+    scene.clear().await;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::engines::etcd::Etcd;
-use crate::{Engine, Subject, hangs};
+use crate::{Engine, Subject, hangs, keeps_what_vanishes_together};
 
 /// How late etcd's leases end: half a second, on top of the second that they are longer.
 const GRANULARITY: Duration = Duration::from_millis(2500);
@@ -216,14 +216,12 @@ async fn others_register_with_its_own_command() {
     etcdctl(&["compact", &get["header"]["revision"].to_string()]);
     etcdctl(&["put", "/srpc/Foo/worker-3", "nonsense"]);
     etcdctl(&["del", "/srpc/Foo/worker-2"]);
-    let gone = |update: Update| match update {
-        Update::Remove(ids) => ids[0].as_str().to_owned(),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(gone(watch.next().await.unwrap().unwrap()), "worker-2");
-    // Its lease was never renewed.
+    let Update::Remove(gone) = watch.next().await.unwrap().unwrap() else { panic!() };
+    assert_eq!(gone[0].as_str(), "worker-2");
+    // Its lease was never renewed, and nobody is left: that proves nothing.
     let expired = tokio::time::timeout(Duration::from_secs(8), watch.next()).await;
-    assert_eq!(gone(expired.unwrap().unwrap().unwrap()), "worker-1");
+    let Update::Set(left) = expired.unwrap().unwrap().unwrap() else { panic!() };
+    assert!(left.instances.is_empty() && left.warming);
     let listed = discovery.resolve(&"Foo".parse().unwrap()).await.unwrap();
     assert!(listed.instances.is_empty() && !listed.complete, "the nonsense is left out, and told");
     assert!(listed.unread[0].starts_with("/srpc/Foo/worker-3: address: "), "{:?}", listed.unread);
@@ -238,6 +236,43 @@ fn etcdctl(etcd: &Etcd, args: &[&str]) -> String {
         .expect("apt-get install etcd-client");
     assert!(command.status.success(), "{}", String::from_utf8_lossy(&command.stderr));
     String::from_utf8(command.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server and etcd-client"]
+async fn keys_that_vanish_together_do_not_empty_a_client() {
+    let etcd = Etcd::alone().await;
+    let client = || EtcdRegistry::new(&etcd.address()).unwrap();
+    keeps_what_vanishes_together(client, |_| {
+        etcdctl(&etcd, &["del", "--prefix", "/srpc/Foo/"]);
+    })
+    .await;
+}
+
+/// A store that came back empty does not have the lease of marks any more.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs etcd-server and etcd-client"]
+async fn marks_are_left_also_after_their_lease_has_gone() {
+    let etcd = Etcd::alone().await;
+    let registry = EtcdRegistry::new(&etcd.address()).unwrap();
+    let foo: ServiceName = "Foo".parse().unwrap();
+    let instance = Instance::new("a", "tcp@10.0.0.7:7001".parse().unwrap());
+    let registration = Registration::new(foo.clone(), instance);
+    for empty in [true, false] {
+        let lease = registry.register(&registration).await.unwrap();
+        registry.deregister(&[Held { registration: registration.clone(), lease }]).await.unwrap();
+        let marks = etcdctl(&etcd, &["get", "--prefix", "--keys-only", "/srpc/@deregistered/"]);
+        assert_eq!(marks.trim(), "/srpc/@deregistered/Foo/a");
+        if empty {
+            Etcd::kill(&etcd);
+            etcd.run(true);
+            etcd.answers().await;
+            // Its connections are broken.
+            while registry.resolve(&foo).await.is_err() {
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,7 +372,12 @@ async fn a_lease_is_its_own_registrations_alone() {
     assert_eq!(etcdctl(&etcd, &["get", "--prefix", "--keys-only", "/srpc/Foo/"]), "");
     assert_eq!(etcdctl(&etcd, &["get", "--prefix", "--keys-only", "/srpc/@addresses/Foo/"]), "");
     let left = etcdctl(&etcd, &["lease", "list"]);
-    assert!(left.contains("found 1 leases"), "{left}");
+    assert!(left.contains("found 2 leases"), "theirs, and that of the mark: {left}");
+    assert_eq!(
+        etcdctl(&etcd, &["get", "--prefix", "--keys-only", "/srpc/@deregistered/"]).trim(),
+        "/srpc/@deregistered/Foo/a"
+    );
+    assert_eq!(registry.services().await.unwrap(), std::slice::from_ref(&bar));
     let held = [Held { registration: Registration::new(bar.clone(), instance), lease: theirs }];
     assert!(matches!(registry.renew(&held).await[..], [Ok(Renewal::Renewed)]));
 }

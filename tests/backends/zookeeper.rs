@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use srpc::testing::{discovery_suite, registry_suite};
 
 use crate::engines::zookeeper::ZooKeeper;
-use crate::{Engine, Subject, hangs};
+use crate::{Engine, Subject, hangs, keeps_what_vanishes_together};
 
 /// How late a lost session's registrations are back: the client finds out by asking.
 const GRANULARITY: Duration = Duration::from_secs(3);
@@ -54,4 +54,12 @@ async fn is_discovered_as_promised() {
 async fn one_that_hangs_is_not_waited_for() {
     let zookeeper = ZooKeeper::running().await;
     hangs(&zookeeper.client(), |name| zookeeper.signal(name)).await;
+}
+
+/// A session that is closed takes its nodes with it, as one that has ended does: without marks.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs zookeeperd"]
+async fn sessions_that_end_together_do_not_empty_a_client() {
+    let zookeeper = ZooKeeper::running().await;
+    keeps_what_vanishes_together(|| zookeeper.client(), drop).await;
 }

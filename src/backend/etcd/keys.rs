@@ -1,8 +1,10 @@
-//! Which keys hold what: one for each instance, one for each address that has a holder.
+//! Which keys hold what: one for each instance, one for each address that has a holder, and one for each
+//! instance that was deregistered lately.
 //!
 //! `/srpc/Foo/worker-1` is the instance `worker-1` of the service `Foo`; the id is all that follows the
-//! service, slashes too. `/srpc/@addresses/Foo/tcp@10.0.0.7:7001` says which id holds an address: no
-//! service is called `@addresses`.
+//! service, slashes too. `/srpc/@addresses/Foo/tcp@10.0.0.7:7001` says which id holds an address, and
+//! `/srpc/@deregistered/Foo/worker-1` is the mark that an instance was deregistered: no service is called
+//! `@addresses` or `@deregistered`.
 
 use crate::instance::{Address, InstanceId, ServiceName};
 
@@ -36,6 +38,11 @@ impl Keys {
         format!("{}/@registry", self.prefix)
     }
 
+    /// The mark that an instance was deregistered.
+    pub(super) fn mark(&self, service: &ServiceName, id: &InstanceId) -> String {
+        format!("{}/@deregistered/{service}/{id}", self.prefix)
+    }
+
     /// What all keys start with.
     pub(super) fn all(&self) -> String {
         format!("{}/", self.prefix)
@@ -44,6 +51,11 @@ impl Keys {
     /// What the keys of addresses start with.
     pub(super) fn addresses(&self) -> String {
         format!("{}/@addresses/", self.prefix)
+    }
+
+    /// What the keys of marks start with.
+    pub(super) fn marks(&self) -> String {
+        format!("{}/@deregistered/", self.prefix)
     }
 
     /// The name of the service that a key is of an instance of, if it is.
@@ -91,7 +103,14 @@ mod tests {
         let keys = Keys::new("/srpc");
         let of = |key: &str| keys.service_of(key.as_bytes()).map(String::from);
         assert_eq!(of("/srpc/Foo/a/b").as_deref(), Some("Foo"));
-        for none in ["/srpc/Foo/", "/srpc/Foo", "/srpc/@addresses/Foo/tcp@h:1", "/srp/Foo/a", ""] {
+        for none in [
+            "/srpc/Foo/",
+            "/srpc/Foo",
+            "/srpc/@addresses/Foo/tcp@h:1",
+            "/srpc/@deregistered/Foo/a",
+            "/srp/Foo/a",
+            "",
+        ] {
             assert_eq!(of(none), None, "{none}");
         }
     }

@@ -17,6 +17,10 @@ use crate::sync::{Mutex, event};
 /// as new, and need not be renewed for each of many registrations.
 const SPARE: Duration = Duration::from_secs(1);
 
+/// How long a mark of a deregistration stays at most, and half of it at least: all clients have looked by
+/// then.
+const MARK_TTL: Duration = Duration::from_secs(240);
+
 /// What a registration is kept by.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Granted {
@@ -30,6 +34,8 @@ pub(super) struct Leases {
     table: Mutex<Table>,
     /// One request for a lease at a time, so that many registrations at once do not ask for one each.
     asking: Semaphore,
+    /// The lease of new marks of deregistrations, and when it was granted.
+    marks: Mutex<Option<(Int, Instant)>>,
 }
 
 #[derive(Default)]
@@ -53,6 +59,8 @@ pub(super) struct Member {
     pub(super) key: String,
     /// The key of its address.
     pub(super) holder: String,
+    /// The key of the mark that it was deregistered.
+    pub(super) mark: String,
     pub(super) id: InstanceId,
 }
 
@@ -66,7 +74,26 @@ struct Shared {
 impl Leases {
     /// One lease for all registrations that ask for the same time, or one for `each`.
     pub(super) fn new(each: bool) -> Self {
-        Self { each, table: Mutex::default(), asking: Semaphore::new(1) }
+        let (table, marks) = (Mutex::default(), Mutex::default());
+        Self { each, table, asking: Semaphore::new(1), marks }
+    }
+
+    /// A lease for marks of deregistrations, which is never renewed.
+    pub(super) async fn of_marks(&self, gateway: &Gateway) -> Result<Int, Failure> {
+        let (known, asked) = (*self.marks.lock(), Instant::now());
+        if let Some((id, granted)) = known
+            && asked.saturating_duration_since(granted) < MARK_TTL / 2
+        {
+            return Ok(id);
+        }
+        let granted = grant(gateway, MARK_TTL.as_secs()).await?;
+        *self.marks.lock() = Some((granted.id, asked));
+        Ok(granted.id)
+    }
+
+    /// The lease of marks is not there any more.
+    pub(super) fn forget_marks(&self) {
+        *self.marks.lock() = None;
     }
 
     /// A lease that holds for `ttl` at least, and keeps this registration from now on: whoever gives

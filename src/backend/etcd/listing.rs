@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Inner;
 use super::api::{Blob, Int, KeyValue, Range, Ranged};
 use super::failure::Failure;
 use super::gateway::Gateway;
 use super::keys::{Keys, end_of};
+use super::marks::judge;
 use crate::backend::fields::shown;
 use crate::backend::value::decode;
 use crate::discovery::Resolved;
@@ -49,31 +51,28 @@ impl History {
         self.0.lock().revision
     }
 
-    /// Whether a list of this revision still proves nothing, where `before` had been seen before it was
-    /// asked for: lists that were asked for at the same time may be answered in any order.
-    fn is_warming(&self, before: Int, revision: Int, now: Instant) -> bool {
+    /// Takes in the revision of a list, where `before` had been seen before the list was asked for: lists
+    /// that were asked for at the same time may be answered in any order. True: the store went back.
+    fn went_back(&self, before: Int, revision: Int, now: Instant) -> bool {
         let mut past = self.0.lock();
-        if revision < before.min(past.revision) {
-            event!(
-                WARN,
-                before = before.0,
-                now = revision.0,
-                "etcd has gone back: what its lists lack is not proven gone for now"
-            );
+        let went_back = revision < before.min(past.revision);
+        if went_back {
             past.back = Some(now);
             past.revision = revision;
         }
         past.revision = past.revision.max(revision);
-        past.back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
+        went_back
+    }
+
+    /// Whether lists prove nothing, as the store went back.
+    fn is_warming(&self, now: Instant) -> bool {
+        let back = self.0.lock().back;
+        back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
     }
 }
 
-pub(super) async fn list(
-    gateway: &Gateway,
-    keys: &Keys,
-    history: &History,
-    service: &ServiceName,
-) -> Result<Listed, Failure> {
+pub(super) async fn list(inner: &Inner, service: &ServiceName) -> Result<Listed, Failure> {
+    let Inner { gateway, keys, history, mass_expiry, .. } = inner;
     let (prefix, before) = (keys.service(service), history.seen());
     let mut range = Range {
         key: Blob::from(prefix.as_str()),
@@ -95,11 +94,24 @@ pub(super) async fn list(
             _ => break revision,
         }
     };
-    let warming = history.is_warming(before, revision, Instant::now());
+    if history.went_back(before, revision, Instant::now()) {
+        event!(
+            WARN,
+            before = before.0,
+            now = revision.0,
+            "etcd has gone back: what its lists lack is not proven gone for now"
+        );
+        mass_expiry.clear();
+    }
     let (instances, unread) = instances(&prefix, &found);
+    let suspects = mass_expiry.listed(service, &instances, revision.0, Instant::now());
+    judge(inner, service, &suspects).await?;
+    let now = Instant::now();
+    let doubt = mass_expiry.doubt(service, now);
     let resolved = Resolved::new(instances)
         .revision(revision.0.to_string())
-        .warming(warming)
+        .warming(history.is_warming(now) || doubt.is_some())
+        .deregistered(doubt.unwrap_or_default())
         .complete(unread.is_empty())
         .unread(unread);
     Ok(Listed { revision, resolved })
@@ -107,12 +119,13 @@ pub(super) async fn list(
 
 /// Every service of which there is a key.
 pub(super) async fn services(gateway: &Gateway, keys: &Keys) -> Result<Vec<ServiceName>, Failure> {
-    let (all, addresses) = (keys.all(), keys.addresses());
+    let (all, addresses, marks) = (keys.all(), keys.addresses(), keys.marks());
     let mut services = BTreeSet::new();
-    // Before the keys of addresses, and behind them.
+    // Before the keys of addresses, between those and the marks, and behind both.
     for (from, to) in [
         (all.clone().into_bytes(), addresses.clone().into_bytes()),
-        (end_of(&addresses), end_of(&all)),
+        (end_of(&addresses), marks.clone().into_bytes()),
+        (end_of(&marks), end_of(&all)),
     ] {
         let mut range = Range {
             key: Blob(from),
@@ -203,12 +216,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_store_that_went_back_proves_nothing_for_a_lease() {
         let (history, now) = (History::default(), Instant::now());
-        assert!(!history.is_warming(Int(0), Int(100), now));
-        assert!(!history.is_warming(Int(100), Int(102), now));
-        assert!(!history.is_warming(Int(100), Int(101), now), "asked before the one at 102 came");
-        assert_eq!(history.seen(), Int(102));
-        assert!(history.is_warming(Int(102), Int(2), now));
-        assert!(history.is_warming(Int(2), Int(300), now + WARMING / 2));
-        assert!(!history.is_warming(Int(300), Int(300), now + WARMING));
+        assert!(!history.went_back(Int(0), Int(100), now));
+        assert!(!history.went_back(Int(100), Int(102), now));
+        assert!(!history.went_back(Int(100), Int(101), now), "asked before the one at 102 came");
+        assert_eq!((history.seen(), history.is_warming(now)), (Int(102), false));
+        assert!(history.went_back(Int(102), Int(2), now));
+        assert!(!history.went_back(Int(2), Int(300), now + WARMING / 2));
+        assert!(history.is_warming(now + WARMING / 2) && !history.is_warming(now + WARMING));
     }
 }

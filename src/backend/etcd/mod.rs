@@ -20,8 +20,8 @@
 //! An instance is one key, `<prefix>/<service>/<id>`, whose value is its JSON without the id, or its
 //! address alone. A program in any language is an instance with
 //! `etcdctl put /srpc/Foo/worker-1 tcp@10.0.0.7:7001 --lease=$ID`. What is registered here also has a key
-//! `<prefix>/@addresses/<service>/<address>`, whose value is the id that holds the address;
-//! `docs/BACKENDS.md` says all of it.
+//! `<prefix>/@addresses/<service>/<address>`, whose value is the id that holds the address, and leaves
+//! `<prefix>/@deregistered/<service>/<id>` when it is deregistered; `docs/BACKENDS.md` says all of it.
 
 mod api;
 mod failure;
@@ -29,6 +29,7 @@ mod gateway;
 mod keys;
 mod leases;
 mod listing;
+mod marks;
 mod registering;
 mod watch;
 
@@ -45,6 +46,7 @@ use self::keys::Keys;
 use self::leases::Leases;
 use self::listing::{History, list, services};
 use super::hosts::hosts;
+use super::mass_expiry::MassExpiry;
 use super::url::{InvalidUrl, masked};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::{InstanceId, ServiceName};
@@ -72,7 +74,9 @@ const PORT: u16 = 2379;
 ///
 /// # Lists
 /// They have etcd's revision, and so prove what is gone. An etcd whose revision goes back was restored
-/// or restarted empty: for 15 s its lists prove nothing.
+/// or restarted empty: for 15 s its lists prove nothing. Nor do those of a service, for 15 s, more than half
+/// of whose instances vanished within 15 s without having been deregistered, as when etcd stood still for
+/// longer than leases last.
 ///
 /// # Errors
 /// Permission denied and a wrong password are `NotAllowed`, no space is `Full`. Everything else is
@@ -90,6 +94,7 @@ struct Inner {
     keys: Keys,
     leases: Leases,
     history: History,
+    mass_expiry: MassExpiry,
     timeout: Duration,
 }
 
@@ -163,8 +168,7 @@ impl Registry for EtcdRegistry {
 #[async_trait]
 impl Discovery for EtcdRegistry {
     async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
-        let Inner { gateway, keys, history, .. } = &*self.inner;
-        Ok(list(gateway, keys, history, service).await?.resolved)
+        Ok(list(&self.inner, service).await?.resolved)
     }
 
     fn watch(&self, service: &ServiceName) -> Option<UpdateStream> {
@@ -268,6 +272,7 @@ impl EtcdRegistryBuilder {
                 keys: Keys::new(&self.prefix),
                 leases: Leases::new(self.lease_each),
                 history: History::default(),
+                mass_expiry: MassExpiry::default(),
                 timeout: self.timeout,
             }),
         })

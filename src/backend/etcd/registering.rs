@@ -218,7 +218,8 @@ pub(super) async fn renew(inner: &Inner, held: &[Held]) -> Vec<Result<Renewal, R
 /// Deletes what nobody has renewed in time: its lease is kept for others.
 async fn expire(inner: &Inner, lease: Int) {
     for batch in inner.leases.overdue(lease).chunks(BATCH) {
-        let success = batch.iter().flat_map(|member| deletions(member, lease)).collect();
+        // Without marks: nobody has said that they go.
+        let success = batch.iter().flat_map(|member| deletions(member, lease, None)).collect();
         let txn = Txn { success, ..Txn::default() };
         match inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await {
             Ok(Done {}) => batch.iter().for_each(|member| {
@@ -230,12 +231,18 @@ async fn expire(inner: &Inner, lease: Int) {
     }
 }
 
-/// The keys of a registration, as long as they are of this lease: what another has put there since
-/// stays.
-fn deletions(member: &Member, lease: Int) -> [Op; 2] {
-    let Member { key, holder, id } = member;
+/// Deletes the keys of a registration, as long as they are of this lease: what another has put there since
+/// stays. With a lease of marks the instance's key leaves one.
+fn deletions(member: &Member, lease: Int, marks: Option<Int>) -> [Op; 2] {
+    let Member { key, holder, mark, id } = member;
+    let put = |lease| Op::Put(Put { key: mark.as_str().into(), value: id.as_str().into(), lease });
+    let mut gone = vec![Op::Delete(Delete { key: key.as_str().into() })];
+    gone.extend(marks.map(put));
+    let own = Txn { compare: vec![Compare::lease(key, lease)], success: gone, ..Txn::default() };
     let is_ours = vec![Compare::lease(holder, lease), Compare::value(holder, id.as_str())];
-    [delete_if(vec![Compare::lease(key, lease)], key), delete_if(is_ours, holder)]
+    let delete = Op::Delete(Delete { key: holder.as_str().into() });
+    let address = Txn { compare: is_ours, success: vec![delete], ..Txn::default() };
+    [Op::Txn(own), Op::Txn(address)]
 }
 
 fn member(inner: &Inner, registration: &Registration) -> Member {
@@ -243,6 +250,7 @@ fn member(inner: &Inner, registration: &Registration) -> Member {
     Member {
         key: inner.keys.instance(service, &instance.id),
         holder: inner.keys.address(service, &instance.address),
+        mark: inner.keys.mark(service, &instance.id),
         id: instance.id.clone(),
     }
 }
@@ -295,7 +303,7 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<GivingBac
     for batch in held.chunks(BATCH) {
         // The address that each has in truth: who takes it back for another may know only its id.
         let states = look(inner, batch).await?;
-        let mut txn = Txn::default();
+        let from = given_back.len();
         for (held, (stored, _)) in batch.iter().zip(states) {
             let Some(lease) = lease_of(held) else { continue };
             let mut member = member(inner, &held.registration);
@@ -309,14 +317,40 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<GivingBac
                 }
                 member.holder = inner.keys.address(&held.registration.service, &stored.address);
             }
-            txn.success.extend(deletions(&member, lease));
             given_back.push((lease, member, ours.is_some()));
         }
-        if !txn.success.is_empty() {
-            inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await?;
-        }
+        delete(inner, &given_back[from..]).await?;
     }
     Ok(GivingBack(given_back))
+}
+
+/// Deletes the keys of registrations and leaves marks. If there can be no marks the registrations look as if
+/// they had expired, which is no reason to keep them.
+async fn delete(inner: &Inner, leaving: &[(Int, Member, bool)]) -> Result<(), Failure> {
+    if leaving.is_empty() {
+        return Ok(());
+    }
+    let mut is_new = false;
+    let mut marks = inner.leases.of_marks(&inner.gateway).await.ok();
+    loop {
+        let success = leaving.iter().flat_map(|(lease, one, _)| deletions(one, *lease, marks));
+        let txn = Txn { success: success.collect(), ..Txn::default() };
+        match inner.gateway.ask::<Done>("/v3/kv/txn", &txn).await {
+            Ok(Done {}) => return Ok(()),
+            // Their lease went with its store.
+            Err(failure) if marks.is_some() && failure.is_not_found() && !is_new => {
+                is_new = true;
+                inner.leases.forget_marks();
+                marks = inner.leases.of_marks(&inner.gateway).await.ok();
+            }
+            // The rights do not include marks.
+            Err(failure @ Failure::Refused { .. }) if marks.is_some() => {
+                event!(DEBUG, %failure, "no marks of deregistrations");
+                marks = None;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
 }
 
 /// Gives the leases back that keep nothing any more. One that is not given back runs out.
@@ -379,11 +413,6 @@ pub(super) async fn name(inner: &Inner) -> Result<Arc<str>, Failure> {
         Some(kv) => Ok(String::from_utf8_lossy(&kv.value.0).into()),
         None => Err(Failure::Nonsense("neither a name nor room for one".to_owned())),
     }
-}
-
-fn delete_if(compare: Vec<Compare>, key: &str) -> Op {
-    let delete = Op::Delete(Delete { key: key.into() });
-    Op::Txn(Txn { compare, success: vec![delete], failure: Vec::new() })
 }
 
 /// `None`: no lease of ours.

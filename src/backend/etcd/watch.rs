@@ -11,14 +11,19 @@ use super::failure::Failure;
 use super::gateway::Lines;
 use super::keys::end_of;
 use super::listing::{Listed, instance, list};
+use super::marks::judge;
+use crate::backend::wrap::apply;
 use crate::discovery::{Update, UpdateSender};
-use crate::instance::{InstanceId, ServiceName};
+use crate::instance::{Instance, InstanceId, ServiceName};
 
 /// How often the member that is watched is asked whether it still answers: one that hangs, or has lost
 /// its cluster, is silent.
 const PROBE: Duration = Duration::from_secs(5);
 /// How soon the list is read again while it proves nothing.
 const WARMING_LIST: Duration = Duration::from_secs(5);
+/// The least time between two lists of which the second follows a loss: leases that end together do so one
+/// by one.
+const PACE: Duration = Duration::from_millis(100);
 
 /// Sends the list and then its changes, until nobody listens or the watch fails. It is never resumed by
 /// its revision: an etcd that came back empty takes one that it never had, and stays silent.
@@ -35,14 +40,14 @@ async fn follow(
 ) -> Result<(), Failure> {
     let prefix = inner.keys.service(service);
     loop {
-        let Listed { revision, resolved } =
-            list(&inner.gateway, &inner.keys, &inner.history, service).await?;
-        let warming = resolved.warming;
+        let asked = Instant::now();
+        let Listed { revision, resolved } = list(inner, service).await?;
+        let mut known = resolved.clone();
         let mut lines = open(inner, &prefix, revision).await?;
         if !updates.send(Ok(Update::Set(resolved))).await {
             return Ok(());
         }
-        let again = warming.then(|| Instant::now() + WARMING_LIST);
+        let again = known.warming.then(|| Instant::now() + WARMING_LIST);
         let mut probe = Instant::now() + PROBE;
         loop {
             let due = again.map_or(probe, |again| again.min(probe));
@@ -53,8 +58,23 @@ async fn follow(
             };
             match item {
                 Some(item) => {
-                    for update in changes(&prefix, checked(item)?.events) {
-                        if !updates.send(Ok(update)).await {
+                    let events = checked(item)?.events;
+                    let revision = events.iter().map(|event| event.kv.mod_revision).max();
+                    let changes = changes(&prefix, events);
+                    for change in &changes {
+                        apply(&mut known, change.clone());
+                    }
+                    let is_loss = changes.iter().any(|change| matches!(change, Update::Remove(_)));
+                    if let Some(revision) = revision
+                        && is_doubted(inner, service, &known.instances, revision).await?
+                        && is_loss
+                    {
+                        // The list that follows says that it proves nothing, and what was deregistered.
+                        sleep_until(asked + PACE).await;
+                        break;
+                    }
+                    for change in changes {
+                        if !updates.send(Ok(change)).await {
                             return Ok(());
                         }
                     }
@@ -68,6 +88,18 @@ async fn follow(
             }
         }
     }
+}
+
+/// Whether so much has vanished by this revision that what the service's list lacks is not proven gone.
+async fn is_doubted(
+    inner: &Inner,
+    service: &ServiceName,
+    instances: &[Instance],
+    revision: Int,
+) -> Result<bool, Failure> {
+    let suspects = inner.mass_expiry.listed(service, instances, revision.0, Instant::now());
+    judge(inner, service, &suspects).await?;
+    Ok(inner.mass_expiry.doubt(service, Instant::now()).is_some())
 }
 
 async fn open(inner: &Inner, prefix: &str, revision: Int) -> Result<Lines, Failure> {

@@ -170,6 +170,9 @@ pub(super) struct Instances {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) registry: Option<Arc<str>>,
     pub(super) warming: bool,
+    /// Missing: nothing is known of it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) deregistered: Vec<InstanceId>,
     pub(super) protecting: bool,
     /// Missing: it protects none.
     #[serde(skip_serializing_if = "Option::is_none")]

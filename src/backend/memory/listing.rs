@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Protection;
-use crate::instance::{Instance, ServiceName};
+use crate::instance::{Instance, InstanceId, ServiceName};
 
 /// What is registered, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +14,9 @@ pub struct Listing {
     pub revision: Arc<str>,
     /// Whether the registry started so recently that instances may not have come back to it yet.
     pub warming: bool,
+    /// In the list of one service that is warming: what is known to have been deregistered, and so is gone
+    /// whatever else is not proven.
+    pub deregistered: Vec<InstanceId>,
     /// That the registry, of all services, keeps leases that have run out. Their entries are listed
     /// like others, so a client has nothing to do. `None`: it keeps none.
     pub protection: Option<Protection>,
@@ -26,7 +29,14 @@ pub struct Listing {
 impl Listing {
     /// A listing of these entries, none of them kept.
     pub fn new(revision: impl Into<Arc<str>>, warming: bool, entries: Vec<Entry>) -> Self {
-        Self { revision: revision.into(), warming, protection: None, unread: Vec::new(), entries }
+        Self {
+            revision: revision.into(),
+            warming,
+            deregistered: Vec::new(),
+            protection: None,
+            unread: Vec::new(),
+            entries,
+        }
     }
 }
 

@@ -311,6 +311,7 @@ impl Store {
             return Listing {
                 revision: self.text(self.revision),
                 warming,
+                deregistered: Vec::new(),
                 protection,
                 unread: Vec::new(),
                 entries: entries.collect(),
@@ -321,6 +322,7 @@ impl Store {
         Listing {
             revision: self.text(group.map_or(0, |group| group.revision)),
             warming,
+            deregistered: Vec::new(),
             protection,
             unread: Vec::new(),
             entries: group.map_or_else(Vec::new, |group| group.entries(&name, now).collect()),

@@ -16,7 +16,7 @@ use crate::instance::{Instance, InstanceId, ServiceName};
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes an update into the list. True: it was the whole list, of which `list` now has the rest too.
-pub(super) fn apply(list: &mut Resolved, update: Update) -> bool {
+pub(in crate::backend) fn apply(list: &mut Resolved, update: Update) -> bool {
     match update {
         Update::Set(resolved) => {
             *list = resolved;

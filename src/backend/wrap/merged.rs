@@ -195,6 +195,9 @@ fn union(lists: &[Option<Resolved>]) -> Resolved {
     let mut resolved =
         Resolved::new(instances).complete(complete).warming(known.iter().any(|list| list.warming));
     resolved.valid_for = known.iter().filter_map(|list| list.valid_for).min();
+    // What left one registry may still be in another.
+    let deregistered = known.iter().flat_map(|list| &list.deregistered);
+    resolved.deregistered = deregistered.filter(|id| !by_id.contains_key(id)).cloned().collect();
     let resolved = resolved.unread(known.iter().flat_map(|list| list.unread.iter().cloned()));
     let revisions: Option<Vec<&str>> = known.iter().map(|list| list.revision.as_deref()).collect();
     match revisions {

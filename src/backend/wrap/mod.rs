@@ -17,6 +17,8 @@ mod subset;
 
 pub use self::cached::Cached;
 pub use self::filtered::Filtered;
+#[cfg(feature = "etcd")]
+pub(in crate::backend) use self::follow::apply;
 #[cfg(feature = "http")]
 pub(in crate::backend) use self::follow::endless;
 pub use self::merged::Merged;

@@ -6,7 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use zookeeper_client::{Client, Error, MultiReadResult, Stat};
 
+use super::Inner;
 use super::failure::Failure;
+use super::marks::judge;
 use super::paths::{Paths, unescaped};
 use crate::backend::value::decode;
 use crate::discovery::Resolved;
@@ -32,30 +34,32 @@ struct Past {
 }
 
 impl History {
-    /// Whether a list still proves nothing whose node was made by this change.
-    fn is_warming(&self, service: &ServiceName, made: i64, now: Instant) -> bool {
+    /// Takes in which change made a service's node. True: it is another than before.
+    fn is_replaced(&self, service: &ServiceName, made: i64, now: Instant) -> bool {
         let mut pasts = self.0.lock();
         let past = pasts.entry(service.clone()).or_insert(Past { made, back: None });
-        if past.made != made {
-            event!(
-                WARN,
-                %service,
-                "ZooKeeper has lost what it had: its lists prove nothing for now"
-            );
+        let is_replaced = past.made != made;
+        if is_replaced {
             *past = Past { made, back: Some(now) };
         }
-        past.back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
+        is_replaced
+    }
+
+    /// Whether a service's lists prove nothing, as its node is another than before.
+    fn is_warming(&self, service: &ServiceName, now: Instant) -> bool {
+        let back = self.0.lock().get(service).and_then(|past| past.back);
+        back.is_some_and(|back| now.saturating_duration_since(back) < WARMING)
     }
 }
 
 /// The list of a service, whose nodes are these.
 pub(super) async fn read(
+    inner: &Inner,
     client: &Client,
-    paths: &Paths,
-    history: &History,
     service: &ServiceName,
     children: Option<(Vec<String>, Stat)>,
 ) -> Result<Resolved, Failure> {
+    let Inner { paths, history, mass_expiry, .. } = inner;
     // Nobody has ever registered there, or it was forgotten: who knows?
     let Some((names, parent)) = children else { return Ok(Resolved::new(Vec::new())) };
     let folder = paths.service(service);
@@ -89,11 +93,19 @@ pub(super) async fn read(
             }
         }
     }
-    let warming = history.is_warming(service, parent.czxid, Instant::now());
-    let instances = holders.into_values().map(|(_, instance)| instance).collect();
+    if history.is_replaced(service, parent.czxid, Instant::now()) {
+        event!(WARN, %service, "ZooKeeper has lost what it had: its lists prove nothing for now");
+        mass_expiry.forget(service);
+    }
+    let instances: Vec<Instance> = holders.into_values().map(|(_, instance)| instance).collect();
+    let suspects = mass_expiry.listed(service, &instances, parent.pzxid, Instant::now());
+    judge(inner, client, service, &suspects).await?;
+    let now = Instant::now();
+    let doubt = mass_expiry.doubt(service, now);
     Ok(Resolved::new(instances)
         .revision(parent.pzxid.to_string())
-        .warming(warming)
+        .warming(history.is_warming(service, now) || doubt.is_some())
+        .deregistered(doubt.unwrap_or_default())
         .complete(unread.is_empty())
         .unread(unread))
 }

@@ -19,12 +19,14 @@
 //! # Nodes
 //! An instance is one node, `<prefix>/<service>/<id>`, whose data is its JSON without the id, or its
 //! address alone. What is registered here also has a node `<prefix>/@addresses/<service>/<address>`, whose
-//! data is the id that holds the address; `docs/BACKENDS.md` says all of it. A change is told by a node
-//! that is made anew: data that is changed in place is seen with the next change of any other.
+//! data is the id that holds the address, and leaves `<prefix>/@deregistered/<service>/<id>` when it is
+//! deregistered; `docs/BACKENDS.md` says all of it. A change is told by a node that is made anew: data that is
+//! changed in place is seen with the next change of any other.
 
 mod failure;
 mod keeper;
 mod listing;
+mod marks;
 mod paths;
 mod registering;
 mod session;
@@ -43,6 +45,7 @@ use self::listing::{History, children, read, services};
 use self::paths::Paths;
 use self::session::Session;
 use super::hosts::hosts;
+use super::mass_expiry::MassExpiry;
 use super::url::{InvalidUrl, masked};
 use crate::discovery::{Discovery, DiscoveryError, Resolved, UpdateStream};
 use crate::instance::{Address, InstanceId, ServiceName};
@@ -67,7 +70,9 @@ const PORT: u16 = 2181;
 /// # Lists
 /// They have the id of their last change, and so prove what is gone, but for a service that nobody has
 /// registered yet. Where a service's node is another than before, the servers have lost what they had:
-/// for 15 s its lists prove nothing.
+/// for 15 s its lists prove nothing. Nor do those of a service, for 15 s, more than half of whose instances
+/// vanished within 15 s without having been deregistered, as when ZooKeeper stood still for longer than
+/// sessions last.
 ///
 /// # Errors
 /// What the rights of nodes forbid is `NotAllowed`, a quota that is used up is `Full`, the rest is
@@ -94,6 +99,7 @@ struct Inner {
     looking: Session,
     keeper: Keeper,
     history: History,
+    mass_expiry: MassExpiry,
     timeout: Duration,
 }
 
@@ -150,11 +156,11 @@ impl Registry for ZooKeeperRegistry {
 #[async_trait]
 impl Discovery for ZooKeeperRegistry {
     async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
-        let Inner { looking, paths, history, timeout: limit, .. } = &*self.inner;
+        let Inner { looking, paths, timeout: limit, .. } = &*self.inner;
         let listed = async {
             let client = looking.client(*limit).await?;
             let children = children(&client, &paths.service(service)).await?;
-            read(&client, paths, history, service, children).await
+            read(&self.inner, &client, service, children).await
         };
         let listed = timeout(*limit, listed).await;
         Ok(listed.unwrap_or_else(|_| Err(Failure::late(*limit)))?)
@@ -230,6 +236,7 @@ impl ZooKeeperRegistryBuilder {
                 paths: Paths::new(&self.prefix),
                 keeper: Keeper::default(),
                 history: History::default(),
+                mass_expiry: MassExpiry::default(),
                 timeout: self.timeout,
             }),
         })

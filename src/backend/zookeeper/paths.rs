@@ -1,8 +1,10 @@
-//! Which nodes hold what: one for each instance, and one for each address that has a holder.
+//! Which nodes hold what: one for each instance, one for each address that has a holder, and one for each
+//! instance that was deregistered lately.
 //!
-//! `/srpc/Foo/worker-1` is the instance `worker-1` of the service `Foo`, and
-//! `/srpc/@addresses/Foo/tcp@10.0.0.7:7001` says which id holds an address: no service is called
-//! `@addresses`. In ids and addresses `/`, `%`, control characters and a lone `.` or `..` are written as
+//! `/srpc/Foo/worker-1` is the instance `worker-1` of the service `Foo`,
+//! `/srpc/@addresses/Foo/tcp@10.0.0.7:7001` says which id holds an address, and
+//! `/srpc/@deregistered/Foo/worker-1` is the mark that an instance was deregistered: no service is called
+//! `@addresses` or `@deregistered`. In ids and addresses `/`, `%`, control characters and a lone `.` or `..` are written as
 //! `%2F` and the like.
 
 use std::fmt::Write;
@@ -46,12 +48,22 @@ impl Paths {
         format!("{}/@addresses/{service}", self.prefix)
     }
 
+    /// The parent of the marks that its instances were deregistered.
+    pub(super) fn marks(&self, service: &ServiceName) -> String {
+        format!("{}/@deregistered/{service}", self.prefix)
+    }
+
     pub(super) fn instance(&self, service: &ServiceName, id: &InstanceId) -> String {
         format!("{}/{}", self.service(service), escaped(id.as_str()))
     }
 
     pub(super) fn address(&self, service: &ServiceName, address: &Address) -> String {
         format!("{}/{}", self.addresses(service), escaped(&address.identity()))
+    }
+
+    /// The mark that an instance was deregistered.
+    pub(super) fn mark(&self, service: &ServiceName, id: &InstanceId) -> String {
+        format!("{}/{}", self.marks(service), escaped(id.as_str()))
     }
 }
 

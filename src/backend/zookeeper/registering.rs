@@ -1,5 +1,6 @@
 //! Makes, checks and deletes the nodes of registrations.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::timeout;
@@ -10,6 +11,7 @@ use zookeeper_client::{
 
 use super::Inner;
 use super::failure::Failure;
+use super::marks::sweep;
 use super::paths::Paths;
 use crate::backend::value;
 use crate::instance::{Instance, InstanceId, ServiceName};
@@ -29,9 +31,9 @@ const BATCH: usize = 100;
 const BELL: &str = "%bell";
 
 /// A node as it was read.
-struct Node {
+pub(super) struct Node {
     data: Vec<u8>,
-    stat: Stat,
+    pub(super) stat: Stat,
 }
 
 /// What a registration of one instance is written to.
@@ -160,7 +162,7 @@ fn check_epoch(node: Option<&Node>, instance: &Instance) -> Result<(), RegistryE
 }
 
 /// These nodes; `None` for one that is not there.
-async fn nodes(client: &Client, paths: &[&str]) -> Result<Vec<Option<Node>>, Failure> {
+pub(super) async fn nodes(client: &Client, paths: &[&str]) -> Result<Vec<Option<Node>>, Failure> {
     let mut nodes = Vec::with_capacity(paths.len());
     for paths in paths.chunks(BATCH) {
         let mut reader = client.new_multi_reader();
@@ -244,6 +246,8 @@ struct Leaving<'a> {
     /// Of the instance's node; `None`: it is not there, or not ours, and stays.
     version: Option<i32>,
     address: String,
+    /// The mark that it was deregistered.
+    mark: String,
 }
 
 /// What of these is there, each with the address that it has in truth: who takes a registration back for
@@ -275,7 +279,8 @@ async fn leaving<'a>(
             return None;
         }
         let version = stored.map(|(version, _)| version);
-        Some(Leaving { id: &instance.id, instance: path, version, address })
+        let mark = inner.paths.mark(service, &instance.id);
+        Some(Leaving { id: &instance.id, instance: path, version, address, mark })
     });
     Ok(leaving.collect())
 }
@@ -365,10 +370,25 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
         let leaving = leaving(inner, &client, held, session).await?;
         let addresses: Vec<&str> = leaving.iter().map(|one| &*one.address).collect();
         let holders = nodes(&client, &addresses).await?;
-        let mut deletions = Vec::new();
-        for (leaving, holder) in leaving.iter().zip(holders) {
+        let marks = match marks(inner, &client, held, &leaving).await {
+            Ok(marks) => marks,
+            // Without a mark what goes looks as if it had expired: that is no reason not to go.
+            Err(error) => {
+                event!(DEBUG, ?error, "no marks of deregistrations");
+                leaving.iter().map(|_| None).collect()
+            }
+        };
+        let (mut marked, mut deletions) = (Vec::new(), Vec::new());
+        for ((leaving, holder), mark) in leaving.iter().zip(holders).zip(marks) {
             if let Some(version) = leaving.version {
-                deletions.push(client.delete(&leaving.instance, Some(version)));
+                // At once: a list that lacks the node is not older than the mark.
+                let mut writer = client.new_multi_writer();
+                match mark {
+                    Some(_) => writer.add_set_data(&leaving.mark, b"", None)?,
+                    None => writer.add_create(&leaving.mark, b"", &FOLDER)?,
+                }
+                writer.add_delete(&leaving.instance, Some(version))?;
+                marked.push((leaving, version, writer.commit()));
             }
             if let Some(holder) = holder
                 && holder.stat.ephemeral_owner == session
@@ -378,6 +398,21 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
             }
         }
         // All of them are under way: a request is sent when it is made.
+        for (leaving, version, deletion) in marked {
+            match deletion.await {
+                Ok(_) => {}
+                Err(MultiWriteError::OperationFailed {
+                    index: 1,
+                    source: Error::NoNode | Error::BadVersion,
+                }) => {}
+                // Another changed the mark, or it may not be written.
+                Err(MultiWriteError::OperationFailed { index: 0, source }) => {
+                    event!(DEBUG, mark = leaving.mark, %source, "no mark of a deregistration");
+                    deletions.push(client.delete(&leaving.instance, Some(version)));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         for deletion in deletions {
             match deletion.await {
                 Ok(()) | Err(Error::NoNode | Error::BadVersion) => {}
@@ -390,11 +425,32 @@ pub(super) async fn deregister(inner: &Inner, held: &[Held]) -> Result<(), Failu
     let deleted = deleted.unwrap_or_else(|_| Err(Failure::late(inner.timeout)));
     if deleted.is_ok() {
         inner.keeper.forget(held);
+        // What is not swept now is swept by the next one that leaves.
+        let _ = timeout(inner.timeout / 4, sweep(inner, held)).await;
     } else if inner.keeper.keeps_only(held) {
         // The end of the session takes all nodes with it, whenever the server hears of it.
         inner.keeping.close();
     }
     deleted
+}
+
+/// The marks that are there already of what is leaving, with a place to make the others.
+async fn marks(
+    inner: &Inner,
+    client: &Client,
+    held: &[Held],
+    leaving: &[Leaving<'_>],
+) -> Result<Vec<Option<Node>>, Failure> {
+    let paths: Vec<&str> = leaving.iter().map(|one| &*one.mark).collect();
+    let marks = nodes(client, &paths).await?;
+    if marks.iter().any(Option::is_none) {
+        let services: BTreeSet<&ServiceName> =
+            held.iter().map(|held| &held.registration.service).collect();
+        for service in services {
+            client.mkdir(&inner.paths.marks(service), &FOLDER).await?;
+        }
+    }
+    Ok(marks)
 }
 
 /// Deletes what was not renewed in time, unless it has been meanwhile.

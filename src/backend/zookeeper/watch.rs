@@ -39,7 +39,7 @@ async fn follow(
         let asked = Instant::now();
         let listed = async {
             let (children, watcher) = watched(&client, &folder).await?;
-            let resolved = read(&client, &inner.paths, &inner.history, service, children).await?;
+            let resolved = read(inner, &client, service, children).await?;
             Ok::<_, Failure>((resolved, watcher))
         };
         let listed = timeout(inner.timeout, listed).await;

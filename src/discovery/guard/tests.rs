@@ -91,6 +91,26 @@ fn an_incomplete_answer_proves_nothing() {
 }
 
 #[test]
+fn what_was_deregistered_is_gone_whatever_else_is_doubted() {
+    let start = Instant::now();
+    let ids = |ports: &[u16]| -> Vec<InstanceId> {
+        instances(ports).into_iter().map(|one| one.id).collect()
+    };
+    let mut guard = holding(&[1, 2, 3], start);
+    assert!(guard.answer(warming(&[]).deregistered(ids(&[1])), start));
+    assert_eq!(ports(&guard), (vec![2, 3], vec![2, 3]));
+    assert!(guard.answer(warming(&[]).deregistered(ids(&[1, 2])), start));
+    assert_eq!(ports(&guard), (vec![3], vec![3]), "one that was doubted before");
+
+    let mut guard = holding(&[1, 2], start);
+    assert!(!guard.answer(unproven(&[]).deregistered(ids(&[1, 2])), start));
+    assert!(guard.known().is_empty());
+    let mut guard = holding(&[1, 2, 3, 4], start);
+    assert!(!guard.answer(unproven(&[2]).deregistered(ids(&[3, 4])), start));
+    assert_eq!(ports(&guard), (vec![2], vec![]), "one of the two that are left may go");
+}
+
+#[test]
 fn half_may_go_at_once_and_more_than_half_may_not() {
     let start = Instant::now();
     let mut guard = holding(&[1, 2, 3, 4], start);

@@ -79,6 +79,7 @@ struct Inner {
 struct Found {
     revision: Option<Arc<str>>,
     warming: bool,
+    deregistered: Vec<InstanceId>,
     protection: Option<Protection>,
     complete: bool,
     /// What could not be read, in words: by the registry, or of its answer.
@@ -126,6 +127,7 @@ impl HttpRegistry {
         Ok(Listing {
             revision: found.revision.unwrap_or_default(),
             warming: found.warming,
+            deregistered: found.deregistered,
             protection: found.protection,
             unread: found.unread,
             entries: found.entries,
@@ -204,6 +206,7 @@ impl Found {
         let resolved = Resolved::new(instances)
             .warming(self.warming)
             .complete(self.complete)
+            .deregistered(self.deregistered)
             .unread(self.unread);
         match self.revision {
             Some(revision) => resolved.revision(revision),

@@ -415,9 +415,14 @@ pub(super) fn union(lists: &[&Found], have_all_listed: bool) -> Found {
     let mut entries: Vec<Entry> = entries.into_iter().flatten().collect();
     entries
         .sort_by(|a, b| (&a.service, &a.instance.address).cmp(&(&b.service, &b.instance.address)));
+    // What left one registry may still be in another.
+    let is_listed = |id: &&InstanceId| entries.iter().any(|entry| entry.instance.id == **id);
+    let deregistered = lists.iter().flat_map(|list| &list.deregistered);
+    let deregistered = deregistered.filter(|id| !is_listed(id)).cloned().collect();
     let revisions: Option<Vec<&str>> = lists.iter().map(|list| list.revision.as_deref()).collect();
     Found {
         revision: revisions.map(|revisions| revisions.join("+").into()),
+        deregistered,
         warming: lists.iter().all(|list| list.warming),
         again: None,
         protection: lists.iter().find_map(|list| list.protection.clone()),

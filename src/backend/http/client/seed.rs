@@ -131,6 +131,7 @@ fn found(answer: &Answer) -> Result<Found, Failure> {
     Ok(Found {
         revision: None,
         warming: false,
+        deregistered: Vec::new(),
         protection: None,
         complete: unread.is_empty(),
         unread,

@@ -366,6 +366,20 @@ async fn what_a_newer_registry_adds_is_passed_over() {
     assert_eq!(found.instances[0].epoch, u64::MAX);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_list_that_proves_nothing_tells_what_was_deregistered() {
+    let net = Memory::new();
+    let body = r#"{"revision":"a-1","warming":true,"deregistered":["1"],"instances":[]}"#;
+    let answer = http("200 OK", "content-type: application/json\r\n", body);
+    let _serving = scripted(&net, "one", move |_| answer.clone()).await;
+    let registry = client(&net, URL);
+    let found = registry.resolve(&foo()).await.unwrap();
+    let deregistered = vec![InstanceId::from("1")];
+    assert!(found.warming);
+    assert_eq!(found.deregistered, deregistered);
+    assert_eq!(registry.list(Some(&foo())).await.unwrap().deregistered, deregistered);
+}
+
 /// Two registries of their own, past their warm-up, and what they hold.
 async fn two(net: &Memory) -> ([JoinHandle<()>; 2], [MemoryRegistry; 2]) {
     let servers = [RegistryServer::new(), RegistryServer::new()];

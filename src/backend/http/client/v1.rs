@@ -176,6 +176,8 @@ struct Answered {
     #[serde(default)]
     warming: bool,
     #[serde(default)]
+    deregistered: Vec<InstanceId>,
+    #[serde(default)]
     protection: Option<api::Protection>,
     /// What the registry could not read of its backend. A list stands without it.
     #[serde(default)]
@@ -221,6 +223,7 @@ impl Answered {
         Ok(Found {
             revision: Some(self.revision),
             warming: self.warming,
+            deregistered: self.deregistered,
             protection: self.protection.map(|protection| Protection {
                 kept: protection.kept,
                 ends_in: Duration::from_millis(protection.ends_in_ms),

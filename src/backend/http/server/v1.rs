@@ -293,6 +293,7 @@ async fn instances(
         revision: listing.revision,
         registry: store.name().await,
         warming: listing.warming,
+        deregistered: listing.deregistered,
         protecting: protection.is_some(),
         protection,
         unread: listing.unread,

@@ -176,9 +176,13 @@ impl Backend {
 }
 
 async fn one(discovery: &dyn Discovery, service: &ServiceName) -> Result<Listing, DiscoveryError> {
+    let mut resolved = discovery.resolve(service).await?;
+    let deregistered = std::mem::take(&mut resolved.deregistered);
     let mut read = Read::default();
-    read.take(service, discovery.resolve(service).await?);
-    Ok(read.listing())
+    read.take(service, resolved);
+    let mut listing = read.listing();
+    listing.deregistered = deregistered;
+    Ok(listing)
 }
 
 async fn every(discovery: &dyn Discovery) -> Result<Listing, DiscoveryError> {

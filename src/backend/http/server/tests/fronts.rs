@@ -228,8 +228,9 @@ impl Discovery for Moody {
             Some(kind) => Err(DiscoveryError::new(kind, "a mood")),
             None => {
                 let unread = self.unsure.then_some("/srpc/Foo/b: weight: no number");
+                let deregistered = if self.unsure { vec!["gone".into()] } else { Vec::new() };
                 let resolved = Resolved::new(Vec::new()).revision("1");
-                Ok(resolved.complete(!self.unsure).unread(unread))
+                Ok(resolved.complete(!self.unsure).unread(unread).deregistered(deregistered))
             }
         }
     }
@@ -332,13 +333,19 @@ async fn a_backend_that_hangs_is_left_after_a_while() {
 async fn a_list_of_which_the_backend_is_unsure_proves_nothing() {
     for unsure in [false, true] {
         let (server, _) = moody(Moody { unsure, ..Moody::default() });
-        let warming = async || get(&server, "/v1/instances?service=Foo").await.1["warming"].clone();
-        assert_eq!(warming().await, true, "it may have been started with its backend");
+        let list = async || get(&server, "/v1/instances?service=Foo").await.1;
+        assert_eq!(list().await["warming"], true, "it may have been started with its backend");
         sleep(Duration::from_secs(15)).await;
-        assert_eq!(warming().await, unsure);
-        let (_, listed) = get(&server, "/v1/instances?service=Foo").await;
+        let list = list().await;
+        assert_eq!(list["warming"], unsure);
         let unread = unsure.then(|| json!(["/srpc/Foo/b: weight: no number"]));
-        assert_eq!(listed.get("unread"), unread.as_ref());
+        assert_eq!(list.get("unread"), unread.as_ref());
+        let deregistered = unsure.then(|| json!(["gone"]));
+        assert_eq!(
+            list.get("deregistered"),
+            deregistered.as_ref(),
+            "what it is sure of is passed on"
+        );
     }
 }
 
