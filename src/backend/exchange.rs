@@ -288,8 +288,12 @@ impl Connections {
 
     fn take(&self) -> Option<Connection> {
         let mut idle = self.idle.lock();
-        idle.retain(Connection::is_fresh);
-        idle.pop()
+        let stale: Vec<_> = idle.extract_if(.., |kept| !kept.is_fresh()).collect();
+        let kept = idle.pop();
+        drop(idle);
+        // Under no lock: a connection's stream may be the user's.
+        drop(stale);
+        kept
     }
 
     fn keep(&self, mut connection: Connection) {
@@ -298,10 +302,12 @@ impl Connections {
         }
         connection.idle_since = Instant::now();
         let mut idle = self.idle.lock();
-        idle.retain(Connection::is_fresh);
+        let stale: Vec<_> = idle.extract_if(.., |kept| !kept.is_fresh()).collect();
         if idle.len() < MAX_IDLE {
             idle.push(connection);
         }
+        drop(idle);
+        drop(stale);
     }
 }
 

@@ -87,10 +87,14 @@ impl Discovery for StaticList {
 
 impl fmt::Debug for StaticList {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let current = self.current.borrow();
+        // Copied: a formatter is the user's, and may update the list.
+        let (instances, revision) = {
+            let current = self.current.borrow();
+            (current.instances.clone(), current.revision)
+        };
         f.debug_struct("StaticList")
-            .field("instances", &current.instances)
-            .field("revision", &current.revision)
+            .field("instances", &instances)
+            .field("revision", &revision)
             .finish()
     }
 }

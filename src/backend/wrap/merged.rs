@@ -49,22 +49,29 @@ impl Discovery for Merged {
     async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
         let answers =
             all(self.sources.iter().map(|source| source.resolve(service)).collect()).await;
-        let mut last = self.last.lock();
-        let known = last.entry(service.clone()).or_default();
-        known.resize(self.sources.len(), None);
         let (mut failed, mut answered) = (None, self.sources.is_empty());
-        for (known, answer) in known.iter_mut().zip(answers) {
+        let mut heard = Vec::new();
+        // Before the lock is taken: the source of an error that is dropped is the user's.
+        for answer in answers {
             match answer {
                 Ok(resolved) => {
                     answered = true;
-                    *known = Some(resolved);
+                    heard.push(Some(resolved));
                 }
                 Err(error) => {
-                    if let Some(known) = known {
-                        known.complete = false;
-                    }
+                    heard.push(None);
                     failed = Some(error);
                 }
+            }
+        }
+        let mut last = self.last.lock();
+        let known = last.entry(service.clone()).or_default();
+        known.resize(self.sources.len(), None);
+        for (known, heard) in known.iter_mut().zip(heard) {
+            match (known, heard) {
+                (known, Some(resolved)) => *known = Some(resolved),
+                (Some(known), None) => known.complete = false,
+                (None, None) => {}
             }
         }
         match failed {

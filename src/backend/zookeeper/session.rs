@@ -73,7 +73,9 @@ impl Session {
 
     /// Ends the session, and with it the nodes that it keeps.
     pub(super) fn close(&self) {
-        self.current.lock().take();
+        let ended = self.current.lock().take();
+        // Under no lock: a client has a task and events of its own.
+        drop(ended);
     }
 
     fn connected(&self) -> Option<Client> {
@@ -102,7 +104,8 @@ impl Session {
         };
         match fresh {
             Ok(client) => {
-                *self.current.lock() = Some(Connected::new(client.clone()));
+                let former = self.current.lock().replace(Connected::new(client.clone()));
+                drop(former);
                 Ok(client)
             }
             Err(error) => timeout(PATIENCE, back(current)).await.map_err(|_| error.into()),

@@ -15,7 +15,7 @@ use super::pem::Reader;
 use super::settings::{Dialling, Settings};
 use super::{ClientTls, ServerTls, TlsError};
 use crate::call::after;
-use crate::sync::{Mutex, MutexGuard, event};
+use crate::sync::{Deferred, Mutex, MutexGuard, event};
 
 /// How long a handshake waits for the look at the files that it has begun. After that it uses what
 /// was read before: a file system that hangs must not cost connections.
@@ -87,7 +87,11 @@ impl Certificates {
     pub(super) async fn reload(self: &Arc<Self>) -> Result<(), TlsError> {
         *self.next.lock() = after(Instant::now(), self.every);
         let this = Arc::clone(self);
-        let looked = spawn_blocking(move || this.look(&this.looking.lock()));
+        let looked = spawn_blocking(move || {
+            let mut deferred = Deferred::default();
+            let looking = this.looking.lock();
+            this.look(&looking, &mut deferred)
+        });
         looked.await.unwrap_or_else(|error| {
             let source = io::Error::other(error);
             Err(TlsError::Unreadable { from: "what was to be read".to_owned(), source })
@@ -111,28 +115,36 @@ impl Certificates {
         }
         let this = Arc::clone(self);
         let looked = spawn_blocking(move || {
+            let mut deferred = Deferred::default();
             // A look that still hangs is not joined by another one.
             if let Some(looking) = this.looking.try_lock() {
                 // It was told and counted; the last good files stay in use.
-                let _ = this.look(&looking);
+                let _ = this.look(&looking, &mut deferred);
             }
         });
         let _ = timeout(PATIENCE, looked).await;
     }
 
     /// Reads both sides' files; one that is broken does not keep the other from being renewed.
-    fn look(&self, _looking: &MutexGuard<'_, ()>) -> Result<(), TlsError> {
+    fn look(&self, _looking: &MutexGuard<'_, ()>, deferred: &mut Deferred) -> Result<(), TlsError> {
         let sides = [self.client.as_ref().map(Side::look), self.server.as_ref().map(Side::look)];
         let mut first_error = None;
         for looked in sides.into_iter().flatten() {
             match looked {
                 Ok(false) => {}
                 Ok(true) => {
-                    event!(INFO, "certificates reloaded");
+                    deferred.push(|| event!(INFO, "certificates reloaded"));
                     self.stats.lock().reloads += 1;
                 }
                 Err(error) => {
-                    event!(WARN, %error, "certificates not reloaded: the last good ones are used");
+                    let text = error.to_string();
+                    deferred.push(move || {
+                        event!(
+                            WARN,
+                            error = %text,
+                            "certificates not reloaded: the last good ones are used"
+                        );
+                    });
                     self.stats.lock().failed_reloads += 1;
                     first_error.get_or_insert(error);
                 }

@@ -67,18 +67,20 @@ impl News {
     /// Changes whenever the service's list may have, from now on. `None`: as many services as may be are
     /// watched.
     pub(super) fn of(&self, service: &ServiceName) -> Option<watch::Receiver<()>> {
+        // Declared before the guard, and dropped after it: the end of a watch wakes its polls.
+        let mut ended = Vec::new();
         let mut watched = self.watched.lock();
         if let Some(watch) = watched.get(service)
             && watch.is_running()
         {
             return Some(watch.rung.subscribe());
         }
-        watched.remove(service);
+        ended.extend(watched.remove(service));
         if watched.len() >= self.max {
             // One that lingers without anybody who waits gives way.
             let idle = watched.iter().find(|(_, watch)| watch.rung.receiver_count() == 0);
             let idle = idle.map(|(service, _)| service.clone())?;
-            watched.remove(&idle);
+            ended.extend(watched.remove(&idle));
         }
         let (rung, news) = watch::channel(());
         let has_ended = Arc::new(AtomicBool::new(false));
@@ -130,7 +132,9 @@ async fn follow(
                     let mut watched = watched.lock();
                     // Nobody comes to wait while this is locked.
                     if rung.receiver_count() == 0 {
-                        watched.remove(&service);
+                        let ended = watched.remove(&service);
+                        drop(watched);
+                        drop(ended);
                         return;
                     }
                 }

@@ -129,9 +129,17 @@ impl Readings {
                 let message = format!("the backend has not answered within {limit:?}");
                 Err(DiscoveryError::unavailable(message))
             });
-            backend.lock().tell(answer.as_ref().err(), Instant::now());
+            let error = answer.as_ref().err();
+            let news = backend.lock().judge(error, Instant::now());
+            match (news, error) {
+                (Some(true), Some(error)) => event!(WARN, %error, "the backend does not answer"),
+                (Some(false), _) => event!(WARN, "the backend answers again"),
+                _ => {}
+            }
             let answer = answer.map(Arc::new).map_err(Arc::new);
-            *last.lock() = Some((began, answer.clone()));
+            let former = last.lock().replace((began, answer.clone()));
+            // Not under the lock: the source of an error is the user's.
+            drop(former);
             answer
         });
         *place.reading.lock() = Some(reading.abort_handle());
@@ -160,18 +168,16 @@ impl Readings {
 }
 
 impl Backend {
-    /// Says once that the backend is away, and once that it is back: nobody else tells who runs the front.
-    fn tell(&mut self, error: Option<&DiscoveryError>, now: Instant) {
-        let away = error.filter(|error| error.kind() == DiscoveryErrorKind::Unavailable);
+    /// Whether the backend is away, if that is to be told: once that it is, and once that it is back, since nobody
+    /// else tells who runs the front.
+    fn judge(&mut self, error: Option<&DiscoveryError>, now: Instant) -> Option<bool> {
+        let is_away = error.is_some_and(|error| error.kind() == DiscoveryErrorKind::Unavailable);
         let stands = self.told.is_some_and(|told| now.duration_since(told) < STANDS);
-        if away.is_some() == self.is_away || stands {
-            return;
+        if is_away == self.is_away || stands {
+            return None;
         }
-        (self.is_away, self.told) = (away.is_some(), Some(now));
-        match away {
-            Some(error) => event!(WARN, %error, "the backend does not answer"),
-            None => event!(WARN, "the backend answers again"),
-        }
+        (self.is_away, self.told) = (is_away, Some(now));
+        Some(is_away)
     }
 }
 
@@ -268,7 +274,7 @@ mod tests {
             // Whoever refuses is there.
             (31, Some(&refused), false),
         ] {
-            backend.tell(error, start + Duration::from_secs(second));
+            backend.judge(error, start + Duration::from_secs(second));
             assert_eq!(backend.is_away, is_away, "at {second} s");
         }
     }
