@@ -52,6 +52,7 @@ pub(crate) fn wake_all(wakers: impl IntoIterator<Item = Waker>) {
 /// Emits a tracing event: `event!(WARN, service = %name, "what happened")`.
 macro_rules! event {
     ($level:ident, $($field:tt)+) => {{
+        $crate::sync::assert_unlocked();
         ::tracing::event!(::tracing::Level::$level, $($field)+);
     }};
 }
@@ -280,6 +281,15 @@ mod tests {
         let lock = Mutex::new(());
         let _guard = lock.lock();
         assert_unlocked();
+    }
+
+    #[test]
+    #[cfg(debug_assertions)]
+    #[should_panic(expected = "while a lock of srpc is held")]
+    fn an_event_under_a_lock_is_detected() {
+        let lock = RwLock::<u8>::default();
+        let _guard = lock.read();
+        event!(DEBUG, "not reached");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::error::BoxError;
 use crate::instance::Address;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, assert_unlocked};
 use crate::transport::{Stream, Transport};
 
 /// The largest body of an answer, in bytes.
@@ -324,6 +324,7 @@ struct Connection {
 
 impl Connection {
     async fn connect(transport: &dyn Transport, host: Host<'_>) -> Result<Self, ExchangeError> {
+        assert_unlocked();
         let connected = transport.connect(host.address).await;
         let stream = connected.map_err(|error| ExchangeError::because("cannot connect", error))?;
         Self::open(stream).await.map_err(broken)

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::packed::Packed;
 use super::packing::Packing;
+use crate::sync::assert_unlocked;
 
 /// The number of a codec on the wire: 0 raw, 1 MessagePack, 2 JSON; a user's own from 128 up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +128,7 @@ impl Codec {
         value: &T,
         out: &mut Vec<u8>,
     ) -> Result<(), CodecError> {
+        assert_unlocked();
         match self {
             Self::MessagePack => rmp_serde::encode::write_named(out, value)
                 .map_err(|error| CodecError::new(self.id(), error)),
@@ -153,6 +155,7 @@ impl Codec {
         &self,
         value: &T,
     ) -> Result<Packed, CodecError> {
+        assert_unlocked();
         let mut packing = Packing::new();
         match self {
             Self::MessagePack => rmp_serde::encode::write_named(&mut packing, value)
@@ -167,6 +170,7 @@ impl Codec {
     /// # Errors
     /// If `body` is not this encoding of a `T`.
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, CodecError> {
+        assert_unlocked();
         match self {
             Self::MessagePack => {
                 // Read where it lies: a reader of any other kind has a buffer of its own.

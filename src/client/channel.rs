@@ -19,7 +19,7 @@ use super::{Connection, ConnectionSettings};
 use crate::call::{Call, Reply, after, has_runtime, no_runtime};
 use crate::discovery::{Endpoint, Outcome};
 use crate::error::{Error, Execution, Fate, Kind};
-use crate::sync::{Mutex, event};
+use crate::sync::{Mutex, assert_unlocked, event};
 use crate::transport::Transport;
 
 /// The way to one endpoint, shared by all calls to it: one connection, or as many as set.
@@ -395,6 +395,7 @@ impl Inner {
 
     async fn connect(&self) -> Result<Connection, Arc<str>> {
         let connecting = async {
+            assert_unlocked();
             let stream = self.transport.connect(&self.endpoint.instance().address).await?;
             let settings = self.settings.clone();
             Connection::open(stream, settings, Some(self.endpoint.clone())).await

@@ -24,7 +24,7 @@ use super::{HealthOverride, Registry, RegistryError, RegistryErrorKind};
 use crate::call::{NO_RUNTIME, has_runtime, until};
 use crate::error::{Panic, caught};
 use crate::instance::{Health, Instance, ServiceName};
-use crate::sync::{Mutex, event};
+use crate::sync::{Mutex, assert_unlocked, event};
 
 /// How long `close` may take, whatever the registry does.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -172,6 +172,7 @@ impl Registrar {
         if held.is_empty() {
             return;
         }
+        assert_unlocked();
         let deregistered = caught(async { shared.registry.deregister(&held).await });
         match timeout_at(deadline, deregistered).await {
             Ok(Ok(Ok(()))) => event!(INFO, instances = held.len(), "deregistered"),
@@ -361,6 +362,7 @@ async fn keep(shared: Arc<Shared>, _guard: TaskGuard) {
 
 /// One request, which ends in time: an answer for each registration that was asked about.
 async fn put(ask: Ask, registry: Arc<dyn Registry>, limit: Duration) -> Vec<Answer> {
+    assert_unlocked();
     let late = || RegistryError::unavailable(format!("no answer within {limit:?}"));
     match ask {
         Ask::Register(registration) => {

@@ -12,6 +12,7 @@ use super::{PickContext, Picker};
 use crate::discovery::EndpointStats;
 use crate::discovery::{Endpoint, EndpointSet};
 use crate::instance::Health;
+use crate::sync::assert_unlocked;
 
 /// How often a picker is asked for one attempt.
 const ASKS: u32 = 3;
@@ -34,6 +35,7 @@ const ASKS: u32 = 3;
 /// its neighbour. A weight of 0 comes last in its group, and counts nothing at all while another
 /// endpoint is usable. What is draining or unready is never taken: `None` if nothing else is there.
 pub fn guarded_pick(picker: &dyn Picker, set: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
+    assert_unlocked();
     let draw = &Cell::new(None);
     for _ in 0..ASKS {
         let Some(index) = picker.pick(set, cx) else { break };

@@ -12,6 +12,7 @@ use tower::{Service as TowerService, ServiceExt};
 use super::context::{Answered, Asked, Context, Request, Response, State};
 use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody, Packed, enter};
 use crate::error::{BoxError, Execution, Fate, Kind, Panic, Status, catch, discard};
+use crate::sync::assert_unlocked;
 
 /// What a handler's future comes to.
 pub type Outcome = Result<Answered, Failure>;
@@ -269,6 +270,7 @@ impl Guarded {
         codec: Option<Codec>,
         deadline: Instant,
     ) -> Result<Self, Failure> {
+        assert_unlocked();
         let start = || match seat.or_else(|| if in_place { handler.seat() } else { None }) {
             Some(mut seat) => {
                 seat.start(asked, codec);
@@ -297,6 +299,7 @@ impl Future for Guarded {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Outcome> {
+        assert_unlocked();
         // A handler that panicked is never polled again, so nothing half-done is seen.
         let Self { work, deadline } = &mut *self;
         let poll = || match work {

@@ -79,6 +79,7 @@ impl Shared {
         outliers: Outliers,
         probes: Probes,
     ) -> Self {
+        assert_unlocked();
         let endpoints = Arc::new(EndpointSet::default());
         let picker: Arc<dyn Picker> = Arc::from(selector.prepare(&endpoints));
         let pending = Snapshot {
