@@ -2,6 +2,7 @@
 
 mod builder;
 mod clock;
+mod event;
 mod group;
 mod listing;
 mod protection;
@@ -23,6 +24,8 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 pub use self::builder::MemoryRegistryBuilder;
+#[cfg(feature = "http")]
+pub(in crate::backend) use self::event::{RegistrationChange, RegistrationEvent};
 pub use self::listing::{Entry, Listing};
 pub use self::protection::Protection;
 #[cfg(feature = "http")]

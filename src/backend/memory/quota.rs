@@ -25,6 +25,14 @@ pub(in crate::backend) struct Owner {
     pub(in crate::backend) token: Option<Arc<str>>,
 }
 
+impl Owner {
+    /// The token's name, else the host; `None`: neither is known.
+    pub(in crate::backend) fn text(&self) -> Option<Arc<str>> {
+        let host = || (!self.host.is_empty()).then(|| Arc::clone(&self.host));
+        self.token.clone().or_else(host)
+    }
+}
+
 /// What a registry holds at most.
 #[derive(Clone, Debug)]
 pub(in crate::backend) struct Quota {

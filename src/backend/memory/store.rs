@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::Listing;
 use super::clock::LeaseClock;
+use super::event::{RegistrationChange, RegistrationEvent};
 use super::group::{Group, GroupName, Slot};
 use super::protection::{Protection, Reprieve, Threshold};
 use super::quota::{Ledger, Owner, Quota, weight};
@@ -216,7 +217,7 @@ impl Store {
             slot.lease == held.lease.id && slot.instance.epoch <= instance.epoch
         });
         if ours {
-            self.remove(&group, &instance.id);
+            self.remove(&group, &instance.id, RegistrationChange::Deregistered, None);
         }
     }
 
@@ -422,9 +423,7 @@ impl Store {
             }
         }
         for Due { group, id, .. } in due {
-            let slot = self.slot(&group, &id);
-            let address = slot.map(|slot| slot.instance.address.clone());
-            let ttl = slot.and_then(|slot| slot.ttl).unwrap_or_default();
+            let ttl = self.slot(&group, &id).and_then(|slot| slot.ttl).unwrap_or_default();
             if self.is_deaf(ttl, now) {
                 self.deferred.push(|| {
                     event!(WARN, "nobody renews: what runs out now is not proven gone");
@@ -432,17 +431,7 @@ impl Store {
                 self.blank_since = now;
                 self.blank_for = Some(ttl);
             }
-            let (service, expired) = (group.clone(), id.clone());
-            self.deferred.push(move || {
-                event!(
-                    INFO,
-                    service = service.as_ref().map(ServiceName::as_str),
-                    id = expired.as_str(),
-                    address = address.as_ref().map(Address::as_str),
-                    "lease expired"
-                );
-            });
-            self.remove(&group, &id);
+            self.remove(&group, &id, RegistrationChange::Expired, None);
         }
     }
 
@@ -549,6 +538,7 @@ impl Store {
         let freed = holder.map(|holder| &holder.account);
         let account = self.ledger.open(owner, weight(name, &instance), freed)?;
         self.free(name, &instance);
+        self.tell(RegistrationChange::Registered, name, &instance, owner.text());
         let slot = Slot {
             lease: format!("{:032x}", self.rng.random::<u128>()).into(),
             ttl: None,
@@ -576,6 +566,7 @@ impl Store {
             self.ledger.resize(&mut slot.account, weight(name, &instance))?;
         }
         self.free(name, &instance);
+        self.tell(RegistrationChange::Changed, name, &instance, None);
         if let Some(group) = self.groups.get_mut(name) {
             group.replace(instance);
         }
@@ -587,11 +578,18 @@ impl Store {
     fn free(&mut self, name: &GroupName, instance: &Instance) {
         let holder = self.holder(name, &instance.address).cloned();
         if let Some(holder) = holder.filter(|holder| *holder != instance.id) {
-            self.remove(name, &holder);
+            let by = instance.id.as_str().into();
+            self.remove(name, &holder, RegistrationChange::Replaced, Some(by));
         }
     }
 
-    fn remove(&mut self, name: &GroupName, id: &InstanceId) {
+    fn remove(
+        &mut self,
+        name: &GroupName,
+        id: &InstanceId,
+        change: RegistrationChange,
+        by: Option<Arc<str>>,
+    ) {
         let Some(group) = self.groups.get_mut(name) else {
             return;
         };
@@ -612,7 +610,20 @@ impl Store {
         if slot.kept {
             self.release();
         }
+        self.tell(change, name, &slot.instance, by);
         self.changed(name);
+    }
+
+    /// Notes what becomes of a registration, to be told once the store's lock is released.
+    fn tell(
+        &mut self,
+        change: RegistrationChange,
+        name: &GroupName,
+        instance: &Instance,
+        by: Option<Arc<str>>,
+    ) {
+        let event = RegistrationEvent::new(change, name.as_ref(), instance, by);
+        self.deferred.push(move || event.emit());
     }
 
     /// Lets a slot's lease run for `ttl` from now.

@@ -164,3 +164,61 @@ fn an_expiry_is_told_after_the_runtime_of_the_sweep_has_ended() {
     drop(first);
     second.block_on(async { tokio::time::timeout(TTL * 2, changed).await }).unwrap();
 }
+
+/// What was logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_is_told_what_becomes_of_each_registration() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .without_time()
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let registry = MemoryRegistry::new();
+    let first = registration("first", "tcp@a:1");
+    let lease = registry.register(&first).await.unwrap();
+    let mut newer = first.clone();
+    newer.instance.epoch += 1;
+    let held = [Held { registration: newer.clone(), lease }];
+    assert!(registry.renew(&held).await[0].is_ok());
+    assert!(registry.renew(&held).await[0].is_ok());
+    let mut second = registration("second", "tcp@a:1");
+    second.instance.epoch = newer.instance.epoch;
+    let lease = registry.register(&second).await.unwrap();
+    registry.deregister(&[Held { registration: second, lease }]).await.unwrap();
+    registry.register(&registration("third", "tcp@a:3")).await.unwrap();
+    tokio::time::sleep(2 * TTL).await;
+
+    let told = String::from_utf8(log.0.lock().clone()).unwrap();
+    let expected = [
+        ("registered", "first"),
+        ("changed", "first"),
+        ("replaced", "first"),
+        ("registered", "second"),
+        ("deregistered", "second"),
+        ("registered", "third"),
+        ("lease expired", "third"),
+    ];
+    let lines: Vec<&str> = told.lines().filter(|line| line.contains("memory::event")).collect();
+    assert_eq!(lines.len(), expected.len(), "{told}");
+    for (line, (what, id)) in lines.iter().zip(expected) {
+        assert!(line.contains(&format!(": {what}")), "{what}: {line}");
+        assert!(line.contains(&format!("id=\"{id}\"")), "{id}: {line}");
+    }
+}

@@ -104,17 +104,16 @@ impl Book {
         }
     }
 
-    /// It was taken back by one who knows its lease.
-    pub(super) fn taken_back(&mut self, back: &Held) {
+    /// It was taken back by one who knows its lease: what was registered then.
+    pub(super) fn taken_back(&mut self, back: &Held) -> Option<Registration> {
         let key = key(back);
+        let held = self.items.get(&key)?.held.as_ref()?;
+        let Registration { instance, .. } = &back.registration;
         let is_same =
-            self.items.get(&key).and_then(|item| item.held.as_ref()).is_some_and(|held| {
-                let epoch = held.registration.instance.epoch;
-                held.lease.id == back.lease.id && epoch <= back.registration.instance.epoch
-            });
-        if is_same {
-            self.close(&key);
-        }
+            held.lease.id == back.lease.id && held.registration.instance.epoch <= instance.epoch;
+        let registration = is_same.then(|| held.registration.clone())?;
+        self.close(&key);
+        Some(registration)
     }
 
     pub(super) fn held(&self, service: &ServiceName, id: &InstanceId) -> Option<Held> {

@@ -18,7 +18,7 @@ use self::book::Book;
 use self::news::News;
 use self::reading::Readings;
 use super::problem::Refusal;
-use crate::backend::memory::{Listing, Owner, Quota};
+use crate::backend::memory::{Listing, Owner, Quota, RegistrationChange, RegistrationEvent};
 use crate::call::after;
 use crate::discovery::Discovery;
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
@@ -96,16 +96,24 @@ impl Front {
         let until = after(Instant::now(), *ttl);
         self.book.lock().admit(service, instance, owner, until)?;
         let registered = self.asked(&self.writes, self.registry.register(&registration)).await;
-        let mut book = self.book.lock();
-        match &registered {
-            Ok(lease) => {
-                let until = after(Instant::now(), lease.ttl.unwrap_or(*ttl));
-                let (registration, lease) = (registration.clone(), lease.clone());
-                book.hold(Held { registration, lease }, owner, until);
+        let mut news = None;
+        {
+            let mut book = self.book.lock();
+            match &registered {
+                Ok(lease) => {
+                    let known = book.held(service, &instance.id);
+                    news = news_of(known.as_ref(), &registration, owner);
+                    let until = after(Instant::now(), lease.ttl.unwrap_or(*ttl));
+                    let (registration, lease) = (registration.clone(), lease.clone());
+                    book.hold(Held { registration, lease }, owner, until);
+                }
+                // It may be there all the same, for the time of its lease.
+                Err(error) if error.kind() == RegistryErrorKind::Unavailable => {}
+                Err(_) => book.refused(service, &instance.id),
             }
-            // It may be there all the same, for the time of its lease.
-            Err(error) if error.kind() == RegistryErrorKind::Unavailable => {}
-            Err(_) => book.refused(service, &instance.id),
+        }
+        if let Some(news) = news {
+            news.emit();
         }
         registered
     }
@@ -180,20 +188,35 @@ impl Front {
                 held.iter().map(|_| Err(again())).collect::<Vec<_>>()
             }
         };
-        let (mut book, now) = (self.book.lock(), Instant::now());
-        for (held, renewal) in held.iter().zip(&renewed) {
-            // What is lost stays on its account until its time is over: it may be on its way back.
-            if renewal.as_ref().is_ok_and(Renewal::holds) {
-                book.renewed(held, owner, self.limits.ttl, now);
+        let mut news = Vec::new();
+        {
+            let (mut book, now) = (self.book.lock(), Instant::now());
+            for (held, renewal) in held.iter().zip(&renewed) {
+                // What is lost stays on its account until its time is over: it may be on its way back.
+                if renewal.as_ref().is_ok_and(Renewal::holds) {
+                    let Registration { service, instance, .. } = &held.registration;
+                    // What another front has registered is no news.
+                    if let Some(known) = book.held(service, &instance.id) {
+                        news.extend(news_of(Some(&known), &held.registration, owner));
+                    }
+                    book.renewed(held, owner, self.limits.ttl, now);
+                }
             }
         }
+        news.iter().for_each(RegistrationEvent::emit);
         renewed
     }
 
     pub(super) async fn deregister(&self, held: &[Held]) -> Result<(), RegistryError> {
         self.asked(&self.writes, self.registry.deregister(held)).await?;
-        let mut book = self.book.lock();
-        held.iter().for_each(|held| book.taken_back(held));
+        let gone: Vec<Registration> = {
+            let mut book = self.book.lock();
+            held.iter().filter_map(|held| book.taken_back(held)).collect()
+        };
+        for Registration { service, instance, .. } in &gone {
+            let change = RegistrationChange::Deregistered;
+            RegistrationEvent::new(change, Some(service), instance, None).emit();
+        }
         Ok(())
     }
 
@@ -294,6 +317,21 @@ impl Front {
         let limit = self.limits.timeout;
         RegistryError::unavailable(format!("the backend has not answered within {limit:?}"))
     }
+}
+
+/// What a registration that the backend has taken changes of what this front knew.
+fn news_of(
+    known: Option<&Held>,
+    registration: &Registration,
+    owner: &Owner,
+) -> Option<RegistrationEvent> {
+    let Registration { service, instance, .. } = registration;
+    let change = match known.map(|held| held.registration.instance.epoch) {
+        None => RegistrationChange::Registered,
+        Some(epoch) if epoch < instance.epoch => RegistrationChange::Changed,
+        Some(_) => return None,
+    };
+    Some(RegistrationEvent::new(change, Some(service), instance, owner.text()))
 }
 
 /// What the backend says of this registry is not the fault of those who ask it.
