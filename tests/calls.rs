@@ -327,6 +327,9 @@ async fn closing_ends_what_is_in_flight() {
     assert_eq!(error.execution(), Execution::NotSent, "{error}");
 }
 
+/// Longer than replies wait, by far, in milliseconds.
+const LONG: u64 = 20;
+
 /// A server on a thread of its own, for handlers that hold it up, and a client of it.
 struct Apart {
     client: XClient,
@@ -343,10 +346,11 @@ impl Apart {
         let (stop, stopped) = oneshot::channel();
         let foo = foo.method("Ready", async |(): ()| Ok::<_, Status>(())).method(
             "Busy",
-            async |(): ()| {
-                // Longer than replies wait, by far.
-                thread::sleep(Duration::from_millis(20));
-                Ok::<_, Status>(())
+            async |ms: u64| {
+                if ms > 0 {
+                    thread::sleep(Duration::from_millis(ms));
+                }
+                Ok::<_, Status>(format!("{:?}", tokio::task::try_id()))
             },
         );
         let server = thread::spawn(|| {
@@ -357,7 +361,15 @@ impl Apart {
         });
         // Connected: what is called now at once is written at once, and read at once.
         client.call::<_, ()>("Foo.Ready", &()).await.unwrap();
-        Self { client, stop, server }
+        let scene = Self { client, stop, server };
+        // Until it is polled by the connection's own task: then one task answers one call after another.
+        while scene.busy(0).await != scene.busy(0).await {}
+        scene
+    }
+
+    /// Holds the connection's task up for so long. Tells by which task.
+    async fn busy(&self, ms: u64) -> String {
+        self.client.call("Foo.Busy", &ms).await.unwrap()
     }
 
     async fn end(self) {
@@ -379,7 +391,7 @@ async fn a_reply_does_not_wait_long_for_the_calls_that_were_read_with_it() {
     );
     let scene = Apart::of(foo).await;
     let busy = async {
-        scene.client.call::<_, ()>("Foo.Busy", &()).await.unwrap();
+        scene.busy(LONG).await;
         release.send(()).unwrap();
     };
     let ((), released) = tokio::join!(busy, scene.client.call::<_, bool>("Foo.Stuck", &()));
@@ -399,9 +411,7 @@ async fn a_call_whose_time_went_by_behind_one_that_was_read_with_it_is_not_start
     );
     let scene = Apart::of(foo).await;
     let count = Call::new("Foo.Count").args(&()).unwrap().timeout(Duration::from_millis(5));
-    let (busy, count) =
-        tokio::join!(scene.client.call::<_, ()>("Foo.Busy", &()), scene.client.send(count));
-    busy.unwrap();
+    let (_, count) = tokio::join!(scene.busy(LONG), scene.client.send(count));
     assert_eq!(count.unwrap_err().kind(), Kind::DeadlineExceeded);
     scene.client.call::<_, ()>("Foo.Ready", &()).await.unwrap();
     assert_eq!(started.load(SeqCst), 0);

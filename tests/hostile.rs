@@ -1,4 +1,5 @@
-//! What a careless caller, a client that does not read, or a runtime that ends costs the others.
+//! What a careless caller, a client that does not read, a handler that blocks or panics, or a runtime that
+//! ends costs the others.
 
 #![allow(clippy::unwrap_used, reason = "the whole file is tests")]
 
@@ -13,7 +14,7 @@ use srpc::call::{Codec, CodecId};
 use srpc::client::{Connection, ConnectionSettings};
 use srpc::discovery::{Discovery, DiscoveryError, Resolved, SnapshotStatus};
 use srpc::protocol::{CallHead, FrameType, Hello, Limits, MethodRef, encode_call, encode_frame};
-use srpc::server::{Answered, Asked, Handler, HandlerFuture, Method, Outcome};
+use srpc::server::{Answered, Asked, Handler, HandlerFuture, Method, Outcome, State};
 use srpc::transport::{Memory, Transport};
 use srpc::{
     Address, Call, Execution, Instance, Kind, Listener, Server, Service, ServiceName, Status,
@@ -114,6 +115,12 @@ async fn a_burst_of_cancels_does_not_cost_the_next_calls() {
 async fn a_client_that_does_not_read_is_not_read_either() {
     let started = Arc::new(AtomicUsize::new(0));
     let (network, address) = serve(Server::new().service(foo(&started))).await;
+    let other = client(&network, &[&address]);
+    // Until it is polled in the connection's task. Handlers that have tasks may start for a whole window.
+    for _ in 0..40 {
+        other.call::<_, String>("Foo.Large", &()).await.unwrap();
+    }
+    started.store(0, SeqCst);
     let mut stream = network.connect(&address).await.unwrap();
     let mut bytes = Vec::new();
     Hello::new(Limits::default()).encode(&mut bytes);
@@ -131,7 +138,6 @@ async fn a_client_that_does_not_read_is_not_read_either() {
     sleep(Duration::from_secs(5)).await;
     let most = started.load(SeqCst);
     assert!((9..=40).contains(&most), "{most} replies of 1 MiB were made");
-    let other = client(&network, &[&address]);
     assert_eq!(other.call::<_, u64>("Foo.Sleep", &1).await.unwrap(), 1);
 }
 
@@ -276,9 +282,13 @@ async fn a_panic_whose_payload_panics_costs_one_call() {
     let (network, address) = serve(Server::new().service(service)).await;
     let client = client(&network, &[&address]);
     beside(&client, async {
-        for method in ["Foo.Panic", "Foo.Later", "Foo.Panic"] {
-            let error = client.call::<_, ()>(method, &()).await.unwrap_err();
-            assert_eq!((error.kind(), error.execution()), (Kind::Internal, Execution::Executed));
+        for method in ["Foo.Panic", "Foo.Later"] {
+            // The first 32 in tasks, the others in the connection's task.
+            for _ in 0..40 {
+                let error = client.call::<_, ()>(method, &()).await.unwrap_err();
+                let told = (error.kind(), error.execution());
+                assert_eq!(told, (Kind::Internal, Execution::Executed));
+            }
         }
     })
     .await;
@@ -290,7 +300,8 @@ async fn a_handlers_future_that_panics_when_it_is_dropped_costs_no_call() {
     let (network, address) = serve(Server::new().service(service)).await;
     let client = client(&network, &[&address]);
     beside(&client, async {
-        for _ in 0..3 {
+        // The first 32 in tasks, the others in the connection's task.
+        for _ in 0..40 {
             client.send(Call::new("Foo.Leaves").args(&()).unwrap()).await.unwrap();
         }
     })
@@ -434,4 +445,94 @@ impl<S: tower::Service<Call>> tower::Service<Call> for Waits<S> {
     fn call(&mut self, _: Call) -> Self::Future {
         std::future::pending()
     }
+}
+
+/// Makes calls of `method` beside twenty others of its connection. How many of those are answered within
+/// half a second.
+async fn answered_beside(service: Service, method: &'static str, times: usize) -> usize {
+    let listener = Listener::bind("tcp@127.0.0.1:0").await.unwrap();
+    let list = StaticList::new([Instance::at(listener.address().clone())]);
+    tokio::spawn(Server::new().service(service).serve(listener, std::future::pending()));
+    let client = XClient::builder("Foo", list).deadline(Duration::from_secs(5)).build().unwrap();
+    let mut answered = 0;
+    for _ in 0..times {
+        let blocking = client.clone();
+        let blocking = tokio::spawn(async move { blocking.call::<_, u64>(method, &700_u64).await });
+        sleep(Duration::from_millis(20)).await;
+        let others: Vec<_> = (0..20)
+            .map(|_| {
+                let (client, call) = (client.clone(), call(1).timeout(Duration::from_millis(500)));
+                tokio::spawn(async move { client.send(call).await.is_ok() })
+            })
+            .collect();
+        for other in others {
+            answered += usize::from(other.await.unwrap());
+        }
+        blocking.await.unwrap().unwrap();
+    }
+    answered
+}
+
+fn block(ms: u64) -> Result<u64, Status> {
+    std::thread::sleep(Duration::from_millis(ms));
+    Ok(ms)
+}
+
+async fn block_in_place(ms: u64) -> Result<u64, Status> {
+    tokio::task::block_in_place(|| block(ms))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_method_that_blocks_costs_no_other_call() {
+    let foo = || foo(&Arc::default());
+    let unmarked = foo().method("Block", block_in_place);
+    assert_eq!(answered_beside(unmarked, "Foo.Block", 3).await, 60);
+    let in_task = foo().method_in_task("Block", block_in_place);
+    let layered = in_task.layer(tower::layer::util::Identity::new());
+    assert_eq!(answered_beside(layered, "Foo.Block", 1).await, 20);
+    let blocking = foo().blocking_method("Block", block);
+    assert_eq!(answered_beside(blocking, "Foo.Block", 3).await, 60);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_blocking_call_over_the_same_connection_ends_each_time() {
+    let cell = Arc::new(std::sync::OnceLock::<XClient>::new());
+    let foo = Service::with_state("Foo", Arc::clone(&cell))
+        .method("Nested", async |client: State<std::sync::OnceLock<XClient>>, x: u64| {
+            let client = client.get().unwrap().clone();
+            tokio::task::block_in_place(|| {
+                let call = async { client.call::<_, u64>("Foo.Echo", &x).await };
+                tokio::runtime::Handle::current().block_on(call).map_err(|e| e.to_string())
+            })
+        })
+        .method("Echo", async |x: u64| Ok::<_, Status>(x));
+    let (network, address) = serve(Server::new().service(foo)).await;
+    let client = client(&network, &[&address]);
+    assert!(cell.set(client.clone()).is_ok());
+    for x in 0..200 {
+        // In memory a call may take less than what counts as short: time alone does not find it.
+        let nested = timeout(Duration::from_secs(5), client.call::<_, u64>("Foo.Nested", &x));
+        assert_eq!(nested.await.unwrap().unwrap(), x);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocking_method_takes_what_others_take_and_ends_as_they_do() {
+    let foo = Service::with_state("Foo", 40_u64)
+        .blocking_method("Add", |state: State<u64>, x: u64| Ok::<_, Status>(*state + x))
+        .blocking_method("Who", |context: srpc::server::Context, (): ()| {
+            Ok::<_, Status>(context.method().to_owned())
+        })
+        .blocking_method("All", |state: State<u64>, context: srpc::server::Context, x: u64| {
+            Ok::<_, Status>((*state + x, srpc::call::inherited() == Some(context.deadline())))
+        })
+        .blocking_method("Panic", |(): ()| -> Result<(), Status> { panic!("on purpose") });
+    let (network, address) = serve(Server::new().service(foo)).await;
+    let client = client(&network, &[&address]);
+    assert_eq!(client.call::<_, u64>("Foo.Add", &2).await.unwrap(), 42);
+    assert_eq!(client.call::<_, String>("Foo.Who", &()).await.unwrap(), "Foo.Who");
+    assert_eq!(client.call::<_, (u64, bool)>("Foo.All", &2).await.unwrap(), (42, true));
+    let error = client.call::<_, ()>("Foo.Panic", &()).await.unwrap_err();
+    assert_eq!((error.kind(), error.execution()), (Kind::Internal, Execution::Executed));
+    assert!(error.message().contains("on purpose"), "{error}");
 }

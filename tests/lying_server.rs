@@ -1009,9 +1009,16 @@ async fn a_silent_server_is_left_at_the_deadline() {
 #[tokio::test]
 async fn a_server_that_answers_no_ping_keeps_no_idempotent_call() {
     let honest = Honest::start().await;
-    let liar = Liar::start(async |mut line: Line| {
-        line.shake().await;
-        line.listen().await;
+    // Only its first connection shakes hands: a probe that dials anew hears nothing either.
+    let connections = AtomicUsize::new(0);
+    let liar = Liar::start(move |mut line: Line| {
+        let is_first = connections.fetch_add(1, SeqCst) == 0;
+        async move {
+            if is_first {
+                line.shake().await;
+            }
+            line.listen().await;
+        }
     })
     .await;
     let mut settings = impatient();

@@ -12,6 +12,7 @@ mod pool;
 mod race;
 mod runtime;
 mod time;
+mod watched;
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub use self::packed::Packed;
 pub(crate) use self::race::Racer;
 pub(crate) use self::runtime::{NO_RUNTIME, has_runtime, no_runtime};
 pub(crate) use self::time::{Moment, Stamp, after, until};
+pub(crate) use self::watched::{call_begins, watch_calls};
 use crate::error::{Error, Fate, Kind};
 use crate::instance::Address;
 

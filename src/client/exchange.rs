@@ -12,7 +12,7 @@ use super::in_flight::{Pending, Polled, Removed};
 use super::outcome::outcome;
 use super::shared::{Phase, Shared, State};
 use super::sync::MutexGuard;
-use crate::call::{BodyRef, Call, MethodName, Moment, Reply, Stamp, Terms};
+use crate::call::{BodyRef, Call, MethodName, Moment, Reply, Stamp, Terms, call_begins};
 use crate::discovery::Outcome;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{
@@ -103,6 +103,7 @@ impl Flight {
         now: Moment,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Answer, Error>> {
+        call_begins(cx.waker());
         self.started = now.stamp;
         if let Some(endpoint) = &shared.endpoint {
             endpoint.stats().start();

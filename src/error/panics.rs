@@ -9,6 +9,8 @@ use std::task::Poll;
 
 use tokio::task::JoinError;
 
+use crate::sync::assert_unlocked;
+
 type Payload = Box<dyn Any + Send>;
 
 /// A payload's drop may panic with another payload. This many are dropped; the next one is leaked.
@@ -59,6 +61,7 @@ pub(crate) fn discard<T>(value: T) {
 pub(crate) async fn caught<F: Future>(future: F) -> Result<F::Output, Panic> {
     let mut future = pin!(Some(future));
     let ended = poll_fn(|cx| {
+        assert_unlocked();
         let poll = || match future.as_mut().as_pin_mut() {
             Some(future) => future.poll(cx),
             None => Poll::Pending,

@@ -6,10 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
+use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::Instant;
 use tower::{Service as TowerService, ServiceExt};
 
 use super::context::{Answered, Asked, Context, Request, Response, State};
+use super::reply::expired;
 use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody, Packed, enter};
 use crate::error::{BoxError, Execution, Fate, Kind, Panic, Status, catch, discard};
 use crate::sync::assert_unlocked;
@@ -74,6 +76,12 @@ pub trait Handler: Send + Sync + 'static {
     fn seat(&self) -> Option<Box<dyn Seat>> {
         None
     }
+
+    /// Whether its calls always have tasks of their own, so that no connection's task ever polls one.
+    /// Default: false.
+    fn runs_in_task(&self) -> bool {
+        false
+    }
 }
 
 /// Memory in which one call of a handler after another runs.
@@ -128,6 +136,96 @@ method_form!(fn(A), (), |_state, _context|);
 method_form!(fn(Context, A), (Context), |_state, context| context);
 method_form!(fn(State<S>, A), (State<S>), |state, _context| State(state));
 method_form!(fn(State<S>, Context, A), (State<S>, Context), |state, context| State(state), context);
+
+/// A function that may block and can be a method of a service with state `S`: it takes what a
+/// [`Method`] takes, is not async, and runs on the runtime's blocking pool.
+///
+/// `Form` tells the forms apart and is inferred.
+pub trait BlockingMethod<S, Form>: Send + Sync + 'static {
+    /// Erases the function.
+    fn into_handler(self, state: Arc<S>) -> Arc<dyn Handler>;
+}
+
+macro_rules! blocking_form {
+    ($form:ty, ($($param:ty),*), |$state:ident, $context:ident| $($arg:expr),*) => {
+        impl<S, F, A, R, E> BlockingMethod<S, $form> for F
+        where
+            S: Send + Sync + 'static,
+            F: Fn($($param,)* A) -> Result<R, E> + Clone + Send + Sync + 'static,
+            A: FromBody + Send + 'static,
+            R: IntoBody + Send + 'static,
+            E: Into<Status> + 'static,
+        {
+            fn into_handler(self, state: Arc<S>) -> Arc<dyn Handler> {
+                let handler = Function(move |asked: Asked, codec: Option<Codec>| {
+                    let function = self.clone();
+                    let $state = Arc::clone(&state);
+                    async move {
+                        let Asked { context: $context, body, .. } = asked;
+                        let args = decode::<A>(&codec, body)?;
+                        let deadline = $context.deadline();
+                        run_blocking(deadline, move || {
+                            let _ = (&$state, &$context);
+                            let result = function($($arg,)* args);
+                            encode(codec, result)
+                        })
+                        .await
+                    }
+                });
+                Arc::new(InTask(Arc::new(handler)))
+            }
+        }
+    };
+}
+
+blocking_form!(fn(A), (), |_state, context|);
+blocking_form!(fn(Context, A), (Context), |_state, context| context);
+blocking_form!(fn(State<S>, A), (State<S>), |state, context| State(state));
+blocking_form!(
+    fn(State<S>, Context, A),
+    (State<S>, Context),
+    |state, context| State(state),
+    context
+);
+
+/// Runs a function on the blocking pool, under its caller's deadline.
+async fn run_blocking(
+    deadline: Instant,
+    run: impl FnOnce() -> Outcome + Send + 'static,
+) -> Outcome {
+    /// A function that has not begun when its caller leaves never begins.
+    struct Queued(AbortHandle);
+
+    impl Drop for Queued {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+
+    let task = spawn_blocking(move || {
+        if Instant::now() >= deadline { Err(expired()) } else { enter(deadline, run) }
+    });
+    let _queued = Queued(task.abort_handle());
+    task.await.unwrap_or_else(|error| {
+        Err(match Panic::of_task(error) {
+            Some(panic) => panicked(&panic),
+            None => Failure::new(Kind::Unavailable, Fate::HandlerDropped, "the runtime ended"),
+        })
+    })
+}
+
+/// A handler whose calls always have tasks.
+pub(super) struct InTask(pub(super) Arc<dyn Handler>);
+
+impl Handler for InTask {
+    fn handle(&self, asked: Asked, codec: Option<Codec>) -> HandlerFuture {
+        self.0.handle(asked, codec)
+    }
+
+    fn runs_in_task(&self) -> bool {
+        true
+    }
+}
 
 impl<F> Handler for F
 where
@@ -229,7 +327,11 @@ pub(super) fn codec_of(id: CodecId, own: &[Codec]) -> Option<Codec> {
 }
 
 /// A stack of layers around a method. A stack that is not ready is awaited within the call.
-pub(super) struct Layered<T>(pub(super) T);
+pub(super) struct Layered<T> {
+    pub(super) stack: T,
+    /// What its handler says of [`Handler::runs_in_task`].
+    pub(super) in_task: bool,
+}
 
 impl<T> Handler for Layered<T>
 where
@@ -238,11 +340,15 @@ where
     T::Future: Send,
 {
     fn handle(&self, asked: Asked, _: Option<Codec>) -> HandlerFuture {
-        let stack = self.0.clone();
+        let stack = self.stack.clone();
         Box::pin(async move {
             let answer = stack.oneshot(Request::from(asked)).await;
             answer.map(Answered::from).map_err(|error| Failure::from_boxed(error.into()))
         })
+    }
+
+    fn runs_in_task(&self) -> bool {
+        self.in_task
     }
 }
 
@@ -256,22 +362,42 @@ pub(super) struct Guarded {
 enum Work {
     Seated(Box<dyn Seat>),
     Boxed(HandlerFuture),
+    /// It is started by its first poll, in its own task.
+    Unstarted(Box<Unstarted>),
     /// It panicked, or was taken out: nothing is left of it.
     Over,
 }
 
+struct Unstarted {
+    handler: Arc<dyn Handler>,
+    asked: Asked,
+    codec: Option<Codec>,
+}
+
+impl Work {
+    /// Starts it, unless it is started.
+    fn begin(&mut self) {
+        match mem::replace(self, Self::Over) {
+            Self::Unstarted(unstarted) => {
+                let Unstarted { handler, asked, codec } = *unstarted;
+                *self = Self::Boxed(handler.handle(asked, codec));
+            }
+            started => *self = started,
+        }
+    }
+}
+
 impl Guarded {
-    /// Starts a handler in a seat: the one given, or, if it is polled `in_place`, one of its own.
+    /// Starts a handler that is polled in place: in the seat given, or in one of its own, if it has any.
     pub(super) fn start(
         seat: Option<Box<dyn Seat>>,
-        in_place: bool,
         handler: &dyn Handler,
         asked: Asked,
         codec: Option<Codec>,
         deadline: Instant,
     ) -> Result<Self, Failure> {
         assert_unlocked();
-        let start = || match seat.or_else(|| if in_place { handler.seat() } else { None }) {
+        let start = || match seat.or_else(|| handler.seat()) {
             Some(mut seat) => {
                 seat.start(asked, codec);
                 Work::Seated(seat)
@@ -281,6 +407,17 @@ impl Guarded {
         // It may panic before there is a future.
         let work = catch(|| enter(deadline, start)).map_err(|panic| panicked(&panic))?;
         Ok(Self { work, deadline })
+    }
+
+    /// A handler that is started by its first poll.
+    pub(super) fn later(
+        handler: Arc<dyn Handler>,
+        asked: Asked,
+        codec: Option<Codec>,
+        deadline: Instant,
+    ) -> Self {
+        let unstarted = Unstarted { handler, asked, codec };
+        Self { work: Work::Unstarted(Box::new(unstarted)), deadline }
     }
 
     /// Its seat, for the next call, once it has ended.
@@ -302,10 +439,15 @@ impl Future for Guarded {
         assert_unlocked();
         // A handler that panicked is never polled again, so nothing half-done is seen.
         let Self { work, deadline } = &mut *self;
-        let poll = || match work {
-            Work::Seated(seat) => seat.poll(cx),
-            Work::Boxed(future) => future.as_mut().poll(cx),
-            Work::Over => Poll::Pending,
+        let poll = || {
+            if matches!(work, Work::Unstarted(_)) {
+                work.begin();
+            }
+            match work {
+                Work::Seated(seat) => seat.poll(cx),
+                Work::Boxed(future) => future.as_mut().poll(cx),
+                Work::Unstarted(_) | Work::Over => Poll::Pending,
+            }
         };
         match catch(|| enter(*deadline, poll)) {
             Ok(poll) => poll,

@@ -3,7 +3,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
-use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -13,16 +12,13 @@ use super::job::{Job, Ticket};
 use super::methods::Methods;
 use super::reply::{expired, is_large, put_reply, send_reply, too_large};
 use super::session::{Session, State};
-use super::shared::deadline_in;
+use super::shared::{SLOW, deadline_in};
 use crate::call::CodecId;
 use crate::error::Kind;
 use crate::protocol::{
     CallRest, Flags, FrameType, Header, Payload, WireError, decode_call_of, encode_frame,
 };
 
-/// A handler that computes for longer than this when polled in place, twice, gets a task of its own
-/// from then on.
-const SLOW: Duration = Duration::from_micros(200);
 /// How many of one read's replies are gathered before they are written: their client can work on them
 /// meanwhile. Those of half of a read, but no fewer than the least: a write costs as much as some of them.
 /// The least is less than what its client waits for before it writes: so the client has work again while
@@ -126,9 +122,14 @@ impl Intake {
         };
         let asked = Asked { context, codec, body: payload.packed(before_body) };
         let in_place = known.entry.runs_in_place();
-        let handler = &*known.entry.handler;
-        let seat = if in_place { known.seat.take() } else { None };
-        let mut handler = match Guarded::start(seat, in_place, handler, asked, own, deadline) {
+        let untried = (!in_place).then(|| Arc::clone(&known.entry));
+        let handler = &known.entry.handler;
+        let started = if in_place {
+            Guarded::start(known.seat.take(), &**handler, asked, own, deadline)
+        } else {
+            Ok(Guarded::later(Arc::clone(handler), asked, own, deadline))
+        };
+        let mut handler = match started {
             Ok(handler) => handler,
             Err(failure) => {
                 self.answer(session, id, Err(failure));
@@ -141,8 +142,9 @@ impl Intake {
         if in_place {
             let polled = Pin::new(&mut handler).poll(&mut TaskContext::from_waker(Waker::noop()));
             let after = Instant::now();
-            if after.duration_since(*since) > SLOW {
-                known.entry.was_slow();
+            let took = after.duration_since(*since);
+            if took > SLOW {
+                known.entry.was_slow(took);
             }
             *since = after;
             match polled {
@@ -163,8 +165,7 @@ impl Intake {
         }
         let ticket = ticket.hold(&session.server, bytes);
         let max_reply = self.max_reply;
-        let started = in_place;
-        session.spawn(Job { id, handler, ticket, deadline, started, notify, awaited, max_reply });
+        session.spawn(Job { id, handler, ticket, deadline, untried, notify, awaited, max_reply });
         Ok(())
     }
 

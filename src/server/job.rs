@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Poll, Waker};
+use std::task::Waker;
 
 use tokio::time::Instant;
 
@@ -24,8 +24,8 @@ pub(super) struct Job {
     pub(super) handler: Guarded,
     pub(super) ticket: Ticket,
     pub(super) deadline: Instant,
-    /// It was polled in place before.
-    pub(super) started: bool,
+    /// Its method, if it was not polled yet: its first poll is tried out.
+    pub(super) untried: Option<Arc<Entry>>,
     /// The handler's start is answer enough.
     pub(super) notify: bool,
     /// The caller waits: it has no acknowledgement yet.
@@ -36,7 +36,7 @@ pub(super) struct Job {
 impl Session {
     /// Gives a call a task of its own, which the table can end.
     pub(super) fn spawn(self: &Arc<Self>, job: Job) {
-        let Job { id, mut handler, ticket, deadline, started, notify, awaited, max_reply } = job;
+        let Job { id, mut handler, ticket, deadline, untried, notify, awaited, max_reply } = job;
         let bytes = ticket.bytes;
         {
             let mut state = self.state.lock();
@@ -48,19 +48,23 @@ impl Session {
         // place, which takes the lock.
         let task = tokio::spawn(async move {
             // A busy runtime may come to it late, and before the keeper does.
-            if !started && Instant::now() >= deadline {
+            if untried.is_some() && Instant::now() >= deadline {
                 return place.end(Err(expired()), max_reply).await;
             }
-            if notify && awaited {
-                let started = poll_fn(|cx| Poll::Ready(Pin::new(&mut handler).poll(cx))).await;
-                match started {
-                    Poll::Ready(outcome) => {
-                        return place.end(outcome.map(|_| Answered::default()), max_reply).await;
-                    }
-                    Poll::Pending => place.acknowledge(),
+            let mut untried = untried;
+            let outcome = poll_fn(|cx| {
+                let Some(entry) = untried.take() else { return Pin::new(&mut handler).poll(cx) };
+                let task = cx.waker().data();
+                let polled = entry.try_out(task, || Pin::new(&mut handler).poll(cx));
+                if notify && polled.is_pending() {
+                    place.acknowledge();
                 }
-            }
-            let outcome = handler.await;
+                polled
+            })
+            .await;
+            // Its memory is not kept while its result waits to be read.
+            drop(handler);
+            let outcome = if notify { outcome.map(|_| Answered::default()) } else { outcome };
             place.end(outcome, max_reply).await;
         });
         self.state.lock().running.started(id, task.abort_handle());

@@ -24,7 +24,7 @@ use std::fmt;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -32,7 +32,9 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 pub use self::context::{Answered, Asked, Context, Request, Response, State};
-pub use self::handler::{Failure, Handler, HandlerFuture, Method, MethodService, Outcome, Seat};
+pub use self::handler::{
+    BlockingMethod, Failure, Handler, HandlerFuture, Method, MethodService, Outcome, Seat,
+};
 use self::house::House;
 use self::limit::Limit;
 pub use self::limit::{Adaptive, Concurrency, ServerStats};
@@ -279,14 +281,7 @@ impl Server {
             for (name, handler) in parts.methods {
                 let name: Arc<str> = format!("{}.{name}", parts.name).into();
                 let codecs = Arc::clone(&parts.codecs);
-                let entry = Entry {
-                    name: Arc::clone(&name),
-                    number,
-                    handler,
-                    codecs,
-                    away: AtomicU32::new(0),
-                    suspect: AtomicU32::new(0),
-                };
+                let entry = Entry::new(Arc::clone(&name), number, handler, codecs);
                 number += 1;
                 methods.insert(name, Arc::new(entry));
             }

@@ -8,7 +8,7 @@ use tower::Layer;
 use tower::Service as TowerService;
 
 use super::context::{Request, Response};
-use super::handler::{Handler, Layered, Method, MethodService};
+use super::handler::{BlockingMethod, Handler, InTask, Layered, Method, MethodService};
 use crate::call::{Codec, MethodName};
 use crate::error::BoxError;
 use crate::instance::{InvalidServiceName, ServiceName};
@@ -56,6 +56,42 @@ impl<S: Send + Sync + 'static> Service<S> {
         self
     }
 
+    /// Adds a method whose calls always have tasks of their own: the task of their connection never polls
+    /// one. It is for a method that now and then blocks its thread or computes for long. Without this mark
+    /// a server finds out by itself, as `docs/DESIGN.md` says. A task that blocks still takes a thread of
+    /// the runtime; [`blocking_method`](Self::blocking_method) takes one of the blocking pool.
+    #[must_use]
+    pub fn method_in_task<Form>(
+        mut self,
+        name: impl Into<String>,
+        function: impl Method<S, Form>,
+    ) -> Self {
+        let handler = function.into_handler(Arc::clone(&self.state));
+        self.methods.insert(name.into(), Arc::new(InTask(handler)));
+        self
+    }
+
+    /// Adds a method that blocks: a function that is not async. It runs on the runtime's blocking pool.
+    /// Calls that it makes by `Handle::block_on` end by its caller's deadline, as in other handlers. It is
+    /// not started once that has passed. Once it runs, it cannot be stopped: if its caller leaves, it keeps
+    /// its thread, of which the pool has 512 by default.
+    ///
+    /// ```
+    /// # use srpc::Service;
+    /// let files = Service::new("Files").blocking_method("Size", |path: String| {
+    ///     std::fs::metadata(path).map(|file| file.len()).map_err(|error| error.to_string())
+    /// });
+    /// ```
+    #[must_use]
+    pub fn blocking_method<Form>(
+        mut self,
+        name: impl Into<String>,
+        function: impl BlockingMethod<S, Form>,
+    ) -> Self {
+        self.methods.insert(name.into(), function.into_handler(Arc::clone(&self.state)));
+        self
+    }
+
     /// Adds a codec of one's own; calls before this one are not affected. Default: MessagePack,
     /// JSON and raw bodies.
     #[must_use]
@@ -76,7 +112,8 @@ impl<S: Send + Sync + 'static> Service<S> {
         for handler in self.methods.values_mut() {
             let method =
                 MethodService { handler: Arc::clone(handler), codecs: Arc::clone(&self.codecs) };
-            *handler = Arc::new(Layered(layer.layer(method)));
+            let in_task = handler.runs_in_task();
+            *handler = Arc::new(Layered { stack: layer.layer(method), in_task });
         }
         self
     }

@@ -1,6 +1,8 @@
 //! One call to every instance at once.
 
 use std::borrow::Cow;
+use std::future::poll_fn;
+use std::task::Poll;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -8,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::XClient;
-use crate::call::{Call, Reply, has_runtime, no_runtime};
+use crate::call::{Call, Reply, call_begins, has_runtime, no_runtime};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::instance::Address;
 
@@ -145,6 +147,12 @@ impl XClient {
         if !has_runtime() {
             return Err(no_runtime(Fate::NoConnection));
         }
+        // The legs are polled by tasks of their own.
+        poll_fn(|cx| {
+            call_begins(cx.waker());
+            Poll::Ready(())
+        })
+        .await;
         let mut legs = JoinSet::new();
         for (at, address) in addresses.iter().enumerate() {
             let (client, call) = (self.clone(), call.clone().only(address.clone()));

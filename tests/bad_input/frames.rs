@@ -624,7 +624,7 @@ pub(crate) fn calls() -> Vec<Case> {
         ),
         case(
             "a deadline that passes",
-            Call { remaining_ms: 1, ..Call::wait() }.frame(1),
+            Call { remaining_ms: 50, ..Call::wait() }.frame(1),
             error(1, DEADLINE_EXCEEDED, MAYBE_EXECUTED, "dropped at its deadline"),
         ),
         case("flags of a call", frame(CALL, SKIP | IDEMPOTENT, 1, &full), result(1, [3])),

@@ -180,9 +180,9 @@ impl Outliers {
         });
         match &mut case.out {
             None if stats.is_suspect() => {
-                let until = after(now, jittered(&mut state.rng, self.settings.probe_interval));
                 case.opened = now;
-                case.out = Some(Out { until, probing: false, suspicion: true });
+                // Probed at once: if one handler holds up its connection, a new one is answered.
+                case.out = Some(Out { until: now, probing: false, suspicion: true });
                 self.ejections.fetch_add(1, Relaxed);
             }
             // Nobody has heard of it: no user's call is to find out, but a probe, and now.
