@@ -1,11 +1,12 @@
 //! Counts of refused connections and requests by limit and host, logged once a minute.
 
-use crate::sync::{Mutex, event};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::sync::{Mutex, event};
 
 /// How often one limit's refusals of one host are logged at most.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);

@@ -5,11 +5,11 @@ mod waiting;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::sync::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub(crate) use self::waiting::Entered;
+use crate::sync::Mutex;
 
 /// A connection that holds a slot and may be evicted from it.
 pub(crate) trait Evictable: Send + Sync + 'static {

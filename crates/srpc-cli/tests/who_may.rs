@@ -709,7 +709,7 @@ fn one_address_that_takes_all_its_connections_takes_none_of_anothers() {
     let poll = format!("GET /v1/instances?service=Foo&revision={revision}&wait=60s HTTP/1.1");
     let mut polls: Vec<TcpStream> = (0..2).map(|_| from(other, at)).collect();
     for stream in &mut polls {
-        stream.write_all(format!("{poll}\r\nhost: registry\r\n\r\n").as_bytes()).unwrap();
+        stream.write_all(format!("{poll}\r\nhost: localhost\r\n\r\n").as_bytes()).unwrap();
     }
     eventually(PATIENCE, "one more is refused", || {
         let refused = over(from(other, at), "GET /v1/services HTTP/1.1", "").unwrap();

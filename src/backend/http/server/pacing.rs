@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::sync::Mutex;
 use tokio::time::Instant;
+
+use crate::sync::Mutex;
 
 /// The longest wait that is told, but for one turn.
 const MAX_WAIT: Duration = Duration::from_secs(30);

@@ -370,7 +370,10 @@ async fn the_longest_silent_connection_is_evicted_and_one_in_use_is_not() {
     let (_stop, _serving) = start(&net, server).await;
     let mut polling = net.connect(&AT.parse().unwrap()).await.unwrap();
     let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
-    polling.write_all(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+    polling
+        .write_all(format!("GET {target} HTTP/1.1\r\nhost: r\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let mut silent = net.connect(&AT.parse().unwrap()).await.unwrap();
     let start = Instant::now();
     assert!(raw(&net, GET_LIST).await.starts_with("HTTP/1.1 200"));
@@ -385,7 +388,7 @@ async fn the_longest_silent_connection_is_evicted_and_one_in_use_is_not() {
 /// As a registrar does: a renewal every 5 s over a connection that is kept. How many were answered, and
 /// how many were not.
 async fn renewing(net: Memory, first: Duration, until: Instant) -> (usize, usize) {
-    let renew = "POST /v1/renew HTTP/1.1\r\ncontent-type: application/json\r\n\
+    let renew = "POST /v1/renew HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\n\
                  content-length: 11\r\n\r\n{\"held\":[]}";
     let (mut answered, mut failed, mut kept) = (0, 0, None);
     sleep(first).await;
@@ -445,7 +448,7 @@ async fn a_connection_beyond_the_cap_is_told_why() {
     let (_stop, _serving) = start(&net, server).await;
     let mut busy = net.connect(&AT.parse().unwrap()).await.unwrap();
     let target = format!("/v1/instances?service=Foo&revision={revision}&wait=60s");
-    busy.write_all(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes()).await.unwrap();
+    busy.write_all(format!("GET {target} HTTP/1.1\r\nhost: r\r\n\r\n").as_bytes()).await.unwrap();
     sleep(Duration::from_millis(10)).await;
     let answer = raw(&net, GET_LIST).await;
     assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
@@ -476,7 +479,7 @@ async fn a_refused_request_is_read_whole_or_its_answer_says_that_it_closes() {
     ] {
         sleep(Duration::from_secs(10)).await;
         let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
-        let mut head = format!("{first} HTTP/1.1\r\ncontent-length: {length}\r\n");
+        let mut head = format!("{first} HTTP/1.1\r\nhost: r\r\ncontent-length: {length}\r\n");
         if !headers.is_empty() {
             head.push_str(&headers);
             head.push_str("\r\n");
