@@ -10,6 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use srpc::backend::http::{HttpRegistry, RegistryServer};
 use srpc::backend::static_list::StaticList;
 use srpc::call::Call;
@@ -314,6 +315,52 @@ async fn connections_count_against_their_hosts_cap_before_they_are_established()
     drop(silent);
     tokio::time::sleep(Duration::from_secs(1)).await;
     ask(dialling, &serving.address).await.unwrap();
+}
+
+/// A network in which `multi` has two addresses.
+struct Multi(Memory);
+
+#[async_trait]
+impl Transport for Multi {
+    fn speaks(&self, protocol: &str) -> bool {
+        self.0.speaks(protocol)
+    }
+
+    async fn connect(&self, address: &Address) -> io::Result<Stream> {
+        self.0.connect(address).await
+    }
+
+    async fn resolve(&self, _: &Address) -> io::Result<Vec<Address>> {
+        Ok(["tcp@10.0.0.8:1", "tcp@10.0.0.9:1"].map(|place| place.parse().unwrap()).into())
+    }
+
+    async fn bind(&self, address: &Address) -> io::Result<Listener> {
+        self.0.bind(address).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_proves_the_name_at_whatever_address_it_was_dialled() {
+    let authority = Authority::new("ours");
+    for (name, is_proved) in [("multi", true), ("10.0.0.9", false)] {
+        let network = Memory::new();
+        // It takes connections and says nothing.
+        let _silent = network.bind(&"tcp@10.0.0.8:1".parse().unwrap()).await.unwrap();
+        let tls = over(&network, server_tls(&authority.issue(&[name])));
+        let _serving = Serving::on(&tls, "tls@10.0.0.9:1").await;
+        let client = Tls::client(ClientTls::new(authority.pem())).over(Arc::new(Multi(network)));
+        let client = client.build().unwrap();
+        let start = Instant::now();
+        let address = "tls@multi:1".parse().unwrap();
+        match timeout(PATIENCE, client.connect(&address)).await {
+            Ok(Ok(stream)) => {
+                assert!(is_proved, "a certificate for {name}");
+                assert_eq!(stream.peer().identity.as_deref(), Some("multi"));
+                assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+            }
+            _ => assert!(!is_proved, "a certificate for {name}"),
+        }
+    }
 }
 
 async fn connect(network: &Memory, address: &str) -> Stream {

@@ -22,14 +22,32 @@ use tokio::net::{TcpListener, UdpSocket};
 pub(crate) struct Zone {
     pub(crate) address: SocketAddr,
     pub(crate) zone: Arc<InMemoryZoneHandler>,
-    failing: Arc<Mutex<Option<ResponseCode>>>,
+    failing: Arc<Mutex<Option<Failing>>>,
     server: tokio::sync::Mutex<Option<Server<Switch>>>,
 }
 
 /// Answers from the zone, or that it failed.
 struct Switch {
     catalog: Catalog,
-    failing: Arc<Mutex<Option<ResponseCode>>>,
+    failing: Arc<Mutex<Option<Failing>>>,
+}
+
+/// Which questions are answered by a code in place of the zone.
+#[derive(Clone)]
+struct Failing {
+    code: ResponseCode,
+    /// `None`: of every kind.
+    kind: Option<RecordType>,
+    /// `None`: of every name.
+    name: Option<LowerName>,
+}
+
+impl Failing {
+    fn hits(&self, request: &Request) -> bool {
+        let Some(asked) = request.queries.queries().first() else { return true };
+        self.kind.is_none_or(|kind| asked.query_type() == kind)
+            && self.name.as_ref().is_none_or(|name| asked.name() == name)
+    }
 }
 
 #[async_trait]
@@ -39,10 +57,10 @@ impl RequestHandler for Switch {
         request: &Request,
         mut response: R,
     ) -> ResponseInfo {
-        let failing = *self.failing.lock();
-        match failing {
+        let failing = self.failing.lock().clone();
+        match failing.filter(|failing| failing.hits(request)) {
             None => self.catalog.handle_request::<R, T>(request, response).await,
-            Some(code) => {
+            Some(Failing { code, .. }) => {
                 let builder = MessageResponseBuilder::new(&request.queries, None);
                 let message = builder.error_msg(&request.metadata, code);
                 response.send_response(message).await.unwrap()
@@ -95,7 +113,13 @@ impl Zone {
 
     /// Answers with this from now on; `None`: with what is in the zone.
     pub(crate) fn fail(&self, code: Option<ResponseCode>) {
-        *self.failing.lock() = code;
+        *self.failing.lock() = code.map(|code| Failing { code, kind: None, name: None });
+    }
+
+    /// Answers with this only the questions of one kind, and of one name where one is given.
+    pub(crate) fn fail_only(&self, kind: RecordType, at: Option<&str>, code: ResponseCode) {
+        let name = at.map(|at| LowerName::new(&name(at)));
+        *self.failing.lock() = Some(Failing { code, kind: Some(kind), name });
     }
 
     /// Ends it; its records stay.

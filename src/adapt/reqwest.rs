@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{ClientBuilder, Method, Request, Response};
 use tower::Service;
@@ -32,6 +33,7 @@ use super::failover::Failover;
 use super::sent::was_not_sent;
 use crate::discovery::{Endpoint, Resolver};
 use crate::instance::Address;
+use crate::transport::lookup;
 
 /// How long connecting may take, where no function says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -206,11 +208,31 @@ fn one(builder: ClientBuilder, name: &str, address: &Address) -> Result<reqwest:
     let builder = builder.no_proxy().redirect(Policy::none()).retry(reqwest::retry::never());
     let builder = match (address.protocol(), address.target().parse::<SocketAddr>()) {
         ("tcp" | "tls", Ok(at)) if !at.ip().is_unspecified() => builder.resolve(name, at),
+        ("tcp" | "tls", Err(_)) => {
+            let target = address.target().to_owned();
+            builder.dns_resolver(Arc::new(InstanceHost { target }))
+        }
         #[cfg(unix)]
         ("unix", _) => builder.unix_socket(address.target()),
-        _ => return Err(format!("{address}: neither an IP address with a port nor a Unix socket")),
+        _ => return Err(format!("{address}: neither a host with a port nor a Unix socket")),
     };
     builder.build().map_err(|error| format!("{address}: {error}"))
+}
+
+/// Looks up the host of an instance, which URLs call by the service's name.
+struct InstanceHost {
+    /// `host:port`.
+    target: String,
+}
+
+impl Resolve for InstanceHost {
+    fn resolve(&self, _: Name) -> Resolving {
+        let target = self.target.clone();
+        Box::pin(async move {
+            let found = lookup(&target).await?;
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
 }
 
 #[derive(Clone)]

@@ -4,6 +4,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use crate::error::BoxError;
 use crate::instance::Address;
 use crate::sync::{Mutex, assert_unlocked};
-use crate::transport::{Stream, Transport};
+use crate::transport::{Stream, Transport, dial};
 
 /// The largest body of an answer, in bytes.
 const MAX_BODY: usize = 64 * 1024 * 1024;
@@ -179,6 +180,27 @@ pub(crate) struct Connections {
     not_urgent: Semaphore,
     /// Two fewer.
     bulk: Semaphore,
+    /// Where the last connection was opened to.
+    last: Mutex<Option<LastPlace>>,
+}
+
+/// One of the places that a registry's address stands for. HTTP has no handshake that would show
+/// that it works.
+#[derive(Clone, Debug)]
+struct LastPlace {
+    place: Address,
+    /// Whether it has answered since; if not, it is dialled last.
+    has_answered: bool,
+}
+
+impl LastPlace {
+    /// Puts it first or last among the places that are dialled.
+    fn order(&self, places: &mut Vec<Address>) {
+        if let Some(at) = places.iter().position(|place| *place == self.place) {
+            let place = places.remove(at);
+            places.insert(if self.has_answered { 0 } else { places.len() }, place);
+        }
+    }
 }
 
 impl Connections {
@@ -186,7 +208,8 @@ impl Connections {
     pub(crate) fn new(token: Option<HeaderValue>, max_requests: usize) -> Self {
         let but = |fewer: usize| Semaphore::new(max_requests.saturating_sub(fewer).max(1));
         let (requests, not_urgent, bulk) = (but(0), but(1), but(2));
-        Self { token, idle: Mutex::default(), requests, not_urgent, bulk }
+        let last = Mutex::default();
+        Self { token, idle: Mutex::default(), requests, not_urgent, bulk, last }
     }
 
     /// Asks and waits for the answer, for at most `limit`, which includes the wait for a turn and
@@ -238,7 +261,7 @@ impl Connections {
         limit: Duration,
     ) -> Result<OpenAnswer, ExchangeError> {
         let open = async {
-            let mut connection = Connection::connect(transport, host).await?;
+            let mut connection = self.connect(transport, host).await?;
             let request = self.request(host, ask)?;
             let Connection { sender, driver, .. } = &mut connection;
             let head = async move {
@@ -246,6 +269,7 @@ impl Connections {
                 sender.send_request(request).await.map_err(broken)
             };
             let (parts, body) = driven(driver, head).await?.into_parts();
+            self.answered(&connection.place);
             Ok(OpenAnswer { status: parts.status, connection, body })
         };
         tokio::time::timeout(limit, open).await.map_err(|_| late(limit))?
@@ -265,7 +289,24 @@ impl Connections {
                 answered => return answered,
             }
         }
-        self.over(Connection::connect(transport, host).await?, host, ask).await
+        self.over(self.connect(transport, host).await?, host, ask).await
+    }
+
+    /// A new connection. Until it has answered its place is not dialled first again.
+    async fn connect(
+        &self,
+        transport: &dyn Transport,
+        host: Host<'_>,
+    ) -> Result<Connection, ExchangeError> {
+        let last = self.last.lock().clone();
+        let connection = Connection::connect(transport, host, last.as_ref()).await?;
+        let place = connection.place.clone();
+        *self.last.lock() = Some(LastPlace { place, has_answered: false });
+        Ok(connection)
+    }
+
+    fn answered(&self, place: &Address) {
+        *self.last.lock() = Some(LastPlace { place: place.clone(), has_answered: true });
     }
 
     async fn over(
@@ -275,6 +316,7 @@ impl Connections {
         ask: &Ask,
     ) -> Result<Answer, ExchangeError> {
         let answer = connection.exchange(self.request(host, ask)?).await?;
+        self.answered(&connection.place);
         if !answer.is_last() {
             self.keep(connection);
         }
@@ -316,6 +358,8 @@ type Driver = http1::Connection<TokioIo<Stream>, Full<Bytes>>;
 
 /// One connection, driven by whoever waits for its answer.
 struct Connection {
+    /// Which of the places of its host it is to.
+    place: Address,
     sender: http1::SendRequest<Full<Bytes>>,
     /// `None` once it has ended.
     driver: Option<Pin<Box<Driver>>>,
@@ -323,17 +367,31 @@ struct Connection {
 }
 
 impl Connection {
-    async fn connect(transport: &dyn Transport, host: Host<'_>) -> Result<Self, ExchangeError> {
+    async fn connect(
+        transport: &dyn Transport,
+        host: Host<'_>,
+        last: Option<&LastPlace>,
+    ) -> Result<Self, ExchangeError> {
         assert_unlocked();
-        let connected = transport.connect(host.address).await;
-        let stream = connected.map_err(|error| ExchangeError::because("cannot connect", error))?;
-        Self::open(stream).await.map_err(broken)
+        let connected = async {
+            let mut places = transport.resolve(host.address).await?;
+            if let Some(last) = last {
+                last.order(&mut places);
+            }
+            let open = |place, stream| async move { Ok::<_, io::Error>((place, stream)) };
+            dial(transport, host.address, places, open).await
+        };
+        let connected = connected.await;
+        let (place, stream) =
+            connected.map_err(|error| ExchangeError::because("cannot connect", error))?;
+        Self::open(place, stream).await.map_err(broken)
     }
 
-    async fn open(stream: Stream) -> hyper::Result<Self> {
+    async fn open(place: Address, stream: Stream) -> hyper::Result<Self> {
         let (sender, driver) =
             http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
-        Ok(Self { sender, driver: Some(Box::pin(driver)), idle_since: Instant::now() })
+        let driver = Some(Box::pin(driver));
+        Ok(Self { place, sender, driver, idle_since: Instant::now() })
     }
 
     fn is_fresh(&self) -> bool {
@@ -440,7 +498,6 @@ fn broken(error: hyper::Error) -> ExchangeError {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::task::Context;
 
     use tokio::io::{AsyncRead, ReadBuf, join, sink};
@@ -473,7 +530,8 @@ mod tests {
     async fn a_connection_says_why_it_broke_whenever_it_did() {
         for fails in 1..=4 {
             let stream = Stream::new(join(Refused { fails }, sink()), Peer::new("test"));
-            let mut connection = Connection::open(stream).await.unwrap();
+            let place = "mem@test".parse().unwrap();
+            let mut connection = Connection::open(place, stream).await.unwrap();
             let request = Request::new(Full::default());
             let error = connection.exchange(request).await.map(|_| ()).unwrap_err();
             let ExchangeError::Unavailable { message, .. } = error else { panic!("{error:?}") };

@@ -20,7 +20,7 @@ use crate::call::{Call, Reply, after, has_runtime, no_runtime};
 use crate::discovery::{Endpoint, Outcome};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::sync::{Mutex, assert_unlocked, event};
-use crate::transport::Transport;
+use crate::transport::{Transport, dial};
 
 /// The way to one endpoint, shared by all calls to it: one connection, or as many as set.
 ///
@@ -394,11 +394,15 @@ impl Inner {
     }
 
     async fn connect(&self) -> Result<Connection, Arc<str>> {
+        let address = &self.endpoint.instance().address;
+        // A place that takes connections and shakes no hands is no better than one that takes none.
+        let open = |_, stream| {
+            Connection::open(stream, self.settings.clone(), Some(self.endpoint.clone()))
+        };
         let connecting = async {
             assert_unlocked();
-            let stream = self.transport.connect(&self.endpoint.instance().address).await?;
-            let settings = self.settings.clone();
-            Connection::open(stream, settings, Some(self.endpoint.clone())).await
+            let places = self.transport.resolve(address).await?;
+            dial(&*self.transport, address, places, open).await
         };
         match timeout(self.settings.connect_timeout, connecting).await {
             Ok(Ok(connection)) => Ok(connection),

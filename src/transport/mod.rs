@@ -1,5 +1,6 @@
 //! Bytes in, bytes out: the only place that opens sockets.
 
+mod dial;
 mod memory;
 mod net;
 mod pending;
@@ -22,8 +23,11 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub(crate) use self::dial::dial;
 pub use self::memory::Memory;
 pub use self::net::Net;
+#[cfg(feature = "reqwest")]
+pub(crate) use self::net::lookup;
 use self::pending::{Pending, Unestablished};
 pub(crate) use self::read::read_some;
 #[cfg(feature = "http")]
@@ -48,6 +52,20 @@ pub trait Transport: Send + Sync + 'static {
     /// Opens a connection. No timeout of its own: the caller has one.
     async fn connect(&self, address: &Address) -> io::Result<Stream>;
 
+    /// The places that an address stands for, such as all IP addresses of a host name, in the order
+    /// in which they are to be tried. Default: the address itself.
+    async fn resolve(&self, address: &Address) -> io::Result<Vec<Address>> {
+        Ok(vec![address.clone()])
+    }
+
+    /// Opens a connection for `address` at `place`, one of those that [`resolve`](Self::resolve)
+    /// told. What is proved there, such as a certificate's name, is still the address's. Default:
+    /// connects to the place.
+    async fn connect_at(&self, address: &Address, place: &Address) -> io::Result<Stream> {
+        let _ = address;
+        self.connect(place).await
+    }
+
     /// Binds an address, whose port may be 0; the listener tells the one it got.
     async fn bind(&self, address: &Address) -> io::Result<Listener>;
 }
@@ -60,6 +78,14 @@ impl<T: Transport + ?Sized> Transport for Arc<T> {
 
     async fn connect(&self, address: &Address) -> io::Result<Stream> {
         (**self).connect(address).await
+    }
+
+    async fn resolve(&self, address: &Address) -> io::Result<Vec<Address>> {
+        (**self).resolve(address).await
+    }
+
+    async fn connect_at(&self, address: &Address, place: &Address) -> io::Result<Stream> {
+        (**self).connect_at(address, place).await
     }
 
     async fn bind(&self, address: &Address) -> io::Result<Listener> {

@@ -1,17 +1,20 @@
 //! Real sockets: TCP and, on Unix, Unix domain sockets.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
 use tokio::net::{TcpListener, TcpStream};
 
+use super::dial::race;
 use super::{Accept, Listener, Peer, Stream, Transport};
-use crate::instance::Address;
+use crate::instance::{Address, UNDIALLABLE};
 
 /// Real sockets: `tcp@host:port` and, on Unix, `unix@/path`.
 ///
-/// TCP connections have Nagle's algorithm off: frames are batched above this seam.
+/// TCP connections have Nagle's algorithm off: frames are batched above this seam. All addresses of
+/// a host name are dialled, as RFC 8305 says.
 #[derive(Clone, Copy, Debug, Default)]
 #[non_exhaustive]
 pub struct Net {}
@@ -26,7 +29,8 @@ impl Transport for Net {
     async fn connect(&self, address: &Address) -> io::Result<Stream> {
         match address.protocol() {
             "tcp" => {
-                let stream = TcpStream::connect(address.target()).await?;
+                let places = lookup(address.target()).await?;
+                let stream = race(places, TcpStream::connect::<SocketAddr>).await?;
                 stream.set_nodelay(true)?;
                 Ok(tcp(stream, None))
             }
@@ -37,6 +41,16 @@ impl Transport for Net {
             }
             other => Err(not_spoken(other)),
         }
+    }
+
+    async fn resolve(&self, address: &Address) -> io::Result<Vec<Address>> {
+        if address.protocol() != "tcp" {
+            return Ok(vec![address.clone()]);
+        }
+        // The zone of a link-local address has no place in an address: it is dialled by its name.
+        let place =
+            |at: SocketAddr| format!("tcp@{at}").parse().unwrap_or_else(|_| address.clone());
+        Ok(lookup(address.target()).await?.into_iter().map(place).collect())
     }
 
     #[allow(clippy::disallowed_methods, reason = "this is the one place that opens sockets")]
@@ -80,6 +94,36 @@ fn named(asked: &Address, bound: SocketAddr) -> io::Result<Address> {
     format!("tcp@{host}:{}", bound.port())
         .parse()
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+/// All addresses of `host:port` that can be dialled, in the order in which they are tried.
+pub(crate) async fn lookup(target: &str) -> io::Result<Vec<SocketAddr>> {
+    let found: Vec<SocketAddr> = tokio::net::lookup_host(target).await?.collect();
+    let mut seen = HashSet::new();
+    // Names are blocked by giving them the unspecified address; the system would dial itself.
+    let is_dialled =
+        |at: &&SocketAddr| !at.ip().to_canonical().is_unspecified() && seen.insert(**at);
+    let dialled: Vec<SocketAddr> = found.iter().filter(is_dialled).copied().collect();
+    if dialled.is_empty() && !found.is_empty() {
+        let why = format!("{target}: {UNDIALLABLE}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    Ok(interleaved(dialled))
+}
+
+/// Takes turns between the families, beginning with that of the first (RFC 8305, section 4).
+fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let starts_with_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let count = addresses.len();
+    let (one, other): (Vec<_>, Vec<_>) =
+        addresses.into_iter().partition(|at| at.is_ipv6() == starts_with_v6);
+    let (mut one, mut other) = (one.into_iter(), other.into_iter());
+    let mut interleaved = Vec::with_capacity(count);
+    while interleaved.len() < count {
+        interleaved.extend(one.next());
+        interleaved.extend(other.next());
+    }
+    interleaved
 }
 
 fn not_spoken(protocol: &str) -> io::Error {
@@ -144,6 +188,36 @@ mod unix {
                 // Nothing can be done about a failure here, and the next bind copes with the file.
                 let _ = std::fs::remove_file(&self.path);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let at = |text: &&str| text.parse::<SocketAddr>().unwrap();
+        for (found, tried) in [
+            (&["[::1]:1", "[::2]:1", "1.0.0.1:1"][..], &["[::1]:1", "1.0.0.1:1", "[::2]:1"][..]),
+            (
+                &["1.0.0.1:1", "1.0.0.2:1", "[::1]:1", "[::2]:1"],
+                &["1.0.0.1:1", "[::1]:1", "1.0.0.2:1", "[::2]:1"],
+            ),
+            (&["1.0.0.1:1"], &["1.0.0.1:1"]),
+            (&[], &[]),
+        ] {
+            let found = found.iter().map(at).collect();
+            assert_eq!(interleaved(found), tried.iter().map(at).collect::<Vec<_>>());
+        }
+    }
+
+    #[tokio::test]
+    async fn the_unspecified_address_is_not_dialled() {
+        for any in ["tcp@0.0.0.0:1", "tcp@[::]:1", "tcp@[::ffff:0:0]:1"] {
+            let error = Net::default().connect(&any.parse().unwrap()).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{any}: {error}");
         }
     }
 }

@@ -90,6 +90,51 @@ async fn a_server_that_fails_is_no_empty_list() {
     }
 }
 
+#[tokio::test]
+async fn one_family_that_fails_takes_nothing_from_the_other() {
+    let zone = Zone::serving().await;
+    let source = Dns::addresses("foo.example.test.", 7001).server(zone.address).build().unwrap();
+    let found = async || source.resolve(&"Foo".parse().unwrap()).await.unwrap();
+    for code in [ResponseCode::ServFail, ResponseCode::Refused, ResponseCode::NotImp] {
+        zone.fail(None);
+        zone.set("foo.example.test.", RecordType::A, 60, vec![a("10.0.0.1"), a("10.0.0.2")]).await;
+        zone.set("foo.example.test.", RecordType::AAAA, 60, vec![a("fd00::1")]).await;
+        assert_eq!((found().await.instances.len(), found().await.complete), (3, true));
+
+        zone.fail_only(RecordType::AAAA, None, code);
+        let partial = found().await;
+        assert_eq!((partial.instances.len(), partial.complete), (3, false), "kept: {code}");
+        assert!(partial.valid_for <= Some(Duration::from_secs(5)));
+        // What is gone in the part that answers is gone, also the last of it.
+        zone.set("foo.example.test.", RecordType::A, 60, vec![a("10.0.0.2")]).await;
+        assert_eq!(
+            shares(&found().await).into_keys().collect::<Vec<_>>(),
+            ["tcp@10.0.0.2:7001", "tcp@[fd00::1]:7001"]
+        );
+        zone.set("foo.example.test.", RecordType::A, 60, vec![]).await;
+        assert_eq!(shares(&found().await).into_keys().collect::<Vec<_>>(), ["tcp@[fd00::1]:7001"]);
+
+        let fresh = resolve(&zone, Dns::addresses("foo.example.test.", 7001)).await;
+        assert_eq!((fresh.instances.len(), fresh.complete), (0, false), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn one_bad_record_of_a_service_takes_nothing_from_the_others() {
+    let zone = Zone::serving().await;
+    let records = vec![
+        srv(10, 3, 7001, "a.example.test."),
+        srv(10, 1, 0, "a.example.test."),
+        srv(10, 1, 7002, "bad.example.test."),
+    ];
+    zone.set("_Foo._tcp.example.test.", RecordType::SRV, 60, records).await;
+    zone.set("a.example.test.", RecordType::A, 60, vec![a("10.0.0.1"), a("0.0.0.0")]).await;
+    zone.fail_only(RecordType::A, Some("bad.example.test."), ResponseCode::ServFail);
+    let found = resolve(&zone, Dns::srv("_Foo._tcp.example.test.")).await;
+    assert_eq!(shares(&found), BTreeMap::from([("tcp@10.0.0.1:7001", 3)]));
+    assert!(!found.complete);
+}
+
 #[async_trait]
 impl Harness for Zone {
     fn discovery(&self) -> Arc<dyn Discovery> {

@@ -14,9 +14,12 @@
 
 mod names;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,18 +33,24 @@ use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Resolver, TokioResolver};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::names::candidates;
 use super::join::all;
 use super::url::{InvalidUrl, masked};
+use crate::call::after;
 use crate::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved};
 use crate::instance::{Address, Instance, ServiceName, UNDIALLABLE, ends_in_number};
+use crate::sync::{Mutex, event};
 
 /// How soon a name is asked for again at the earliest, whatever its records say.
 const LEAST_TTL: Duration = Duration::from_secs(1);
 /// How soon a name that is not there is asked for again, where no server says.
 const MISSING_TTL: Duration = Duration::from_secs(5);
+/// How soon what was not answered is asked for again, in seconds.
+const FAILED_TTL: u32 = 5;
+/// Of how many services it is remembered what the last list was made of.
+const MAX_REMEMBERED: usize = 10_000;
 /// How many targets' addresses are asked for at once.
 const AT_ONCE: usize = 16;
 /// How many names an alias may lead through.
@@ -54,8 +63,11 @@ const MOST_ALIASES: usize = 8;
 /// take the calls, by their weights (one of weight 0 counts 1); the others get weight 0, so that they take
 /// calls only while none of the first can. A target `.` is none.
 ///
-/// Its lists prove nothing. A name that is not there is an empty list; a server that does not answer, or
-/// answers that it failed, is an error, also for one of several SRV targets: clients keep what they have.
+/// Its lists prove nothing. A name that is not there is an empty list. Where one of several questions (A
+/// and AAAA, the targets of SRV records) is not answered, the list has the rest and what that question
+/// gave before. It is incomplete then, as it is without a record that cannot be dialled. If no question
+/// is answered it is an error, and clients keep what they have.
+///
 /// The search list and `ndots` of `resolv.conf` count for names without a dot at their end; `/etc/hosts` does
 /// not. The file is read once, when the source is made.
 #[derive(Clone)]
@@ -64,12 +76,26 @@ pub struct Dns {
     config: ResolverConfig,
     options: ResolverOpts,
     timeout: Duration,
+    /// What the last list of each service was made of.
+    known: Arc<Mutex<HashMap<ServiceName, Arc<Parts>>>>,
 }
+
+/// The addresses of one kind of one name.
+type Part = (Name, RecordType);
+/// What each part of a list gave.
+type Parts = HashMap<Part, Vec<IpAddr>>;
+/// What came of the question for one part.
+type PartAnswer = Result<Answer, DiscoveryError>;
 
 /// What one list is asked over. dnsmasq answers a connection by what it knew when that was made, for as
 /// long as it lasts: so no list is asked over one that an earlier list was.
 struct Asking {
     resolver: TokioResolver,
+    /// When what has no answer yet counts as failed.
+    deadline: Instant,
+    /// How long one kind of address is waited for once there are some of the other.
+    patience: Duration,
+    before: Arc<Parts>,
 }
 
 #[derive(Clone, Debug)]
@@ -105,72 +131,165 @@ impl Dns {
         let resolver = resolver(&self.config, &self.options);
         let resolver = resolver
             .map_err(|error| DiscoveryError::unavailable(error.to_string()).because(error))?;
-        let asking = Asking { resolver };
+        let before = self.known.lock().get(service).cloned().unwrap_or_default();
+        let asking = Asking {
+            resolver,
+            // Before the time for the whole list is over, so that what was answered is told.
+            deadline: after(Instant::now(), self.timeout.mul_f64(0.9)),
+            patience: self.timeout / 4,
+            before,
+        };
         let candidates = |name: &Name| candidates(name, &self.config, self.options.ndots);
         match &self.question {
-            Question::Addresses { name, port } => {
-                let name = parse(name, service)?;
-                if let Some(ip) = name.1 {
-                    found.add(ip, *port, 1)?;
-                }
-                for name in candidates(&name.0) {
-                    if !found.instances.is_empty() {
-                        break;
+            Question::Addresses { name, port } => match parse(name, service)? {
+                (_, Some(ip)) => found.add(ip, *port, 1),
+                (name, None) => {
+                    for name in candidates(&name) {
+                        if !found.instances.is_empty() {
+                            break;
+                        }
+                        let mut addresses = asking.addresses_of(&name).await;
+                        if !addresses.is_answered
+                            && let Some(error) = addresses.failed.take()
+                        {
+                            return Err(error);
+                        }
+                        found.add_all(addresses, *port, 1);
                     }
-                    let addresses = asking.addresses_of(&name).await?;
-                    found.add_all(&addresses, *port, 1)?;
                 }
-            }
+            },
             Question::Srv { name } => {
                 for name in candidates(&parse(name, service)?.0) {
                     let targets = asking.targets(name, &mut found).await?;
-                    if targets.is_empty() {
-                        continue;
+                    if !targets.is_empty() {
+                        asking.add_targets(&targets, &mut found).await?;
+                        break;
                     }
-                    let first = targets.iter().map(|srv| srv.priority).min().unwrap_or_default();
-                    for targets in targets.chunks(AT_ONCE) {
-                        let asked = targets.iter().map(|srv| asking.addresses_of(&srv.target));
-                        let answers = all(asked.map(|asked| Box::pin(asked) as _).collect()).await;
-                        for (srv, answer) in targets.iter().zip(answers) {
-                            let is_first = srv.priority == first;
-                            let weight = if is_first { u32::from(srv.weight).max(1) } else { 0 };
-                            found.add_all(&answer?, srv.port, weight)?;
-                        }
-                    }
-                    break;
                 }
             }
         }
+        self.remember(service, std::mem::take(&mut found.parts));
         Ok(found.resolved())
+    }
+
+    fn remember(&self, service: &ServiceName, parts: Parts) {
+        let mut known = self.known.lock();
+        if parts.is_empty() {
+            known.remove(service);
+        } else if known.contains_key(service) || known.len() < MAX_REMEMBERED {
+            known.insert(service.clone(), Arc::new(parts));
+        }
     }
 }
 
 impl Asking {
     /// Both kinds of addresses. Each is asked for by itself: one that fails is not the other's absence.
-    async fn addresses_of(&self, name: &Name) -> Result<Addresses, DiscoveryError> {
-        let (v4, v6) = tokio::join!(
-            self.resolver.ipv4_lookup(name.clone()),
-            self.resolver.ipv6_lookup(name.clone()),
-        );
+    async fn addresses_of(&self, name: &Name) -> Addresses {
+        let v4 = pin!(self.ask(name, RecordType::A));
+        let v6 = pin!(self.ask(name, RecordType::AAAA));
+        let answers = self.both(v4, v6).await;
         let mut addresses = Addresses::default();
-        for answer in [v4, v6] {
-            match records(name, answer)? {
-                Answer::Records(lookup) => {
+        for (kind, answer) in [RecordType::A, RecordType::AAAA].into_iter().zip(answers) {
+            let part = (name.clone(), kind);
+            match answer {
+                Ok(Answer::Records(lookup)) => {
+                    addresses.is_answered = true;
+                    let mut ips = Vec::new();
                     for record in lookup.answers() {
                         match (record.data.ip_addr(), &record.data) {
-                            (Some(ip), _) => addresses.ips.push((ip, record.ttl)),
+                            (Some(ip), _) => {
+                                ips.push(ip);
+                                addresses.ips.push((ip, record.ttl));
+                            }
                             // The alias may point elsewhere before the addresses change.
                             (None, RData::CNAME(_)) => addresses.aliases.push(record.ttl),
                             _ => {}
                         }
                     }
+                    addresses.parts.push((part, ips));
                 }
-                Answer::Missing(ttl) => {
+                Ok(Answer::Missing(ttl)) => {
+                    addresses.is_answered = true;
                     addresses.missing_for = addresses.missing_for.max(Some(ttl));
+                }
+                Err(error) => {
+                    event!(DEBUG, %name, %kind, %error, "a part of a list was not answered");
+                    if let Some(ips) = self.before.get(&part) {
+                        addresses.ips.extend(ips.iter().map(|ip| (*ip, FAILED_TTL)));
+                        addresses.parts.push((part, ips.clone()));
+                    }
+                    addresses.failed.get_or_insert(error);
                 }
             }
         }
-        Ok(addresses)
+        addresses
+    }
+
+    async fn ask(&self, name: &Name, kind: RecordType) -> PartAnswer {
+        let asked = async {
+            match kind {
+                RecordType::AAAA => self.resolver.ipv6_lookup(name.clone()).await,
+                _ => self.resolver.ipv4_lookup(name.clone()).await,
+            }
+        };
+        let late = |_| DiscoveryError::unavailable(format!("{name}: no answer in time"));
+        records(name, timeout_at(self.deadline, asked).await.map_err(late)?)
+    }
+
+    /// Waits for both; once one has given addresses, a little longer for the other.
+    async fn both<F>(&self, mut v4: Pin<&mut F>, mut v6: Pin<&mut F>) -> [PartAnswer; 2]
+    where
+        F: Future<Output = PartAnswer>,
+    {
+        tokio::select! {
+            first = &mut v4 => {
+                let second = self.second(&first, v6).await;
+                [first, second]
+            }
+            first = &mut v6 => {
+                let second = self.second(&first, v4).await;
+                [second, first]
+            }
+        }
+    }
+
+    async fn second<F>(&self, first: &PartAnswer, second: Pin<&mut F>) -> PartAnswer
+    where
+        F: Future<Output = PartAnswer>,
+    {
+        // Without addresses the other has the time to be asked a second time: a packet may be lost.
+        if !matches!(first, Ok(Answer::Records(lookup)) if has_addresses(lookup)) {
+            return second.await;
+        }
+        let late = |_| Err(DiscoveryError::unavailable("no answer in time"));
+        timeout(self.patience, second).await.unwrap_or_else(late)
+    }
+
+    /// Adds the addresses of all targets.
+    ///
+    /// # Errors
+    /// None of them was answered, and nothing is known from before.
+    async fn add_targets(&self, targets: &[SRV], found: &mut Found) -> Result<(), DiscoveryError> {
+        let first = targets.iter().map(|srv| srv.priority).min().unwrap_or_default();
+        let (mut is_answered, mut failed) = (false, None);
+        for targets in targets.chunks(AT_ONCE) {
+            let asked = targets.iter().map(|srv| self.addresses_of(&srv.target));
+            let answers: Vec<Addresses> =
+                all(asked.map(|asked| Box::pin(asked) as _).collect()).await;
+            for (srv, mut addresses) in targets.iter().zip(answers) {
+                is_answered |= addresses.is_answered;
+                if let Some(error) = addresses.failed.take() {
+                    found.lacks_a_part();
+                    failed.get_or_insert(error);
+                }
+                let weight = if srv.priority == first { u32::from(srv.weight).max(1) } else { 0 };
+                found.add_all(addresses, srv.port, weight);
+            }
+        }
+        match failed {
+            Some(error) if !is_answered && found.instances.is_empty() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     async fn targets(&self, name: Name, found: &mut Found) -> Result<Vec<SRV>, DiscoveryError> {
@@ -235,44 +354,62 @@ struct Addresses {
     /// The TTLs of the aliases that led there.
     aliases: Vec<u32>,
     missing_for: Option<Duration>,
+    /// What each kind gave, or gave before if it failed.
+    parts: Vec<(Part, Vec<IpAddr>)>,
+    /// Whether any kind was answered.
+    is_answered: bool,
+    /// Why one was not.
+    failed: Option<DiscoveryError>,
 }
 
 /// What is known so far, and for how long.
 #[derive(Default)]
 struct Found {
     instances: Vec<Instance>,
+    parts: Parts,
+    /// A part of it was not answered, or cannot be dialled.
+    is_incomplete: bool,
     valid_for: Option<Duration>,
     /// For how long a name is known not to be there.
     missing_for: Option<Duration>,
 }
 
 impl Found {
-    fn add(&mut self, ip: IpAddr, port: u16, weight: u32) -> Result<(), DiscoveryError> {
-        let address = format!("tcp@{}", SocketAddr::new(ip, port)).parse::<Address>();
-        let address = address.map_err(|error| invalid(error.to_string()))?;
-        let known = self.instances.iter_mut().find(|one| one.address == address);
-        match known {
+    fn add(&mut self, ip: IpAddr, port: u16, weight: u32) {
+        let address = match Address::to_dial(&format!("tcp@{}", SocketAddr::new(ip, port))) {
+            Ok(address) => address,
+            // Port 0, or 0.0.0.0.
+            Err(error) => {
+                event!(DEBUG, %error, "a record that cannot be dialled");
+                self.is_incomplete = true;
+                return;
+            }
+        };
+        match self.instances.iter_mut().find(|one| one.address == address) {
             Some(known) => known.weight = known.weight.max(weight),
             None => self.instances.push(Instance::at(address).weight(weight)),
         }
-        Ok(())
     }
 
-    fn add_all(
-        &mut self,
-        addresses: &Addresses,
-        port: u16,
-        weight: u32,
-    ) -> Result<(), DiscoveryError> {
+    fn add_all(&mut self, addresses: Addresses, port: u16, weight: u32) {
+        if addresses.failed.is_some() {
+            self.lacks_a_part();
+        }
         if let (true, Some(ttl)) = (addresses.ips.is_empty(), addresses.missing_for) {
             self.missing(ttl);
         }
         addresses.aliases.iter().for_each(|ttl| self.holds(*ttl));
-        for (ip, ttl) in &addresses.ips {
-            self.holds(*ttl);
-            self.add(*ip, port, weight)?;
+        for (ip, ttl) in addresses.ips {
+            self.holds(ttl);
+            self.add(ip, port, weight);
         }
-        Ok(())
+        self.parts.extend(addresses.parts);
+    }
+
+    /// A part was not answered: it is asked for again soon.
+    fn lacks_a_part(&mut self) {
+        self.is_incomplete = true;
+        self.holds(FAILED_TTL);
     }
 
     fn holds(&mut self, ttl: u32) {
@@ -285,11 +422,11 @@ impl Found {
     }
 
     fn resolved(self) -> Resolved {
-        let ttl = match self.instances.is_empty() {
+        let ttl = match self.instances.is_empty() && !self.is_incomplete {
             true => self.missing_for.or(self.valid_for),
             false => self.valid_for,
         };
-        let mut resolved = Resolved::new(self.instances);
+        let mut resolved = Resolved::new(self.instances).complete(!self.is_incomplete);
         resolved.valid_for = ttl.map(|ttl| ttl.max(LEAST_TTL));
         resolved
     }
@@ -299,6 +436,10 @@ enum Answer {
     Records(Lookup),
     /// There is none of the kind that was asked for, which holds for so long.
     Missing(Duration),
+}
+
+fn has_addresses(lookup: &Lookup) -> bool {
+    lookup.answers().iter().any(|record| record.data.ip_addr().is_some())
 }
 
 fn records(name: &Name, answer: Result<Lookup, NetError>) -> Result<Answer, DiscoveryError> {
@@ -362,7 +503,7 @@ impl DnsBuilder {
     /// The source. Nothing is asked before it is used, which must be within one tokio runtime.
     ///
     /// # Errors
-    /// [`InvalidUrl`] if the name can be none, or if no server is named and `resolv.conf` names none.
+    /// [`InvalidUrl`] if the name can be none, if the port is 0, or if no server is named and `resolv.conf` names none.
     pub fn build(self) -> Result<Dns, InvalidUrl> {
         let name = match &self.question {
             Question::Addresses { name, .. } | Question::Srv { name } => name.clone(),
@@ -371,6 +512,9 @@ impl DnsBuilder {
         let any = "Any".parse::<ServiceName>().map_err(|error| refused(error.to_string()))?;
         if name.is_empty() {
             return Err(refused("an empty name".to_owned()));
+        }
+        if matches!(self.question, Question::Addresses { port: 0, .. }) {
+            return Err(refused("port 0".to_owned()));
         }
         parse(&name, &any).map_err(|error| refused(error.message().to_owned()))?;
         let (config, mut options) = match self.server {
@@ -386,7 +530,13 @@ impl DnsBuilder {
         options.timeout = self.timeout / 4;
         options.use_hosts_file = ResolveHosts::Never;
         resolver(&config, &options).map_err(|error| refused(error.to_string()))?;
-        Ok(Dns { question: self.question, config, options, timeout: self.timeout })
+        Ok(Dns {
+            question: self.question,
+            config,
+            options,
+            timeout: self.timeout,
+            known: Arc::default(),
+        })
     }
 }
 
@@ -424,5 +574,20 @@ mod tests {
         for none in ["0", "127.1", "0x7f.1", "a.0x.", "0.0.0.0", "[::]", "::ffff:0.0.0.0"] {
             assert!(parse(none, &service).is_err(), "{none}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_dialled_takes_nothing_from_the_rest() {
+        let mut found = Found::default();
+        let [any, one, other] = ["0.0.0.0", "10.0.0.1", "::ffff:10.0.0.1"];
+        for (ip, port) in [(any, 7001), (one, 7001), (other, 7001), (one, 0)] {
+            found.add(ip.parse().unwrap(), port, 1);
+        }
+        found.missing(Duration::from_secs(3600));
+        found.lacks_a_part();
+        let resolved = found.resolved();
+        let at: Vec<_> = resolved.instances.iter().map(|one| one.address.as_str()).collect();
+        assert_eq!((at, resolved.complete), (vec!["tcp@10.0.0.1:7001"], false));
+        assert_eq!(resolved.valid_for, Some(Duration::from_secs(5)));
     }
 }

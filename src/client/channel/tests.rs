@@ -84,3 +84,53 @@ async fn pings_at_once_of_a_silent_connection_are_all_answered_by_new_ones() {
     let pings = tokio::join!(channel.ping(deadline), channel.ping(deadline));
     assert!(pings.0.is_ok() && pings.1.is_ok(), "{pings:?}");
 }
+
+/// `multi` has two addresses.
+struct Multi(Memory);
+
+const PLACES: [&str; 2] = ["tcp@10.0.0.8:1", "tcp@10.0.0.9:1"];
+
+#[async_trait]
+impl Transport for Multi {
+    fn speaks(&self, protocol: &str) -> bool {
+        self.0.speaks(protocol)
+    }
+
+    async fn connect(&self, address: &Address) -> io::Result<Stream> {
+        self.0.connect(address).await
+    }
+
+    async fn resolve(&self, address: &Address) -> io::Result<Vec<Address>> {
+        match address.host() {
+            Some("multi") => Ok(PLACES.iter().map(|place| place.parse().unwrap()).collect()),
+            _ => Ok(vec![address.clone()]),
+        }
+    }
+
+    async fn bind(&self, address: &Address) -> io::Result<Listener> {
+        self.0.bind(address).await
+    }
+}
+
+/// One takes connections and says nothing; the other shakes hands.
+#[tokio::test(start_paused = true)]
+async fn a_place_that_shakes_no_hands_does_not_keep_callers_from_the_next() {
+    let network = Memory::new();
+    let _silent = network.bind(&PLACES[0].parse().unwrap()).await.unwrap();
+    let mut listener = network.bind(&PLACES[1].parse().unwrap()).await.unwrap();
+    let serving = tokio::spawn(async move {
+        let mut stream = listener.accept().await.unwrap();
+        let mut hello = Vec::new();
+        Hello::new(Limits::default()).encode(&mut hello);
+        stream.write_all(&hello).await.unwrap();
+        stream
+    });
+    let instance = Instance::at("tcp@multi:1".parse().unwrap());
+    let endpoint = Endpoint::new(instance, Instant::now());
+    let channel = Channel::new(endpoint, Arc::new(Multi(network)), ConnectionSettings::default());
+    let start = Instant::now();
+    let deadline = start + Duration::from_secs(12);
+    channel.connection_of(0, deadline).await.expect("the second place answers");
+    assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+    drop(serving.await.unwrap());
+}

@@ -27,7 +27,7 @@ use self::failure::{handshake_failed, unsupported};
 pub use self::pem::Pem;
 pub use self::settings::{ClientTls, ServerTls};
 use self::stream::Encrypted;
-use super::{Accept, Listener, Net, Stream, Transport};
+use super::{Accept, Listener, Net, Stream, Transport, dial};
 use crate::instance::Address;
 use crate::sync::event;
 
@@ -122,6 +122,23 @@ impl Transport for Tls {
         if address.protocol() != "tls" {
             return self.below.connect(address).await;
         }
+        let places = self.resolve(address).await?;
+        dial(self, address, places, |_, stream| async move { Ok(stream) }).await
+    }
+
+    async fn resolve(&self, address: &Address) -> io::Result<Vec<Address>> {
+        if address.protocol() != "tls" {
+            return self.below.resolve(address).await;
+        }
+        let places = self.below.resolve(&with_protocol("tcp", address)?).await?;
+        places.iter().map(|place| with_protocol("tls", place)).collect()
+    }
+
+    /// The certificate is checked against the address's name, whatever the place.
+    async fn connect_at(&self, address: &Address, place: &Address) -> io::Result<Stream> {
+        if address.protocol() != "tls" {
+            return self.below.connect_at(address, place).await;
+        }
         let dialling = self.certificates.client().await.ok_or_else(|| {
             unsupported("no authority to check servers by was given: see Tls::client")
         })?;
@@ -129,7 +146,8 @@ impl Transport for Tls {
             Some(name) => name.clone(),
             None => server_name(address)?,
         };
-        let stream = self.below.connect(&with_protocol("tcp", address)?).await?.establish().await?;
+        let (address, place) = (with_protocol("tcp", address)?, with_protocol("tcp", place)?);
+        let stream = self.below.connect_at(&address, &place).await?.establish().await?;
         let mut peer = stream.peer().clone();
         peer.identity = Some(name.to_str().into());
         let connector = TlsConnector::from(Arc::clone(&dialling.config));

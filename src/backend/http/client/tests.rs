@@ -1138,3 +1138,41 @@ async fn a_refusal_does_not_settle_where_a_registry_is() {
         assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"], "{status}");
     }
 }
+
+/// `multi` is a registry that hangs and one that works.
+struct Multi(Memory);
+
+#[async_trait]
+impl Transport for Multi {
+    fn speaks(&self, protocol: &str) -> bool {
+        self.0.speaks(protocol)
+    }
+
+    async fn connect(&self, address: &Address) -> std::io::Result<Stream> {
+        self.0.connect(address).await
+    }
+
+    async fn resolve(&self, _: &Address) -> std::io::Result<Vec<Address>> {
+        Ok(["tcp@one:9999", "tcp@two:9999"].map(|place| place.parse().unwrap()).into())
+    }
+
+    async fn bind(&self, address: &Address) -> std::io::Result<crate::transport::Listener> {
+        self.0.bind(address).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_of_a_registry_that_does_not_answer_is_dialled_last() {
+    let net = Memory::new();
+    let _hanging = net.bind(&"tcp@one:9999".parse().unwrap()).await.unwrap();
+    let _two = start(&net, "two", RegistryServer::new()).await;
+    let builder = HttpRegistry::builder("http://multi:9999");
+    let registry = builder.transport(Arc::new(Multi(net))).build().unwrap();
+    registry.resolve(&foo()).await.expect_err("the first takes connections and says nothing");
+    let start = Instant::now();
+    for _ in 0..3 {
+        registry.resolve(&foo()).await.unwrap();
+        sleep(Duration::from_secs(6)).await;
+    }
+    assert!(start.elapsed() < Duration::from_secs(19), "{:?}", start.elapsed());
+}
