@@ -16,13 +16,13 @@ impl<T: Clone> ClonePool<T> {
     }
 
     /// Takes a clone; `None` if all are in use. The last idle one is cloned first, so that a nested call finds one.
-    pub(crate) fn take(&self) -> Option<Taken<'_, T>> {
+    pub(crate) fn take(&self) -> Option<TakenClone<'_, T>> {
         let mut idle = self.0.lock();
         let value = idle.pop()?;
         let is_last = idle.is_empty();
         drop(idle);
         // From here on it is put back if the clone panics.
-        let taken = Taken { pool: self, value: Some(value) };
+        let taken = TakenClone { pool: self, value: Some(value) };
         if is_last && let Some(value) = &taken.value {
             assert_unlocked();
             self.put(value.clone());
@@ -43,13 +43,13 @@ impl<T: Clone> ClonePool<T> {
 }
 
 /// A clone taken from a [`ClonePool`], and put back when this is dropped.
-pub(crate) struct Taken<'a, T: Clone> {
+pub(crate) struct TakenClone<'a, T: Clone> {
     pool: &'a ClonePool<T>,
     /// `None` once it was [detached](Self::detach).
     value: Option<T>,
 }
 
-impl<T: Clone> Taken<'_, T> {
+impl<T: Clone> TakenClone<'_, T> {
     pub(crate) fn get_mut(&mut self) -> Option<&mut T> {
         self.value.as_mut()
     }
@@ -60,7 +60,7 @@ impl<T: Clone> Taken<'_, T> {
     }
 }
 
-impl<T: Clone> Drop for Taken<'_, T> {
+impl<T: Clone> Drop for TakenClone<'_, T> {
     fn drop(&mut self) {
         if let Some(value) = self.value.take() {
             self.pool.put(value);

@@ -63,7 +63,7 @@ struct List {
 }
 
 /// What a list becomes for those who pick from it.
-struct Made {
+struct Prepared {
     /// `None`: the endpoints are as before.
     set: Option<(Arc<EndpointSet>, Arc<dyn Picker>)>,
     skipped: usize,
@@ -311,7 +311,7 @@ impl Shared {
         let mut old = self.snapshot();
         drop(list);
         loop {
-            let made = self.make(&known, &old.endpoints, now);
+            let prepared = self.prepare(&known, &old.endpoints, now);
             let mut list = self.list.lock();
             if list.shown >= change {
                 // A later change was shown meanwhile, and this one with it.
@@ -327,7 +327,7 @@ impl Shared {
                 continue;
             }
             list.shown = change;
-            let Made { set, skipped } = made;
+            let Prepared { set, skipped } = prepared;
             let (endpoints, picker, generation) = match &set {
                 Some((set, picker)) => {
                     (Arc::clone(set), Arc::clone(picker), current.generation + 1)
@@ -367,7 +367,7 @@ impl Shared {
     }
 
     /// Makes endpoints and picker of a list, if they differ from those of `old`.
-    fn make(&self, known: &[Known], old: &EndpointSet, now: Instant) -> Made {
+    fn prepare(&self, known: &[Known], old: &EndpointSet, now: Instant) -> Prepared {
         assert_unlocked();
         let merged = merge(known, old, &*self.speaks, &self.outliers, now);
         let set = merged.changed.then(|| {
@@ -375,7 +375,7 @@ impl Shared {
             let picker: Arc<dyn Picker> = Arc::from(self.selector.prepare(&set));
             (set, picker)
         });
-        Made { set, skipped: merged.skipped }
+        Prepared { set, skipped: merged.skipped }
     }
 
     /// Replaces the current snapshot, and returns it: its picker and its error are the user's, and are dropped once

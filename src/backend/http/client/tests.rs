@@ -830,7 +830,7 @@ async fn who_is_not_let_in_does_not_try_the_seeds_path() {
         assert_eq!(error.kind(), DiscoveryErrorKind::NotAllowed);
         end(serving).await;
     }
-    assert!(asked.lock().iter().all(|line| line.contains(" /v1/")), "{:?}", asked.lock());
+    assert!(asked.lock().iter().all(|line| line.contains(" /v1/")), "{:?}", *asked.lock());
 }
 
 #[tokio::test(start_paused = true)]
