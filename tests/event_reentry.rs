@@ -91,7 +91,8 @@ fn reads(resolver: &Resolver) -> Act {
 fn updates(resolver: &Resolver) -> Act {
     let resolver = resolver.clone();
     Arc::new(move || {
-        let instances = resolver.snapshot().endpoints.iter().map(|one| one.instance().clone());
+        let snapshot = resolver.snapshot();
+        let instances = snapshot.endpoints.iter().map(|one| one.instance().clone());
         resolver.update(instances.collect());
     })
 }
