@@ -536,3 +536,64 @@ async fn a_blocking_method_takes_what_others_take_and_ends_as_they_do() {
     assert_eq!((error.kind(), error.execution()), (Kind::Internal, Execution::Executed));
     assert!(error.message().contains("on purpose"), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_beyond_its_hosts_cap_is_told_which() {
+    let server = Server::new().service(foo(&Arc::default())).max_connections_per_host(1);
+    let (network, address) = serve(server).await;
+    let first = client(&network, &[&address]);
+    let busy = tokio::spawn(async move { first.call::<_, u64>("Foo.Sleep", &9_000_u64).await });
+    sleep(Duration::from_millis(10)).await;
+    let second = client(&network, &[&address]);
+    let error = second.call::<_, u64>("Foo.Sleep", &1_u64).await.unwrap_err();
+    assert!(error.to_string().contains("too many connections from this host"), "{error}");
+    assert_eq!((error.kind(), error.execution()), (Kind::Unavailable, Execution::NotSent));
+    assert_eq!(busy.await.unwrap().unwrap(), 9_000);
+}
+
+/// Connections that send this and then nothing fill a host's cap: one more is served, and the one that has
+/// a call at work ends it.
+async fn fill_a_cap(silent: &[u8]) {
+    let server = Server::new().service(foo(&Arc::default())).max_connections_per_host(10);
+    let (network, address) = serve(server).await;
+    let used = client(&network, &[&address]);
+    let busy = tokio::spawn(async move { used.call::<_, u64>("Foo.Sleep", &9_000_u64).await });
+    sleep(Duration::from_millis(10)).await;
+    let mut crowd = Vec::new();
+    for _ in 0..30 {
+        let mut stream = network.connect(&address).await.unwrap();
+        // What is refused may be closed by now.
+        let _ = stream.write_all(silent).await;
+        crowd.push(stream);
+    }
+    let started = Instant::now();
+    let late = client(&network, &[&address]);
+    while late.call::<_, u64>("Foo.Sleep", &1_u64).await.is_err() {
+        assert!(started.elapsed() < Duration::from_secs(5), "no connection is evicted");
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(busy.await.unwrap().unwrap(), 9_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_connections_at_a_full_cap_keep_nobody_out() {
+    let mut hello = Vec::new();
+    Hello::new(Limits::default()).encode(&mut hello);
+    let half_frame = [&hello[..], &[0, 0, 0, 90, FrameType::Call as u8]].concat();
+    for silent in [&[][..], &hello[..7], &hello[..], &half_frame[..]] {
+        fill_a_cap(silent).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_evicted_connection_costs_its_client_no_call() {
+    let server = Server::new().service(foo(&Arc::default())).max_connections_per_host(1);
+    let (network, address) = serve(server).await;
+    let clients = [client(&network, &[&address]), client(&network, &[&address])];
+    for _ in 0..4 {
+        for client in &clients {
+            assert_eq!(client.call::<_, u64>("Foo.Sleep", &1_u64).await.unwrap(), 1);
+            sleep(Duration::from_secs(3)).await;
+        }
+    }
+}

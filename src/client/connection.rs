@@ -16,13 +16,15 @@ use super::answer::Answer;
 use super::driver;
 use super::exchange::Flight;
 use super::lane::Lanes;
+use super::replies::peer_error;
 use super::shared::{Phase, Shared, Writer};
 use super::{ConnectionSettings, Exchange};
 use crate::call::{BodyRef, Call, Moment, NO_RUNTIME, Terms, has_runtime};
 use crate::discovery::Endpoint;
 use crate::error::Error;
 use crate::protocol::{
-    FrameReader, FrameType, Hello, Limits, decode_hello, encode_frame, hello_len,
+    Frame, FrameReader, FrameType, Hello, Limits, Next, WireError, decode_hello, encode_frame,
+    hello_len, next_frame,
 };
 use crate::sync::wake_all;
 use crate::transport::Stream;
@@ -68,7 +70,7 @@ impl Connection {
     /// stream.
     ///
     /// # Errors
-    /// If the peer closes, or does not speak this protocol; outside of a tokio runtime.
+    /// If the peer closes, does not speak this protocol, or refuses the connection; outside of a tokio runtime.
     pub async fn open(
         mut stream: Stream,
         mut settings: ConnectionSettings,
@@ -100,6 +102,9 @@ impl Connection {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         };
+        if let Some(refusal) = refusal(&read) {
+            return Err(io::Error::new(io::ErrorKind::ConnectionRefused, refusal));
+        }
         let ours = settings.limits;
         let limits = Limits {
             max_body: peer.limits.max_body.min(Limits::LARGEST_BODY),
@@ -240,6 +245,19 @@ impl Connection {
     pub(super) fn closer(&self) -> Closer {
         Closer(Arc::downgrade(&*self.handle))
     }
+}
+
+/// Why the server refuses the connection, if that came right behind its handshake: no call is sent then.
+fn refusal(mut read: &[u8]) -> Option<WireError> {
+    // No other frame comes before it.
+    while let Ok(Next::Frame(Frame { header, payload }, whole)) = next_frame(read, 0) {
+        match header.frame {
+            FrameType::ConnectionError => return Some(peer_error(payload)),
+            FrameType::Drain => read = read.get(whole..)?,
+            _ => return None,
+        }
+    }
+    None
 }
 
 /// Closes a connection that others hold.

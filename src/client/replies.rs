@@ -211,13 +211,17 @@ fn take_frame(
         }
         FrameType::Void => {}
         FrameType::ConnectionError => {
-            let text = String::from_utf8_lossy(payload.as_slice()).escape_debug().to_string();
-            let text = cut(&text).to_owned();
-            return Err(WireError::Peer(text));
+            return Err(peer_error(payload.as_slice()));
         }
         FrameType::Call | FrameType::Cancel => return Err(WireError::Side(header.frame as u8)),
     }
     Ok(false)
+}
+
+/// What a connection error says.
+pub(super) fn peer_error(payload: &[u8]) -> WireError {
+    let text = String::from_utf8_lossy(payload).escape_debug().to_string();
+    WireError::Peer(cut(&text).to_owned())
 }
 
 fn answer(payload: Payload<'_>) -> Result<Result<Answer, Error>, WireError> {

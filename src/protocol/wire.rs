@@ -55,6 +55,9 @@ pub enum WireError {
     /// The peer says that it is this side that broke a rule.
     #[error("the peer refuses the connection: {0}")]
     Peer(String),
+    /// The server has as many connections as it takes.
+    #[error("{0}")]
+    Full(&'static str),
     /// A frame that only the other side may send.
     #[error("a frame of type {0} from the wrong side")]
     Side(u8),

@@ -5,6 +5,7 @@ use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, watch};
@@ -17,24 +18,35 @@ use super::reader::Reader;
 use super::running::Running;
 use super::session::{End, Session, State};
 use super::shared::{Phase, Shared};
+use super::usage::Usage;
 use super::writer::Writer;
-use crate::protocol::{Batch, FrameReader, Outbox, encode_connection_error};
+use crate::protocol::{Batch, FrameReader, Outbox, WireError, encode_connection_error};
 use crate::sync::{Mutex, event};
-use crate::transport::{IdleWriter, Stream};
+use crate::transport::{ConnectionSlot, IdleWriter, ReachedCap, Stream};
+
+/// How long an evicted connection that is not told why may still write.
+const EVICTION_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// Serves one connection until it ends. Dropping the future drops its handlers.
-pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::Receiver<Phase>) {
+pub(super) async fn run(
+    server: Arc<Shared>,
+    stream: Stream,
+    mut phases: watch::Receiver<Phase>,
+    slot: ConnectionSlot<Usage>,
+) {
+    let usage = slot.connection();
     let limit = server.settings.handshake_timeout;
     let welcome = async {
         // TLS counts against the same limit: a peer that is slow at it costs its own place alone.
         let mut stream = stream.establish().await?;
-        let (read, client) = shake_hands(&server, &mut stream).await?;
+        let (read, client) = shake_hands(&server, &mut stream, None).await?;
         io::Result::Ok((stream, read, client))
     };
     let welcomed = tokio::select! {
         welcomed = timeout(limit, welcome) => welcomed.ok().and_then(Result::ok),
         // Nothing was asked yet, so there is nothing to drain.
         _ = phases.wait_for(|phase| *phase != Phase::Serving) => None,
+        () = usage.evicted.notified() => None,
     };
     let Some((stream, read, client)) = welcomed else { return };
     // What it proved is known since the connection was established.
@@ -54,6 +66,8 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
             next_look: now,
             busy: now,
             partial: None,
+            whole_frame_at: now,
+            is_evicted: false,
         }),
         to_read: Notify::new(),
         to_keep: Notify::new(),
@@ -61,6 +75,9 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
         server,
     });
     let _handlers = Handlers(Arc::clone(&session));
+    if !usage.begin(&session) {
+        return;
+    }
     let limits = session.server.settings.limits;
     let mut reader = Reader::new(
         FrameReader::new(read, limits.max_payload()),
@@ -88,22 +105,35 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
         })
         .await
     };
-    match end {
+    let farewell_permit = match end {
         End::Lost => return,
         End::Closed => {
             // Nobody waits for what is still at work. What is finished may still be read.
             session.state.lock().running.drop_all();
             let limit = session.server.settings.frame_timeout;
-            if !matches!(timeout(limit, writer.flush(&session)).await, Ok(Ok(()))) {
+            let flushed = tokio::select! {
+                flushed = timeout(limit, writer.flush(&session)) => flushed,
+                () = usage.evicted.notified() => return,
+            };
+            if !matches!(flushed, Ok(Ok(()))) {
                 return;
             }
+            None
         }
         End::Refused(error) => {
             event!(DEBUG, host = &*session.peer.host, %error, "a peer broke the protocol");
             session.state.lock().outbox.append(|out| encode_connection_error(out, &error));
+            None
         }
-        End::Done => {}
-    }
+        End::Done => None,
+        End::Evicted => {
+            let Ok(permit) = session.server.farewells.try_acquire() else {
+                let _ = timeout(EVICTION_TIMEOUT, writer.flush(&session)).await;
+                return;
+            };
+            Some(permit)
+        }
+    };
     // The peer reads what was written before it sees the end: closing with unread bytes in our
     // receive buffer would reset the connection and destroy what is under way.
     let farewell = async {
@@ -114,7 +144,26 @@ pub(super) async fn run(server: Arc<Shared>, stream: Stream, mut phases: watch::
         while from.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
     };
-    let _ = timeout(LINGER, farewell).await;
+    let farewell = timeout(LINGER, farewell);
+    match farewell_permit {
+        Some(_permit) => {
+            let _ = farewell.await;
+        }
+        None => tokio::select! {
+            _ = farewell => {}
+            () = usage.evicted.notified() => {}
+        },
+    }
+}
+
+/// Tells a client why its connection is refused.
+pub(super) async fn refuse(server: Arc<Shared>, stream: Stream, cap: ReachedCap) {
+    let told = async {
+        let mut stream = stream.establish().await?;
+        shake_hands(&server, &mut stream, Some(WireError::Full(cap.reason()))).await
+    };
+    // Whoever is slower is closed.
+    let _ = timeout(LINGER, told).await;
 }
 
 /// Drops a connection's handlers with it: nobody could receive their answers.

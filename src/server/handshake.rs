@@ -6,13 +6,16 @@ use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::shared::Shared;
-use crate::protocol::{Hello, WireError, decode_hello, encode_connection_error, hello_len};
+use crate::protocol::{
+    FrameType, Hello, WireError, decode_hello, encode_connection_error, encode_frame, hello_len,
+};
 use crate::transport::Stream;
 
-/// Reads the client's handshake and answers it.
+/// Reads the client's handshake and answers it. With `refusal` a good one is answered by that.
 pub(super) async fn shake_hands(
     server: &Shared,
     stream: &mut Stream,
+    refusal: Option<WireError>,
 ) -> io::Result<(BytesMut, Hello)> {
     let mut read = BytesMut::with_capacity(1024);
     let client = loop {
@@ -30,6 +33,7 @@ pub(super) async fn shake_hands(
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     };
+    let client = client.and_then(|hello| refusal.map_or(Ok(hello), Err));
     let mut answer = Vec::new();
     if matches!(client, Err(WireError::Magic)) && is_http(&read) {
         answer.extend_from_slice(
@@ -39,6 +43,10 @@ pub(super) async fn shake_hands(
     } else {
         Hello::new(server.settings.limits).encode(&mut answer);
         if let Err(error) = &client {
+            if matches!(error, WireError::Full(_)) {
+                // What the client has sent already was not taken, and can be sent elsewhere.
+                encode_frame(&mut answer, FrameType::Drain, 0, 0, |_| ());
+            }
             encode_connection_error(&mut answer, error);
         }
     }

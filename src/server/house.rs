@@ -5,13 +5,18 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Interval, sleep};
 
 use super::connection;
 use super::shared::{Phase, Shared};
+use super::usage::Usage;
 use crate::error::Panic;
 use crate::sync::event;
-use crate::transport::{Listener, Stream};
+use crate::transport::{Listener, ReachedCap, Stream, is_out_of_files};
+
+/// The pause after a failed accept, doubled with each further failure.
+const MIN_PAUSE: Duration = Duration::from_millis(5);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The connections of a server that is up.
 pub(super) struct House {
@@ -19,9 +24,10 @@ pub(super) struct House {
     pub(super) phases: watch::Receiver<Phase>,
     /// Owns every connection's task; dropped, it ends them.
     pub(super) connections: JoinSet<()>,
-    /// Connections refused since that was last told.
-    pub(super) refused: u64,
-    pub(super) told: Option<Instant>,
+    /// Owns the tasks of refused connections, which nothing waits for.
+    pub(super) refused: JoinSet<()>,
+    /// When to look for refusals that are not logged yet.
+    pub(super) log_check: Interval,
 }
 
 impl House {
@@ -32,14 +38,27 @@ impl House {
             while let Some(ended) = self.connections.try_join_next() {
                 report(ended);
             }
-            match listener.accept().await {
+            while self.refused.try_join_next().is_some() {}
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = self.log_check.tick() => {
+                    self.shared.refusals.log_due();
+                    continue;
+                }
+            };
+            match accepted {
                 Ok(stream) => {
                     pause = Duration::ZERO;
                     self.admit(stream);
                 }
+                Err(error) if is_out_of_files(&error) && self.shared.slots.evict_one() => {
+                    self.shared.refusals.count("too many open files", &Arc::from(""));
+                    // Until the file is closed.
+                    sleep(MIN_PAUSE).await;
+                }
                 Err(error) => {
                     // Too many open files passes when connections end: wait, and accept again.
-                    pause = (pause * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
+                    pause = (pause * 2).clamp(MIN_PAUSE, MAX_PAUSE);
                     event!(WARN, %error, ?pause, "cannot accept");
                     sleep(pause).await;
                 }
@@ -49,22 +68,28 @@ impl House {
 
     fn admit(&mut self, stream: Stream) {
         let host = stream.peer().account();
-        let Some(guest) = Guest::admit(&self.shared, host, self.connections.len()) else {
-            self.refused += 1;
-            // A loop that connects must not fill a disk with lines.
-            if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
-                let refused = std::mem::take(&mut self.refused);
-                event!(WARN, host = &*stream.peer().host, refused, "too many connections");
-                self.told = Some(Instant::now());
-            }
-            return;
-        };
         let shared = Arc::clone(&self.shared);
-        let phases = self.phases.clone();
-        self.connections.spawn(async move {
-            connection::run(shared, stream, phases).await;
-            drop(guest);
-        });
+        match self.shared.slots.enter(&host, Usage::new()) {
+            Ok(slot) => {
+                let phases = self.phases.clone();
+                self.connections.spawn(connection::run(shared, stream, phases, slot));
+            }
+            Err(cap) => {
+                self.shared.refusals.count(cap.reason(), &host);
+                self.refuse(stream, cap);
+            }
+        }
+    }
+
+    /// Tells a client why its connection is refused, unless too many are being told.
+    fn refuse(&mut self, stream: Stream, cap: ReachedCap) {
+        let shared = Arc::clone(&self.shared);
+        if let Ok(permit) = Arc::clone(&shared.farewells).try_acquire_owned() {
+            self.refused.spawn(async move {
+                let _permit = permit;
+                connection::refuse(shared, stream, cap).await;
+            });
+        }
     }
 
     /// Waits until every connection has ended.
@@ -79,40 +104,5 @@ impl House {
 fn report(ended: Result<(), JoinError>) {
     if let Some(panic) = ended.err().and_then(Panic::of_task) {
         event!(ERROR, panic = panic.text(), "a connection's task panicked: its calls are lost");
-    }
-}
-
-/// A connection's place under its host's cap.
-pub(super) struct Guest {
-    shared: Arc<Shared>,
-    host: Arc<str>,
-}
-
-impl Guest {
-    fn admit(shared: &Arc<Shared>, host: Arc<str>, connections: usize) -> Option<Self> {
-        if connections >= shared.settings.max_connections {
-            return None;
-        }
-        let mut hosts = shared.hosts.lock();
-        let count = hosts.entry(Arc::clone(&host)).or_default();
-        // Unix sockets have no host: whoever may open their file is trusted with all of them.
-        if !host.is_empty() && *count >= shared.settings.max_connections_per_host {
-            return None;
-        }
-        *count += 1;
-        drop(hosts);
-        Some(Self { shared: Arc::clone(shared), host })
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let mut hosts = self.shared.hosts.lock();
-        if let Some(count) = hosts.get_mut(&self.host) {
-            *count -= 1;
-            if *count == 0 {
-                hosts.remove(&self.host);
-            }
-        }
     }
 }

@@ -43,6 +43,12 @@ pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>)
                 session.give_up(&mut state, all, Kind::Unavailable, why, &mut wakers);
                 return End::Done;
             }
+            if state.is_evicted {
+                session.drain(&mut state, &mut wakers);
+                if state.running.is_empty() {
+                    return End::Evicted;
+                }
+            }
             let all_said = state.outbox.is_empty() && state.writing.is_none();
             if state.drained_at.is_some() && state.running.is_empty() && all_said {
                 return End::Done;

@@ -17,6 +17,7 @@ mod service;
 mod session;
 mod settings;
 mod shared;
+mod usage;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -27,9 +28,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 pub use self::context::{Answered, Asked, Context, Request, Response, State};
 pub use self::handler::{
@@ -44,11 +45,13 @@ use self::shared::{Entry, Phase, Shared};
 use crate::call::{NO_RUNTIME, has_runtime};
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::Registrar;
-use crate::sync::{Mutex, event};
-use crate::transport::Listener;
+use crate::sync::event;
+use crate::transport::{ConnectionCaps, ConnectionSlots, Listener, Refusals};
 
 /// How long a connection that was cut gets to write what it has.
 const CUT: Duration = Duration::from_secs(1);
+/// How often refusals that are not logged yet are looked for.
+const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Offers services on a listener.
 ///
@@ -216,15 +219,19 @@ impl Server {
             let _ = self.stats.0.registrations.set(registrar.reader());
         }
         let instances = self.instances(&address);
-        let shared = Arc::new(self.into_shared());
+        let ServerSettings { max_connections, max_connections_per_host, .. } = self.settings;
+        let caps =
+            ConnectionCaps::for_listener(&listener, max_connections, max_connections_per_host);
+        let shared = Arc::new(self.into_shared(caps));
         let (phase, phases) = watch::channel(Phase::Serving);
         let mut house = House {
             shared: Arc::clone(&shared),
             phases,
             connections: JoinSet::new(),
-            refused: 0,
-            told: None,
+            refused: JoinSet::new(),
+            log_check: interval(LOG_CHECK_INTERVAL),
         };
+        house.log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
         let registering = async {
             if let Some(registrar) = &registrar {
@@ -274,7 +281,7 @@ impl Server {
         names.into_iter().map(|name| (name.clone(), describe())).collect()
     }
 
-    fn into_shared(self) -> Shared {
+    fn into_shared(self, caps: ConnectionCaps) -> Shared {
         let mut methods = HashMap::new();
         let mut number = 0;
         for parts in self.services {
@@ -292,7 +299,9 @@ impl Server {
             settings: self.settings,
             limit,
             bytes_in_flight: AtomicUsize::new(0),
-            hosts: Mutex::new(HashMap::new()),
+            slots: ConnectionSlots::new(caps.total, caps.per_host),
+            refusals: Refusals::default(),
+            farewells: Arc::new(Semaphore::new(caps.refusing)),
         }
     }
 }

@@ -44,6 +44,7 @@ impl Reader {
                 if self.frames.whole() != whole {
                     // The time for the next frame starts anew.
                     state.partial = None;
+                    state.whole_frame_at = self.came.unwrap_or(state.whole_frame_at);
                 }
                 state.partial = match (self.frames.is_within_frame(), state.partial) {
                     (false, _) => None,

@@ -53,6 +53,10 @@ pub(super) struct State {
     pub(super) busy: Instant,
     /// Since when the start of a frame waits for its end.
     pub(super) partial: Option<Instant>,
+    /// When the last whole frame came.
+    pub(super) whole_frame_at: Instant,
+    /// Another connection has its slot.
+    pub(super) is_evicted: bool,
 }
 
 /// Why a connection ends.
@@ -65,6 +69,8 @@ pub(super) enum End {
     Refused(WireError),
     /// All was said: drained, or cut.
     Done,
+    /// Another connection has its slot, and no call is at work.
+    Evicted,
 }
 
 impl Session {

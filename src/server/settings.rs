@@ -13,9 +13,10 @@ pub struct ServerSettings {
     pub limits: Limits,
     /// How many calls may be at work at once, over all connections. Default: unlimited.
     pub concurrency: Concurrency,
-    /// The most connections. Default: 10,000.
+    /// The most connections; fewer where the process's limit of open files is lower. One more takes the place
+    /// of an idle one, or is refused. Default: 10,000.
     pub max_connections: usize,
-    /// The most connections from one host, loopback too. Default: 256.
+    /// The same for one host, loopback too. Default: 256.
     pub max_connections_per_host: usize,
     /// The most bytes of bodies in flight over all connections. Default: 256 MiB.
     pub max_bytes_in_flight: usize,

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::handler::Handler;
 use super::limit::Limit;
 use super::settings::ServerSettings;
+use super::usage::Usage;
 use crate::call::{Codec, watch_calls};
-use crate::sync::Mutex;
+use crate::transport::{ConnectionSlots, Refusals};
 
 /// How far a server has come; connections follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +32,11 @@ pub(super) struct Shared {
     /// Calls at work over all connections: the load that every reply tells.
     pub(super) limit: Limit,
     pub(super) bytes_in_flight: AtomicUsize,
-    /// Connections by the host they come from.
-    pub(super) hosts: Mutex<HashMap<Arc<str>, usize>>,
+    pub(super) slots: ConnectionSlots<Usage>,
+    /// Connections that were refused, as far as that is not logged yet.
+    pub(super) refusals: Refusals,
+    /// One for each refused or evicted connection that is told why.
+    pub(super) farewells: Arc<Semaphore>,
 }
 
 /// A method with its full name.

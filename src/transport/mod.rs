@@ -3,11 +3,10 @@
 mod dial;
 mod memory;
 mod net;
+mod open_files;
 mod pending;
 mod read;
-#[cfg(feature = "http")]
 mod refusals;
-#[cfg(feature = "http")]
 mod slots;
 #[cfg(feature = "tls")]
 mod tls;
@@ -28,12 +27,13 @@ pub use self::memory::Memory;
 pub use self::net::Net;
 #[cfg(feature = "reqwest")]
 pub(crate) use self::net::lookup;
+pub(crate) use self::open_files::{ConnectionCaps, is_out_of_files};
 use self::pending::{Pending, Unestablished};
 pub(crate) use self::read::read_some;
-#[cfg(feature = "http")]
 pub(crate) use self::refusals::Refusals;
 #[cfg(feature = "http")]
-pub(crate) use self::slots::{ConnectionSlot, ConnectionSlots, Entered, Evictable, ReachedCap};
+pub(crate) use self::slots::Entered;
+pub(crate) use self::slots::{ConnectionSlot, ConnectionSlots, Evictable, ReachedCap};
 #[cfg(feature = "tls")]
 pub use self::tls::{ClientTls, Pem, ServerTls, Tls, TlsBuilder, TlsError, TlsStats};
 pub(crate) use self::write::{IdleWriter, write_some};

@@ -1,5 +1,6 @@
 //! Connection slots of a listener: caps in all and per host, and which connection is evicted at a cap.
 
+#[cfg(feature = "http")]
 mod waiting;
 
 use std::collections::HashMap;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+#[cfg(feature = "http")]
 pub(crate) use self::waiting::Entered;
 use crate::sync::Mutex;
 
@@ -76,6 +78,17 @@ impl<T: Evictable> ConnectionSlots<T> {
     pub(crate) fn new(max: usize, max_per_host: usize) -> Self {
         let table = Table { max, max_per_host, open: 0, waiting: 0, hosts: HashMap::new() };
         Self { table: Arc::new(Mutex::new(table)) }
+    }
+
+    /// A slot for a connection from `host`, for which another may be evicted.
+    pub(crate) fn enter(
+        &self,
+        host: &Arc<str>,
+        connection: T,
+    ) -> Result<ConnectionSlot<T>, ReachedCap> {
+        let connection = Arc::new(connection);
+        self.place(host, &connection)?;
+        Ok(self.slot(host, connection))
     }
 
     /// Evicts one connection of any host, for a process that has no file descriptors left. False:
@@ -267,9 +280,7 @@ mod tests {
         slots: &ConnectionSlots<Connection>,
         host: &Arc<str>,
     ) -> Result<Slot, ReachedCap> {
-        let connection = Arc::new(Connection::busy());
-        slots.place(host, &connection)?;
-        Ok(slots.slot(host, connection))
+        slots.enter(host, Connection::busy())
     }
 
     fn rank(slot: &Slot, rank: u8, at: Instant) {

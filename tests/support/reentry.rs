@@ -7,7 +7,7 @@ use std::time::Duration;
 use srpc::{Call, XClient};
 
 /// Runs a test that fails by never ending: on a thread of its own, with paused time.
-pub fn ends(test: impl Future<Output = ()> + Send + 'static) {
+pub(crate) fn ends(test: impl Future<Output = ()> + Send + 'static) {
     let (done, ended) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -26,7 +26,7 @@ pub fn ends(test: impl Future<Output = ()> + Send + 'static) {
 }
 
 /// Polls a call once, and drops it.
-pub fn look(client: &XClient) {
+pub(crate) fn look(client: &XClient) {
     let call = Call::new("Foo.Echo").args(&1_u64).unwrap();
     let mut sent = Box::pin(client.send(call));
     let _ = sent.as_mut().poll(&mut Context::from_waker(Waker::noop()));

@@ -96,7 +96,7 @@ fn idle_cost<S: Read + Write>(server: &Process, open: impl Fn() -> S) -> (f64, f
 #[test]
 fn five_thousand_idle_connections_cost_16_kib_each_at_most() {
     let _turn = turn();
-    need_files(IDLE as u64 + 500);
+    need_files(2 * IDLE as u64);
     let (server, at) = serve(&["--max-connections-per-host", "6000"]);
     let (shaken, called) = idle_cost(&server, || connect(&at));
     println!("figure idle_plain kib_per_connection={shaken:.1} after_a_call={called:.1}");
@@ -253,9 +253,15 @@ fn survives_too_many_files(name: &str, process: &mut Process, at: &str, serves: 
 
 /// Whether somebody new is served, within a second.
 fn serves_calls(at: &str) -> bool {
+    const REPLY: u8 = 2;
     let mut stream = connect(at);
     stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    // A refusal comes behind a good handshake.
+    let mut header = [0; HEADER];
     shake_hands(&mut stream)
+        && stream.write_all(&Call::sum().frame(1)).is_ok()
+        && stream.read_exact(&mut header).is_ok()
+        && header[4] == REPLY
 }
 
 fn serves_http(at: &str) -> bool {
@@ -282,6 +288,47 @@ fn a_registry_out_of_files_does_not_spin_and_accepts_again() {
     let (mut registry, url) = Process::listening(&["registry", "--bind", "127.0.0.1:0"]);
     let at = url.trim_start_matches("http://").trim_end_matches("/srpc/registry");
     survives_too_many_files("registry", &mut registry, at, serves_http);
+}
+
+const FEW_FILES: u64 = 128;
+const CROWD: usize = 340;
+
+/// More connections than there are files, which send this and then nothing: somebody new is served.
+fn keeps_nobody_out(silent: &[u8]) {
+    let _turn = turn();
+    let (mut server, address) = Process::listening_with_files(FEW_FILES, &SERVE);
+    let at = address.strip_prefix("tcp@").unwrap();
+    let crowd: Vec<TcpStream> = (0..CROWD)
+        .map(|_| {
+            let mut stream = connect(at);
+            // What is refused may be closed by now.
+            let _ = stream.write_all(silent);
+            stream
+        })
+        .collect();
+    eventually(Duration::from_secs(5), "somebody new is served", || serves_calls(at));
+    assert!(server.is_running());
+    drop(crowd);
+    server.signal("KILL");
+    let said = server.finish().stderr;
+    assert!(said.contains("connections are capped by the limit of open files"), "{said}");
+    assert!(said.contains("too many connections from this host"), "{said}");
+    assert!(said.lines().count() < 20, "{said}");
+}
+
+#[test]
+fn half_frames_at_the_limit_of_files_keep_nobody_out() {
+    keeps_nobody_out(&[&good_hello()[..], &[0, 0, 0, 90, 1]].concat());
+}
+
+#[test]
+fn idle_connections_at_the_limit_of_files_keep_nobody_out() {
+    keeps_nobody_out(&good_hello());
+}
+
+#[test]
+fn half_handshakes_at_the_limit_of_files_keep_nobody_out() {
+    keeps_nobody_out(&good_hello()[..7]);
 }
 
 const DROPPED: usize = 10_000;

@@ -16,7 +16,7 @@ use crate::{IDLE, SERVE, connect, idle_cost, turn};
 #[ignore = "takes 70 s"]
 fn five_thousand_idle_tls_connections_cost_64_kib_each_at_most() {
     let _turn = turn();
-    need_files(IDLE as u64 + 500);
+    need_files(2 * IDLE as u64);
     let (folder, authority) = (Folder::new(), Authority::new("ours"));
     let (chain, key) = (folder.file("server.pem"), folder.file("server.key"));
     authority.issue(&["127.0.0.1"]).write(&chain, &key);

@@ -60,6 +60,16 @@ impl Process {
         (process, address)
     }
 
+    /// Like [`listening`](Self::listening), by a process that may open this many files.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn listening_with_files(files: u64, args: &[&str]) -> (Self, String) {
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={files}:{files}")).arg(binary()).args(args);
+        let mut process = Self::run(&mut command, Stdio::null());
+        let address = process.address();
+        (process, address)
+    }
+
     /// Like [`listening`](Self::listening), for a port that may still be taken.
     pub(crate) fn try_listening(args: &[&str]) -> Result<(Self, String), Ended> {
         Self::try_listening_in(&[], args)

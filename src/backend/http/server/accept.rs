@@ -26,6 +26,7 @@ use crate::error::Panic;
 use crate::sync::event;
 use crate::transport::{
     ConnectionSlot, ConnectionSlots, Entered, Listener, ReachedCap, Refusals, Stream,
+    is_out_of_files,
 };
 
 /// The largest head of a request, in bytes.
@@ -35,20 +36,20 @@ const MAX_BUFFER: usize = 64 * 1024;
 /// The pause after a failed accept, doubled with each further failure.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// How many refused connections are told why at once; more are closed.
-const MAX_REFUSING: usize = 64;
-/// How long each of them may take.
+/// How long a refused connection that is told why may take.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a connection that is evicted may still take for a request that came meanwhile.
 const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often refusals that are not logged yet are looked for.
 const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Serves `listener` until `shutdown` ends and its connections with it.
+/// Serves `listener` until `shutdown` ends and its connections with it. At most `max_refusing` refused
+/// connections are told why at once; more are closed.
 pub(super) async fn run<H, F>(
     mut listener: Listener,
     shutdown: impl Future<Output = ()>,
     limits: &Limits,
+    max_refusing: usize,
     refusals: Arc<Refusals>,
     handle: H,
 ) where
@@ -58,7 +59,7 @@ pub(super) async fn run<H, F>(
     let (stop, stopping) = watch::channel(false);
     let stopping = Stopping(stopping);
     let slots = ConnectionSlots::new(limits.max_connections, limits.max_connections_per_host);
-    let refusing = Refusing { refusals, permits: Arc::new(Semaphore::new(MAX_REFUSING)) };
+    let refusing = Refusing { refusals, permits: Arc::new(Semaphore::new(max_refusing)) };
     let mut log_check = interval(LOG_CHECK_INTERVAL);
     log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connections = JoinSet::new();
@@ -112,9 +113,12 @@ pub(super) async fn run<H, F>(
             Err(error) if is_of_one_connection(&error) => {
                 event!(DEBUG, %error, "a connection ended before it was accepted");
             }
+            Err(error) if is_out_of_files(&error) && slots.evict_one() => {
+                refusing.refusals.count("too many open files", &Arc::from(""));
+                // Until the file is closed.
+                tokio::time::sleep(MIN_PAUSE).await;
+            }
             Err(error) => {
-                // Too many files may be open: an idle connection gives one back.
-                slots.evict_one();
                 event!(WARN, %error, ?pause, "accepting failed");
                 tokio::select! {
                     () = &mut shutdown => break,

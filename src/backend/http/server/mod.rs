@@ -50,7 +50,7 @@ use crate::discovery::Discovery;
 use crate::instance::Address;
 use crate::registry::Registry;
 use crate::sync::event;
-use crate::transport::{Listener, Peer, Refusals};
+use crate::transport::{ConnectionCaps, Listener, Peer, Refusals};
 
 /// The lease of an address over a backend, where none is set.
 const LONGEST_OF_BACKEND: Duration = Duration::from_secs(24 * 60 * 60);
@@ -192,13 +192,16 @@ impl RegistryServer {
             let unprotected = Unprotected { address: listener.address().clone() };
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, unprotected));
         }
-        let limits = self.shared.limits.clone();
+        let mut limits = self.shared.limits.clone();
+        let (total, per_host) = (limits.max_connections, limits.max_connections_per_host);
+        let caps = ConnectionCaps::for_listener(&listener, total, per_host);
+        (limits.max_connections, limits.max_connections_per_host) = (caps.total, caps.per_host);
         let refusals = Arc::clone(&self.shared.refusals);
         let handle = move |request: Request<Incoming>, stopping: Stopping| {
             let server = self.clone();
             async move { server.answer(request, reach, stopping.wait()).await }
         };
-        accept::run(listener, shutdown, &limits, refusals, handle).await;
+        accept::run(listener, shutdown, &limits, caps.refusing, refusals, handle).await;
         Ok(())
     }
 
@@ -567,8 +570,8 @@ impl RegistryServerBuilder {
         self
     }
 
-    /// How many connections are open at most. One more takes the place of an idle one, or is answered
-    /// 503. Default: 10,000.
+    /// How many connections are open at most; fewer where the process's limit of open files is lower.
+    /// One more takes the place of an idle one, or is answered 503. Default: 10,000.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.limits.max_connections = connections;
         self
@@ -599,7 +602,9 @@ impl RegistryServerBuilder {
             (None, None) => Store::Memory(self.caps.default_ttl(self.ttl).warming(true).build()),
         };
         let limits = self.limits;
-        let max_polls = limits.max_polls_per_host.unwrap_or(limits.max_connections_per_host / 2);
+        let (total, per_host) = (limits.max_connections, limits.max_connections_per_host);
+        let caps = ConnectionCaps::within_open_files(total, per_host);
+        let max_polls = limits.max_polls_per_host.unwrap_or(caps.per_host / 2);
         let max_polls_per_token = limits.max_in_flight_per_token / 2;
         RegistryServer {
             shared: Arc::new(Shared {
@@ -610,7 +615,7 @@ impl RegistryServerBuilder {
                 rates: Rates::new(&limits.rate),
                 in_flight: Meter::new(usize::MAX, limits.max_in_flight_per_token),
                 renewing: Meter::new(usize::MAX, limits.max_in_flight_per_token),
-                polls: Meter::new(limits.max_connections / 2, max_polls),
+                polls: Meter::new(caps.total / 2, max_polls),
                 polls_by_token: Meter::new(usize::MAX, max_polls_per_token),
                 answers: Meter::new(limits.max_answer_bytes, limits.max_answer_bytes / 4),
                 list_pacer: ListPacer::new(limits.rate.per_host),

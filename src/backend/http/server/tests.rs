@@ -532,7 +532,7 @@ async fn who_takes_nothing_of_an_answer_is_cut() {
         respond(StatusCode::OK, "text/plain", vec![b'x'; 1024 * 1024])
     };
     let _serving = tokio::spawn(async move {
-        accept::run(listener, pending(), &limits, Arc::default(), handle).await;
+        accept::run(listener, pending(), &limits, 64, Arc::default(), handle).await;
     });
     let mut stalled = net.connect(&AT.parse().unwrap()).await.unwrap();
     stalled.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -562,7 +562,7 @@ async fn a_panic_closes_its_connection_and_no_other() {
         respond(StatusCode::OK, "text/plain", "fine")
     };
     let _serving = tokio::spawn(async move {
-        accept::run(listener, pending(), &limits(), Arc::default(), handle).await;
+        accept::run(listener, pending(), &limits(), 64, Arc::default(), handle).await;
     });
     assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
     assert!(raw(&net, GET_LIST).await.ends_with("fine"));
@@ -588,7 +588,7 @@ async fn a_panic_whose_payload_panics_closes_its_connection_and_no_other() {
         respond(StatusCode::OK, "text/plain", "fine")
     };
     let _serving = tokio::spawn(async move {
-        accept::run(listener, pending(), &limits(), Arc::default(), handle).await
+        accept::run(listener, pending(), &limits(), 64, Arc::default(), handle).await
     });
     assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
     assert!(raw(&net, GET_LIST).await.ends_with("fine"));
