@@ -248,6 +248,13 @@ fn client_of(liar: &Liar, honest: &Honest) -> XClientBuilder {
     XClient::builder("Foo", StaticList::new(both)).selector(liar_first).connection(impatient())
 }
 
+/// Dials again at once.
+fn undeterred() -> ConnectionSettings {
+    let mut settings = impatient();
+    settings.reconnect_first = Duration::ZERO;
+    settings
+}
+
 fn impatient() -> ConnectionSettings {
     let mut settings = ConnectionSettings::default();
     settings.connect_timeout = Duration::from_millis(1500);
@@ -916,7 +923,7 @@ async fn no_call_is_sent_twice_to_a_server_that_hangs_up() {
     })
     .await;
     let list = StaticList::new([Instance::at(liar.address.clone())]);
-    let client = XClient::new("Foo", list).unwrap();
+    let client = XClient::builder("Foo", list).connection(undeterred()).build().unwrap();
     let send = |number: u64| {
         let call = Call::new("Foo.Echo").body(CodecId::RAW, number.to_be_bytes().to_vec());
         let client = client.clone();
@@ -958,7 +965,7 @@ async fn idempotent_calls_survive_a_server_that_hangs_up() {
     })
     .await;
     let client = client_of(&liar, &honest).outlier_ejection(OutlierEjection::off());
-    let client = client.build().unwrap();
+    let client = client.connection(undeterred()).build().unwrap();
     for n in 1..=20 {
         let reply = client.send(sum().idempotent(true)).await.unwrap();
         assert_eq!(reply.decode::<i64>().unwrap(), 3);

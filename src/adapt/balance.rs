@@ -171,6 +171,8 @@ impl<S, P> Shared<S, P> {
                 (picked, _) => picked?,
             };
             let (sent, kept) = self.failover.keep(request);
+            // What a newer registration earned is one request: for the others the backoff holds.
+            endpoint.stats().take_renewal();
             let attempt = endpoint.start(Instant::now());
             let answer = async {
                 poll_fn(|cx| service.poll_ready(cx)).await?;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::Release};
 use std::time::Duration;
 
-use rand::RngExt;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -157,7 +156,7 @@ impl Channel {
     async fn counted_connection(&self, at: usize, deadline: Instant) -> Result<Connection, Error> {
         let endpoint = &self.inner.endpoint;
         let waiting = endpoint.count(Instant::now()).until(deadline);
-        let connection = self.connection_of(at, deadline).await;
+        let connection = self.connection_of(at, deadline, false).await;
         let ended = match &connection {
             // From here on the exchange counts it.
             Ok(_) => Outcome::Abandoned,
@@ -190,7 +189,7 @@ impl Channel {
                     replaced = self.inner.replace(at) => replaced.map_err(|why| why.to_string()),
                 },
                 None => {
-                    let connection = self.connection_of(at, deadline).await;
+                    let connection = self.connection_of(at, deadline, true).await;
                     let connection = connection.map_err(|error| error.message().to_owned())?;
                     connection.ping().await.map_err(|error| error.to_string())
                 }
@@ -231,7 +230,13 @@ impl Channel {
         }
     }
 
-    async fn connection_of(&self, at: usize, deadline: Instant) -> Result<Connection, Error> {
+    /// `is_probe`: it waits for a dial under way, whoever started it.
+    async fn connection_of(
+        &self,
+        at: usize,
+        deadline: Instant,
+        is_probe: bool,
+    ) -> Result<Connection, Error> {
         let (mut result, former) = {
             let line = &self.inner.lines[at];
             let mut last = line.dial.lock();
@@ -244,28 +249,36 @@ impl Channel {
             if !has_runtime() {
                 return Err(no_runtime(Fate::NoConnection));
             }
-            let stats = self.inner.endpoint.stats();
+            let (stats, now) = (self.inner.endpoint.stats(), Instant::now());
+            let has_failed = stats.connect_failures() > 0;
+            // A newer registration is dialled at once, whatever the dial of the older one waits for.
+            let is_renewed = has_failed && stats.take_renewal();
             match &*last {
                 // Only the call that dials again waits for it: the others have better to do.
-                Some(dial) if dial.is_running() && stats.connect_failures() > 0 => {
+                Some(dial) if dial.is_running() && has_failed && !is_renewed && !is_probe => {
                     return Err(no_connection("still trying to reconnect after a failure"));
                 }
-                Some(dial) if dial.is_running() => (dial.result.clone(), None),
+                Some(dial) if dial.is_running() && !is_renewed => (dial.result.clone(), None),
                 _ => {
-                    if stats.in_backoff(Instant::now()) {
-                        let why = last.as_ref().and_then(Dial::failure).unwrap_or_default();
+                    let is_early = stats.in_backoff(now);
+                    if is_early && !is_renewed {
+                        let why = last.as_ref().and_then(Dial::failure);
+                        let why = why.or_else(|| line.connection.load()?.end());
+                        let why = why.unwrap_or_default();
                         return Err(no_connection(&format!("waiting to reconnect: {why}")));
                     }
-                    if stats.connect_failures() > 0 {
-                        stats.put_off(after(Instant::now(), self.inner.settings.connect_timeout));
+                    if has_failed && !is_early {
+                        stats.put_off(after(now, self.inner.settings.connect_timeout));
                     }
-                    let dial = Inner::dial(&self.inner, at);
+                    let dial = Inner::dial(&self.inner, at, is_early);
                     (dial.result.clone(), last.replace(dial))
                 }
             }
         };
-        // A dial may hold the last handle of a connection, whose drop wakes callers.
-        drop(former);
+        // Under no lock: a dial may hold the last handle of a connection, whose drop wakes callers.
+        if let Some(former) = former {
+            former.task.abort();
+        }
         // Bound to a name: the guard of the watched value must go before the result.
         let patience = patience(deadline);
         let dialled = timeout_at(patience, result.wait_for(Option::is_some)).await;
@@ -279,7 +292,7 @@ impl Channel {
             Ok(Err(_)) if self.inner.closed.load(Relaxed) => {
                 Err(no_connection("the client was closed"))
             }
-            Ok(Err(_)) => Err(no_connection("the runtime that dialled has ended")),
+            Ok(Err(_)) => Err(no_connection("the dial was given up, or its runtime has ended")),
             Ok(Ok(dialled)) => match &*dialled {
                 Some(Ok(connection)) => Ok(connection.clone()),
                 Some(Err(why)) => Err(no_connection(why)),
@@ -323,19 +336,19 @@ impl Dial {
 }
 
 impl Inner {
-    fn dial(this: &Arc<Self>, at: usize) -> Dial {
+    /// `is_early`: a newer registration earned this dial, and its failure leaves the backoff as it is.
+    fn dial(this: &Arc<Self>, at: usize, is_early: bool) -> Dial {
         let (done, result) = watch::channel(None);
         let inner = Arc::clone(this);
         let task = tokio::spawn(async move {
             let dialled = inner.connect().await;
-            let stats = inner.endpoint.stats();
             match &dialled {
                 Ok(connection) => {
-                    stats.connected();
                     let line = &inner.lines[at];
                     let setting = line.dial.lock();
                     let is_closed = inner.closed.load(Relaxed);
                     let former = if is_closed { None } else { inner.set(at, connection) };
+                    connection.stands(is_early);
                     drop(setting);
                     if is_closed {
                         connection.close();
@@ -344,11 +357,14 @@ impl Inner {
                     drop(former);
                 }
                 Err(why) => {
-                    let wait = inner.backoff(stats.connect_failures());
-                    stats.connect_failed(after(Instant::now(), wait));
+                    let (stats, now) = (inner.endpoint.stats(), Instant::now());
+                    if !(is_early && stats.in_backoff(now)) {
+                        let wait = inner.settings.backoff(stats.connect_failures());
+                        stats.connect_failed(after(now, wait));
+                    }
                     event!(
                         DEBUG,
-                        endpoint = %inner.endpoint.instance().address, why = &**why, ?wait,
+                        endpoint = %inner.endpoint.instance().address, why = &**why, is_early,
                         "cannot connect"
                     );
                 }
@@ -386,7 +402,7 @@ impl Inner {
         others.extend(silent.as_ref().map(Connection::closer));
         drop(others);
         drop(setting);
-        self.endpoint.stats().connected();
+        fresh.stands(false);
         if let Some(silent) = silent {
             silent.replaced();
         }
@@ -411,13 +427,6 @@ impl Inner {
                 Err(format!("no connection within {:?}", self.settings.connect_timeout).into())
             }
         }
-    }
-
-    /// Between a tenth and the whole of a bound that doubles with each failure.
-    fn backoff(&self, failures: u32) -> Duration {
-        let bound = self.settings.reconnect_first * 2_u32.saturating_pow(failures.min(16));
-        let bound = bound.min(self.settings.reconnect_cap);
-        bound.mul_f64(rand::rng().random_range(0.1..=1.0))
     }
 }
 

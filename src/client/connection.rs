@@ -236,6 +236,21 @@ impl Connection {
         shared.to_keep.notify_one();
     }
 
+    /// It has its place in a channel: the endpoint can be called, unless it has failed already.
+    /// `is_early`: a newer registration earned the dial, before the backoff was over.
+    pub(super) fn stands(&self, is_early: bool) {
+        self.handle.shared.stands(is_early);
+    }
+
+    /// Why it takes no more calls, if it does not.
+    pub(super) fn end(&self) -> Option<String> {
+        match &self.handle.shared.state.lock().phase {
+            Phase::Open => None,
+            Phase::Draining => Some("the server was draining".to_owned()),
+            Phase::Closed(why) => Some(why.to_string()),
+        }
+    }
+
     /// Closes the connection: what is in flight fails by its class.
     pub fn close(&self) {
         self.handle.close();

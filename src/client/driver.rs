@@ -39,6 +39,7 @@ pub(super) async fn run(shared: Arc<Shared>, stream: Stream, reader: FrameReader
         why,
         "connection ended"
     );
+    shared.ended_by_peer();
     shared.close(&why, Writer::Ended);
 }
 

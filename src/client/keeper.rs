@@ -23,10 +23,11 @@ pub(super) async fn keep(shared: &Shared) -> String {
                 // Nothing may be said of the peer any more that nobody would take back.
                 return why.to_string();
             }
+            shared.pass_trial_by_age(&mut state, now);
             told.wakers = sweep(&mut state, now);
             let quiet = state.calls.len() == 0 && state.waiting.is_empty();
             if quiet && matches!(state.phase, Phase::Draining) {
-                Err("the server drained it")
+                Err("the server was draining")
             } else if quiet && state.replaced {
                 Err("another connection has its place")
             } else {
@@ -141,6 +142,7 @@ fn check_silence(
         });
         let written = shared.written.load(Relaxed);
         state.pinged = Some(Ping { end: place.end, written, since: now });
+        state.has_pinged = true;
         told.wakers.extend(state.writer.take());
         // The answer's time runs from when it is written, which is seen soon.
         return Some(after(now, settings.sweep));

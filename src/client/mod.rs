@@ -19,6 +19,8 @@ mod waiting;
 
 use std::time::Duration;
 
+use rand::RngExt;
+
 pub(crate) use self::answer::Answer;
 pub use self::channel::Channel;
 pub use self::connection::Connection;
@@ -58,6 +60,15 @@ pub struct ConnectionSettings {
     pub sweep: Duration,
     /// How many connections one endpoint gets. Default: 1.
     pub connections: usize,
+}
+
+impl ConnectionSettings {
+    /// The wait after a failed dial before which `failures` others failed: between a tenth and the whole
+    /// of a bound that doubles with each.
+    fn backoff(&self, failures: u32) -> Duration {
+        let bound = self.reconnect_first.saturating_mul(2_u32.saturating_pow(failures.min(16)));
+        bound.min(self.reconnect_cap).mul_f64(rand::rng().random_range(0.1..=1.0))
+    }
 }
 
 impl Default for ConnectionSettings {

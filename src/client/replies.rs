@@ -8,7 +8,7 @@ use tokio::io::ReadHalf;
 
 use super::answer::Answer;
 use super::keeper::overdue;
-use super::shared::{Phase, Shared, State};
+use super::shared::{Phase, Shared, State, Trial};
 use crate::call::{Moment, Stamp};
 use crate::discovery::Answers;
 use crate::error::{Error, Fate, Kind, cut, text_of};
@@ -146,8 +146,10 @@ fn take_in(
                     let why = "the reply is larger than this client takes";
                     Error::new(Kind::ResourceExhausted, Fate::Undecodable, why)
                 };
-                let woken = state.calls.answer(header.id, Err(error));
-                brought.wakers.extend(woken.map(|call| call.waker));
+                if let Some(call) = state.calls.answer(header.id, Err(error)) {
+                    shared.pass_trial(&mut state);
+                    brought.wakers.push(call.waker);
+                }
             }
         }
     }
@@ -180,6 +182,9 @@ fn take_frame(
             });
             match answered {
                 Some(call) => {
+                    if state.trial != Trial::Passed {
+                        shared.pass_trial(state);
+                    }
                     brought.wakers.push(call.waker);
                     // A failure is counted by its call, which knows what it means.
                     if let (Some(endpoint), Some(load)) = (&shared.endpoint, load) {
@@ -203,8 +208,13 @@ fn take_frame(
         FrameType::Pong => {
             if let Ok(number) = <[u8; 8]>::try_from(payload.as_slice()) {
                 let number = u64::from_be_bytes(number);
-                // A number that was never given proves nothing.
-                if number <= state.probes {
+                // One that nobody asked for proves nothing.
+                let is_answer = match number {
+                    0 => state.has_pinged,
+                    number => number <= state.probes,
+                };
+                if is_answer {
+                    shared.pass_trial(state);
                     brought.ponged = brought.ponged.max(number);
                 }
             }
@@ -236,6 +246,8 @@ fn answer(payload: Payload<'_>) -> Result<Result<Answer, Error>, WireError> {
 /// The server takes no call above `last`: those fail as rejected, the others go on.
 fn drain(shared: &Shared, state: &mut State, last: u64, brought: &mut Brought) {
     if matches!(state.phase, Phase::Open) {
+        let now = state.heard;
+        shared.end_trial(state, now);
         state.phase = Phase::Draining;
         shared.open.store(false, Relaxed);
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -12,6 +13,7 @@ use super::batching::Batching;
 use super::in_flight::InFlight;
 use super::sync::{AtomicU64, Mutex, Notify};
 use super::waiting::Waiting;
+use crate::call::after;
 use crate::discovery::Endpoint;
 use crate::error::{Error, Fate, Kind};
 use crate::protocol::{Limits, Outbox};
@@ -25,6 +27,20 @@ pub(super) enum Writer {
     Ended,
     /// Aborting a task does not stop a poll that is under way.
     MayWrite,
+}
+
+/// A connection that ends sooner than this, without a reply or a pong, counts as a failed dial.
+const TRIAL_TIME: Duration = Duration::from_secs(10);
+
+/// Whether a connection has shown that its peer is of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trial {
+    /// Nothing came but the handshake.
+    Pending,
+    /// A reply or a pong that was asked for came, or the connection lived for 10 s.
+    Passed,
+    /// It ended or was drained before: it counts as a failed dial.
+    Failed,
 }
 
 /// What calls and the driver share.
@@ -56,6 +72,15 @@ pub(super) struct State {
     pub(super) phase: Phase,
     /// When the last byte came.
     pub(super) heard: Instant,
+    /// When the handshake was done.
+    pub(super) opened: Instant,
+    pub(super) trial: Trial,
+    /// It has its place in a channel, whose endpoint pays for its failure.
+    pub(super) has_place: bool,
+    /// The stamp until which no dial was due when a newer registration earned this one; 0: none.
+    pub(super) backoff_before: u64,
+    /// The keeper has sent a ping: pongs with its number are answers.
+    pub(super) has_pinged: bool,
     /// When the first of the calls now in flight was sent.
     pub(super) busy: Instant,
     /// The ping that nothing has come after.
@@ -113,6 +138,11 @@ impl Shared {
             outbox: Outbox::default(),
             phase: Phase::Open,
             heard: now,
+            opened: now,
+            trial: Trial::Pending,
+            has_place: false,
+            backoff_before: 0,
+            has_pinged: false,
             busy: now,
             pinged: None,
             suspect: false,
@@ -188,6 +218,80 @@ impl Shared {
         if let Some(endpoint) = &self.endpoint {
             endpoint.stats().tell_suspicion(heard, now);
         }
+    }
+
+    /// The connection has its place in a channel: calls may use it, unless it has failed already.
+    /// `is_early`: a newer registration earned the dial, before the backoff was over.
+    pub(super) fn stands(&self, is_early: bool) {
+        let mut state = self.state.lock();
+        state.has_place = true;
+        let Some(endpoint) = &self.endpoint else { return };
+        match state.trial {
+            Trial::Failed => {
+                let (stats, now) = (endpoint.stats(), Instant::now());
+                if !(is_early && stats.in_backoff(now)) {
+                    self.count_failure(endpoint, now);
+                }
+            }
+            Trial::Pending | Trial::Passed => {
+                let backoff = endpoint.stats().handshake_done();
+                if is_early {
+                    state.backoff_before = backoff;
+                }
+            }
+        }
+    }
+
+    /// The peer is of use: dials that failed before are forgiven.
+    pub(super) fn pass_trial(&self, state: &mut State) {
+        if state.trial != Trial::Passed {
+            state.trial = Trial::Passed;
+            if let Some(endpoint) = &self.endpoint {
+                endpoint.stats().connected();
+            }
+        }
+    }
+
+    /// A connection that has lived long enough was of use.
+    pub(super) fn pass_trial_by_age(&self, state: &mut State, now: Instant) {
+        if now >= after(state.opened, TRIAL_TIME) {
+            self.pass_trial(state);
+        }
+    }
+
+    /// The peer ends the connection or takes no more calls on it. To be called before `open` is
+    /// cleared: who sees that must see the backoff.
+    pub(super) fn end_trial(&self, state: &mut State, now: Instant) {
+        if state.replaced {
+            return;
+        }
+        self.pass_trial_by_age(state, now);
+        if state.trial != Trial::Pending {
+            return;
+        }
+        state.trial = Trial::Failed;
+        // Without a place it has not stood yet: `stands` will count it.
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| state.has_place) {
+            let stats = endpoint.stats();
+            let resumed = stats.resume_backoff(state.backoff_before, now);
+            // Connections that stood together fail together: that is one failed dial.
+            if !resumed && !stats.in_backoff(now) {
+                self.count_failure(endpoint, now);
+            }
+        }
+    }
+
+    /// The driver ends by itself, and not because the client closed the connection.
+    pub(super) fn ended_by_peer(&self) {
+        let mut state = self.state.lock();
+        if !matches!(state.phase, Phase::Closed(_)) {
+            self.end_trial(&mut state, Instant::now());
+        }
+    }
+
+    fn count_failure(&self, endpoint: &Endpoint, now: Instant) {
+        let stats = endpoint.stats();
+        stats.connect_failed(after(now, self.settings.backoff(stats.connect_failures())));
     }
 }
 

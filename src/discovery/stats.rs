@@ -31,10 +31,12 @@ pub struct EndpointStats {
     load: AtomicU32,
     succeeded: AtomicU64,
     failed: AtomicU64,
-    /// Failures to connect since the last success.
+    /// Dials that failed since a connection was last of use.
     connect_failures: AtomicU32,
     /// The stamp until which no connection will be tried; 0: none.
     retry_at: AtomicU64,
+    /// A newer registration said "up" since dials failed: the next one need not wait.
+    is_renewed: AtomicBool,
     draining: AtomicBool,
     /// What a pick reads; the table of outliers decides it.
     ejected: AtomicBool,
@@ -84,6 +86,7 @@ impl EndpointStats {
             failed: AtomicU64::new(0),
             connect_failures: AtomicU32::new(0),
             retry_at: AtomicU64::new(0),
+            is_renewed: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             ejected: AtomicBool::new(false),
             suspects: AtomicU32::new(0),
@@ -143,10 +146,11 @@ impl EndpointStats {
     /// Whether a reconnect is put off until later than `now`.
     pub fn in_backoff(&self, now: Instant) -> bool {
         let retry_at = self.retry_at.load(Relaxed);
-        retry_at != 0 && micros(now) < retry_at
+        retry_at != 0 && micros(now) < retry_at && !self.is_renewed.load(Relaxed)
     }
 
-    /// How often connecting failed since it last succeeded.
+    /// How many dials in a row failed. A connection that ended within 10 s without a reply or a pong
+    /// counts as a failed dial.
     pub fn connect_failures(&self) -> u32 {
         self.connect_failures.load(Relaxed)
     }
@@ -274,10 +278,38 @@ impl EndpointStats {
         (succeeded - before.0, failed - before.1)
     }
 
-    /// A connection stands.
+    /// A connection is of use, for a reply or a pong came: ends the backoff and forgets the failures.
     pub fn connected(&self) {
         self.connect_failures.store(0, Relaxed);
-        self.retry_at.store(0, Relaxed);
+        self.handshake_done();
+    }
+
+    /// A connection stands, and has shown nothing yet: calls may use it, earlier failures still count.
+    /// Returns the stamp at which the backoff would have ended, 0 if there was none.
+    pub(crate) fn handshake_done(&self) -> u64 {
+        self.is_renewed.store(false, Relaxed);
+        self.retry_at.swap(0, Relaxed)
+    }
+
+    /// Lets a backoff that a handshake ended go on; false if it would be over by now.
+    pub(crate) fn resume_backoff(&self, retry_at: u64, now: Instant) -> bool {
+        let is_ahead = micros(now) < retry_at;
+        if is_ahead {
+            self.retry_at.store(retry_at, Relaxed);
+        }
+        is_ahead
+    }
+
+    /// A newer registration says that it is up: one dial need not wait for the backoff.
+    pub(crate) fn renew(&self) {
+        if self.connect_failures() > 0 {
+            self.is_renewed.store(true, Relaxed);
+        }
+    }
+
+    /// Takes what [`renew`](Self::renew) gave, for one dial. The backoff of before holds again.
+    pub(crate) fn take_renewal(&self) -> bool {
+        self.is_renewed.load(Relaxed) && self.is_renewed.swap(false, Relaxed)
     }
 
     /// Connecting failed, and will not be tried again before `retry_at`.

@@ -7,4 +7,5 @@ mod deadlines;
 mod drain;
 mod ejection;
 mod hedging;
+mod reconnect;
 mod world;

@@ -31,12 +31,14 @@ pub(crate) async fn keep(outliers: Arc<Outliers>, probes: Arc<Probes>) {
             }
             () = outliers.changed.notified() => {}
             () = until(due) => {
-                for endpoint in outliers.turn(Instant::now()) {
+                for (endpoint, is_early) in outliers.turn(Instant::now()) {
                     let (probes, limit) = (probes.usable(), outliers.settings().probe_timeout);
                     probing.spawn(async move {
                         // If nobody can ask, time alone takes it back.
-                        let answered =
-                            probes.is_empty() || answers(&probes, &endpoint, limit).await;
+                        let answered = match probes.is_empty() {
+                            true => !is_early,
+                            false => answers(&probes, &endpoint, limit).await,
+                        };
                         // Each may be the last reference to a custom probe, whose drop may panic.
                         probes.into_iter().for_each(discard);
                         (endpoint, answered)

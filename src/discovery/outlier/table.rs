@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::OutlierEjection;
 use crate::call::after;
 use crate::discovery::{Endpoint, EndpointSet, EndpointStats};
+use crate::instance::Health;
 use crate::sync::{Deferred, Mutex, event};
 
 /// How often the table is gone through again while an endpoint is ejected: whether enough others
@@ -62,6 +63,8 @@ struct Case {
 struct Out {
     /// When it may be probed, or, without a probe, is taken back.
     until: Instant,
+    /// A newer registration said "up": a probe is due now, and `until` stays where it stood.
+    is_renewed: bool,
     probing: bool,
     /// For a ping without answer alone: the answer to that ping ends it too.
     suspicion: bool,
@@ -132,6 +135,11 @@ impl Outliers {
                 endpoints.iter().map(|endpoint| (endpoint.key(), endpoint)).collect();
             state.cases.retain(|key, case| match listed.get(key) {
                 Some(endpoint) => {
+                    let (before, instance) = (case.endpoint.instance(), endpoint.instance());
+                    if let Some(out) = &mut case.out {
+                        out.is_renewed |=
+                            instance.epoch > before.epoch && instance.health == Health::Up;
+                    }
                     case.endpoint = (*endpoint).clone();
                     true
                 }
@@ -182,7 +190,8 @@ impl Outliers {
             None if stats.is_suspect() => {
                 case.opened = now;
                 // Probed at once: if one handler holds up its connection, a new one is answered.
-                case.out = Some(Out { until: now, probing: false, suspicion: true });
+                let until = now;
+                case.out = Some(Out { until, is_renewed: false, probing: false, suspicion: true });
                 self.ejections.fetch_add(1, Relaxed);
             }
             // Nobody has heard of it: no user's call is to find out, but a probe, and now.
@@ -208,15 +217,16 @@ impl Outliers {
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let state = self.state.lock();
         let probe = state.cases.values().filter_map(|case| case.out.as_ref());
-        let probe = probe.filter(|out| !out.probing).map(|out| out.until).min();
+        let probe = probe.filter(|out| !out.probing);
+        let probe = probe.map(|out| if out.is_renewed { now } else { out.until }).min();
         let review = state.troubled.then(|| now + REVIEW);
         let shares = (state.endpoints.len() > 1 || !state.cases.is_empty())
             .then(|| after(state.evaluated, self.settings.interval));
         [probe, review, shares].into_iter().flatten().min()
     }
 
-    /// Does what is due; the endpoints to be probed now.
-    pub(super) fn turn(&self, now: Instant) -> Vec<Endpoint> {
+    /// Does what is due; the endpoints to be probed now, and whether that is before their time.
+    pub(super) fn turn(&self, now: Instant) -> Vec<(Endpoint, bool)> {
         let mut deferred = Deferred::default();
         let mut state = self.state.lock();
         if now >= after(state.evaluated, self.settings.interval) {
@@ -227,10 +237,11 @@ impl Outliers {
         for case in state.cases.values_mut() {
             if let Some(out) = &mut case.out
                 && !out.probing
-                && now >= out.until
+                && (out.is_renewed || now >= out.until)
             {
                 out.probing = true;
-                probed.push(case.endpoint.clone());
+                out.is_renewed = false;
+                probed.push((case.endpoint.clone(), now < out.until));
             }
         }
         probed
@@ -263,7 +274,10 @@ impl Outliers {
             });
         } else {
             out.probing = false;
-            out.until = after(now, jittered(&mut state.rng, self.settings.probe_interval));
+            // A probe before its time, which a newer registration earned, changes nothing if it fails.
+            if now >= out.until {
+                out.until = after(now, jittered(&mut state.rng, self.settings.probe_interval));
+            }
         }
         self.review(state, now, &mut deferred);
     }
@@ -307,7 +321,8 @@ impl Outliers {
         deferred.push(move || event!(WARN, endpoint = %address, %reason, ?time, "ejected"));
         endpoint.stats().count_ejection();
         self.ejections.fetch_add(1, Relaxed);
-        let out = Some(Out { until: after(now, time), probing: false, suspicion: false });
+        let until = after(now, time);
+        let out = Some(Out { until, is_renewed: false, probing: false, suspicion: false });
         state.cases.insert(key, Case { endpoint, level: level + 1, opened: now, out });
         self.review(state, now, deferred);
         true

@@ -275,6 +275,30 @@ fn what_failed_before_it_was_taken_back_is_not_counted_after() {
 }
 
 #[test]
+fn a_newer_registration_of_an_ejected_endpoint_earns_one_probe_at_once() {
+    let mut field = Field::of(2);
+    field.fail(0, 5);
+    let renewed = |field: &Field, epoch, health| {
+        let instance = field.at(0).instance().clone().epoch(epoch).health(health);
+        let endpoints = vec![field.at(0).with_instance(instance), field.at(1).clone()];
+        field.table.follow(&Arc::new(EndpointSet::new(endpoints)), 2, field.now);
+    };
+    renewed(&field, 1, Health::Unready);
+    assert_eq!(field.seconds(0), 0, "it does not say up");
+    renewed(&field, 2, Health::Up);
+    assert_eq!(field.table.due(field.now), Some(field.now));
+    assert_eq!(field.seconds(0), 1, "at once");
+    field.table.probed(field.at(0), false, field.now);
+    assert_eq!((field.ejected(), field.seconds(2)), (vec![0], 0), "it goes on where it stood");
+    assert_eq!(field.seconds(2), 1);
+    field.table.probed(field.at(0), false, field.now);
+    renewed(&field, 3, Health::Up);
+    assert_eq!(field.seconds(0), 1);
+    field.table.probed(field.at(0), true, field.now);
+    assert_eq!(field.ejected(), [0; 0]);
+}
+
+#[test]
 fn what_is_no_longer_listed_is_forgotten() {
     let mut field = Field::of(3);
     field.fail(0, 5);

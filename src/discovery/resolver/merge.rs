@@ -61,6 +61,7 @@ fn renewed(old: &Endpoint, known: &Known) -> Endpoint {
     // The drain notice was that of an earlier registration; this one says that it takes calls.
     if instance.epoch > before.epoch && instance.health == Health::Up {
         old.stats().set_draining(false);
+        old.stats().renew();
     }
     let endpoint =
         if *before == **instance { old.clone() } else { old.with_instance(Arc::clone(instance)) };
