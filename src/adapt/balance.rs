@@ -157,6 +157,7 @@ impl<S, P> Shared<S, P> {
     where
         S: Service<Req> + Clone,
         S::Error: Into<BoxError>,
+        S::Response: 'static,
         P: Failover<Req>,
     {
         let mut tried: Vec<Endpoint> = Vec::new();
@@ -181,7 +182,7 @@ impl<S, P> Shared<S, P> {
             let error: BoxError = match answer.await {
                 Ok(response) => {
                     endpoint.stats().connected();
-                    attempt.end(Outcome::Succeeded { load: 0 }, Instant::now());
+                    attempt.end(self.failover.outcome(&response), Instant::now());
                     return Ok(response);
                 }
                 Err(error) => error.into(),

@@ -1,6 +1,9 @@
 //! Whether a request that failed goes to another endpoint.
 
+use std::any::Any;
 use std::error::Error;
+
+use crate::discovery::Outcome;
 
 /// Whether a request that failed goes to another endpoint, and what is needed for that.
 ///
@@ -20,6 +23,13 @@ pub trait Failover<Req>: Send + Sync + 'static {
     fn is_unreachable(&self, error: &(dyn Error + 'static)) -> bool {
         let _ = error;
         false
+    }
+
+    /// What a response, of the type that the endpoints' services give, says of its endpoint. Default: it
+    /// succeeded.
+    fn outcome(&self, response: &dyn Any) -> Outcome {
+        let _ = response;
+        Outcome::Succeeded { load: 0 }
     }
 }
 

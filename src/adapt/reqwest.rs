@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -25,13 +26,13 @@ use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
-use reqwest::{ClientBuilder, Method, Request, Response};
+use reqwest::{ClientBuilder, Method, Request, Response, StatusCode};
 use tower::Service;
 
 use super::balance::{Balance, NoInstance};
 use super::failover::Failover;
 use super::sent::was_not_sent;
-use crate::discovery::{Endpoint, Resolver};
+use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::instance::Address;
 use crate::transport::lookup;
 
@@ -49,6 +50,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 ///   stream; so does one that may have been executed, if its method is idempotent by RFC 9110, section 9.2.2,
 ///   unless [`only_if_not_sent`](ClientOptions::only_if_not_sent) says otherwise.
 /// - An instance that leaves gets no more requests, whatever connections are open.
+/// - Responses of status 500, 502, 503 and 504 count against their instance; none is sent again for its status.
 ///
 /// It follows no redirects, which would leave the service, and uses no proxy.
 #[derive(Clone)]
@@ -290,6 +292,17 @@ impl Failover<Request> for Replay {
 
     fn is_unreachable(&self, error: &(dyn Error + 'static)) -> bool {
         was_not_sent(error, is_connect)
+    }
+
+    fn outcome(&self, response: &dyn Any) -> Outcome {
+        match response.downcast_ref::<Response>().map(Response::status) {
+            Some(StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE) => Outcome::Failed,
+            Some(StatusCode::INTERNAL_SERVER_ERROR | StatusCode::GATEWAY_TIMEOUT) => {
+                Outcome::Ambiguous
+            }
+            Some(StatusCode::TOO_MANY_REQUESTS) => Outcome::Overloaded,
+            _ => Outcome::Succeeded { load: 0 },
+        }
     }
 }
 

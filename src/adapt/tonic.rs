@@ -16,6 +16,7 @@
 //! # }
 //! ```
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 use std::io;
@@ -38,7 +39,7 @@ use tower::{Service, ServiceExt, service_fn};
 use super::balance::{Balance, NoInstance};
 use super::failover::Failover;
 use super::sent::was_not_sent;
-use crate::discovery::{Endpoint, Resolver};
+use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::error::BoxError;
 use crate::instance::{Address, Instance};
 use crate::sync::Mutex;
@@ -62,7 +63,8 @@ const MOST_KEPT: usize = 4 * 1024 * 1024;
 /// - A call of which nothing was sent goes to another endpoint, up to three in all; one that may have been
 ///   executed does so only if it is marked with [`Idempotent`]. An error names its endpoint.
 /// - Endpoints that fail are ejected, as for calls of this crate's own. What a server answers with a
-///   status of its own is an answer, `Unavailable` too.
+///   status of its own is an answer and is not sent again; `Unavailable`, `DataLoss`, `Internal`, `Unknown`
+///   and `DeadlineExceeded` count against its endpoint.
 ///
 /// Addresses of `tcp@` and `unix@` are dialled within 2 s, and connections are asked every 10 s whether their
 /// peer lives; for TLS, [`connecting`](Self::connecting) says how.
@@ -293,6 +295,18 @@ impl Failover<Request<Body>> for Replay {
 
     fn is_unreachable(&self, error: &(dyn Error + 'static)) -> bool {
         was_not_sent(error, is_connect)
+    }
+
+    /// A status that comes without a body is in the headers; one behind a body is not known yet.
+    fn outcome(&self, response: &dyn Any) -> Outcome {
+        let response = response.downcast_ref::<Response<Body>>();
+        let status = response.and_then(|response| response.headers().get("grpc-status"));
+        match status.map(|status| Code::from_bytes(status.as_bytes())) {
+            Some(Code::Unavailable | Code::DataLoss | Code::Internal) => Outcome::Failed,
+            Some(Code::Unknown | Code::DeadlineExceeded) => Outcome::Ambiguous,
+            Some(Code::ResourceExhausted) => Outcome::Overloaded,
+            _ => Outcome::Succeeded { load: 0 },
+        }
     }
 }
 

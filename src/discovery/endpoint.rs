@@ -150,10 +150,13 @@ pub enum Outcome {
     },
     /// It refused the attempt for lack of capacity: it lives, and others may have more.
     Overloaded,
+    /// It answered with an error that may be the request's, the caller's or its own (Unknown,
+    /// DeadlineExceeded): counts only against the mean of the other endpoints.
+    Ambiguous,
     /// There was no connection, and nothing was sent. Reconnecting is put off, which keeps calls
     /// away as an ejection would.
     Unreachable,
-    /// The endpoint is to blame: no answer, unavailable, a panic.
+    /// The endpoint is to blame: no answer, unavailable, lost data, a defect.
     Failed,
     /// The caller left.
     Abandoned,

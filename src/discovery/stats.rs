@@ -10,10 +10,13 @@ use super::Outcome;
 use super::outlier::Outliers;
 use crate::call::{Stamp, after};
 
-/// The time over which an observation loses all but 1/e of its weight (Finagle's Peak EWMA: 10 s).
-const DECAY: Duration = Duration::from_secs(10);
+/// The time over which an observation loses all but 1/e of its weight, in microseconds (Finagle's Peak
+/// EWMA: 10 s).
+const DECAY: f64 = 10_000_000.0;
 /// What an observation weighs at least: ten calls in one instant must not all be forgotten.
 const LEAST_WEIGHT: f64 = 0.1;
+/// The same for ambiguous answers: where all endpoints give some, their rates must differ by little.
+const LEAST_CLEAR_WEIGHT: f64 = 1.0 / 32.0;
 /// What an endpoint that comes back takes of its calls at first (Envoy's `min_weight_percent`).
 const LEAST_SHARE: f64 = 0.1;
 
@@ -25,6 +28,8 @@ pub struct EndpointStats {
     latency: AtomicU64,
     /// Share of attempts that succeeded lately, as the bits of an `f64`.
     success: AtomicU64,
+    /// Share of answers that were not ambiguous lately, as the bits of an `f64`.
+    clear: AtomicU64,
     /// The stamp of the last observation.
     observed: AtomicU64,
     /// What the server said was in flight when it last answered.
@@ -80,6 +85,7 @@ impl EndpointStats {
             in_flight: Apart::default(),
             latency: AtomicU64::new(f64::NAN.to_bits()),
             success: AtomicU64::new(1.0_f64.to_bits()),
+            clear: AtomicU64::new(1.0_f64.to_bits()),
             observed: AtomicU64::new(micros(now)),
             load: AtomicU32::new(0),
             succeeded: AtomicU64::new(0),
@@ -129,8 +135,16 @@ impl EndpointStats {
     }
 
     /// The decaying share of attempts that did not blame the endpoint, from 0 to 1; 1 at first.
+    /// Ambiguous answers (Unknown, DeadlineExceeded) are counted among those that did.
     pub fn success_rate(&self) -> f64 {
-        f64::from_bits(self.success.load(Relaxed))
+        let (success, clear) = self.rates();
+        success * clear
+    }
+
+    /// The decaying shares of attempts that did not fail, and of answers that were not ambiguous.
+    pub(crate) fn rates(&self) -> (f64, f64) {
+        let rate = |bits: &AtomicU64| f64::from_bits(bits.load(Relaxed));
+        (rate(&self.success), rate(&self.clear))
     }
 
     /// How many attempts succeeded.
@@ -265,6 +279,7 @@ impl EndpointStats {
         self.forgive();
         self.since_last_look();
         self.success.store(1.0_f64.to_bits(), Relaxed);
+        self.clear.store(1.0_f64.to_bits(), Relaxed);
         self.latency.store(f64::NAN.to_bits(), Relaxed);
         self.slow_from.store(micros(now), Relaxed);
         self.slow_until.store(micros(after(now, slow_start)), Relaxed);
@@ -350,6 +365,13 @@ impl EndpointStats {
                 // it would drive all clients away from it together, and together back.
                 0.5
             }
+            // Neither a failure in a row nor the end of one, and its speed says nothing.
+            Outcome::Ambiguous => {
+                self.failed.fetch_add(1, Relaxed);
+                let since = self.observe(Stamp::of(now));
+                move_rate(&self.clear, 0.0, || weight(since, 1, LEAST_CLEAR_WEIGHT));
+                return;
+            }
             Outcome::Unreachable => {
                 self.failed.fetch_add(1, Relaxed);
                 0.0
@@ -364,11 +386,12 @@ impl EndpointStats {
             }
         };
         let now = Stamp::of(now);
-        let weight = self.weigh(now, 1);
-        self.move_success(target, weight);
+        let since = self.observe(now);
+        move_rate(&self.success, target, || weight(since, 1, LEAST_WEIGHT));
         if matches!(outcome, Outcome::Succeeded { .. }) {
+            move_rate(&self.clear, 1.0, || weight(since, 1, LEAST_CLEAR_WEIGHT));
             let latency = now.since(started);
-            self.move_latency(latency, latency as f64, weight);
+            self.move_latency(latency, latency as f64, weight(since, 1, LEAST_WEIGHT));
         }
     }
 
@@ -395,29 +418,19 @@ impl EndpointStats {
             self.load.store(answers.load, Relaxed);
             self.succeeded.fetch_add(answers.counted.into(), Relaxed);
             self.forgive();
-            let weight = self.weigh(now, answers.counted);
-            self.move_success(1.0, weight);
-            let mean = answers.total as f64 / f64::from(answers.counted);
-            self.move_latency(answers.slowest, mean, weight);
+            let (count, since) = (answers.counted, self.observe(now));
+            move_rate(&self.success, 1.0, || weight(since, count, LEAST_WEIGHT));
+            move_rate(&self.clear, 1.0, || weight(since, count, LEAST_CLEAR_WEIGHT));
+            let mean = answers.total as f64 / f64::from(count);
+            self.move_latency(answers.slowest, mean, weight(since, count, LEAST_WEIGHT));
         }
     }
 
-    /// What so many observations weigh that are made at `now`.
-    fn weigh(&self, now: Stamp, observations: u32) -> f64 {
+    /// Takes note of an observation at `now`; how long ago the one before it was, in microseconds.
+    fn observe(&self, now: Stamp) -> u64 {
         let before = self.observed.load(Relaxed);
         self.observed.store(now.micros(), Relaxed);
-        let weight = weight(Duration::from_micros(now.micros().saturating_sub(before)));
-        match observations {
-            1 => weight,
-            n => 1.0 - (1.0 - weight) * (1.0 - LEAST_WEIGHT).powi(n as i32 - 1),
-        }
-    }
-
-    fn move_success(&self, target: f64, weight: f64) {
-        let success = self.success_rate();
-        if success != target {
-            self.success.store((success + (target - success) * weight).to_bits(), Relaxed);
-        }
+        now.micros().saturating_sub(before)
     }
 
     /// Peak: a slower answer counts at once, faster ones little by little. In microseconds.
@@ -437,11 +450,22 @@ fn micros(at: Instant) -> u64 {
     Stamp::of(at).micros()
 }
 
-/// What an observation weighs that comes so long after the one before it.
-fn weight(since: Duration) -> f64 {
-    // Before this it is the least: 1 - exp(-1/10) is 0.095.
-    if since < DECAY / 10 {
-        return LEAST_WEIGHT;
+/// Moves a decaying share, given as the bits of an `f64`, towards `target`.
+fn move_rate(rate: &AtomicU64, target: f64, weight: impl FnOnce() -> f64) {
+    let before = f64::from_bits(rate.load(Relaxed));
+    if before != target {
+        rate.store((before + (target - before) * weight()).to_bits(), Relaxed);
     }
-    (1.0 - (-since.as_secs_f64() / DECAY.as_secs_f64()).exp()).max(LEAST_WEIGHT)
+}
+
+/// What so many observations weigh together that come `since` microseconds after the one before them,
+/// each at least `least`.
+fn weight(since: u64, observations: u32, least: f64) -> f64 {
+    let part = since as f64 * (1.0 / DECAY);
+    // 1 - exp(-x) is less than x.
+    let first = if part < least { least } else { (1.0 - (-part).exp()).max(least) };
+    match observations {
+        1 => first,
+        n => 1.0 - (1.0 - first) * (1.0 - least).powi(n as i32 - 1),
+    }
 }

@@ -128,11 +128,41 @@ async fn the_only_server_is_never_ejected() {
 async fn the_services_own_errors_eject_nobody() {
     let world = World::of(2).await;
     let client = world.client().build().unwrap();
-    world.mode(0, Mode::Fail);
+    world.mode(0, Mode::Fail(Kind::NotFound));
     let (ok, failed) = load(&client, 2, ms(2_000)).await;
     assert!(failed.iter().all(|error| error.kind() == Kind::NotFound) && !failed.is_empty());
     assert!(ok[1] > 0);
     assert_eq!(client.resolver().stats().ejections, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_it_is_broken_gets_hardly_any_calls() {
+    let kinds =
+        [Kind::Unavailable, Kind::DataLoss, Kind::Internal, Kind::Unknown, Kind::DeadlineExceeded];
+    for kind in kinds {
+        let world = World::of(3).await;
+        let client = world.client().build().unwrap();
+        world.mode(0, Mode::Fail(kind));
+        let (ok, failed) = load(&client, 3, ms(2_000)).await;
+        let failed = failed.len() as u64;
+        let all = failed + ok.iter().sum::<u64>();
+        assert!(all > 5_000 && failed * 50 <= all, "{kind:?}: {failed} of {all}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_answer_alike_no_share_moves() {
+    for kind in [Kind::Unknown, Kind::NotFound] {
+        let world = World::of(3).await;
+        let client = world.client().build().unwrap();
+        (0..3).for_each(|server| world.mode(server, Mode::Fail(kind)));
+        // Past one look at the shares of successes.
+        load(&client, 3, ms(10_500)).await;
+        assert_eq!(client.resolver().stats().ejections, 0, "{kind:?}");
+        let started = world.started();
+        let all: u64 = started.iter().sum();
+        assert!(started.iter().all(|calls| calls * 4 > all && calls * 5 < all * 2), "{started:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -120,7 +120,7 @@ async fn when_both_fail_the_stronger_class_is_told() {
 async fn the_services_own_error_is_an_answer() {
     let world = World::of(2).await;
     world.mode(0, Mode::Hang);
-    world.mode(1, Mode::Fail);
+    world.mode(1, Mode::Fail(Kind::NotFound));
     let client = first_to_the_first(world.client()).layer(Hedge::after(ms(20))).build().unwrap();
     let started = Instant::now();
     let error = client.send(call()).await.unwrap_err();

@@ -29,7 +29,7 @@ pub(crate) enum Mode {
     /// Refuses before the handler starts.
     Refuse(Kind),
     /// The service itself fails.
-    Fail,
+    Fail(Kind),
 }
 
 /// A few servers of `Foo.Do`, which answers with the number of the server.
@@ -170,9 +170,9 @@ fn service(name: &str, number: usize, behaviour: &Arc<Behaviour>) -> Service {
                 }
                 Mode::Hang => std::future::pending().await,
                 Mode::Refuse(_) => Ok(number),
-                Mode::Fail => {
+                Mode::Fail(kind) => {
                     sleep(Duration::from_millis(1)).await;
-                    Err(Status::new(Kind::NotFound, "not here"))
+                    Err(Status::new(kind, "not here"))
                 }
             };
             work.done = true;

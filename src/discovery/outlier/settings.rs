@@ -6,8 +6,11 @@ use std::time::Duration;
 ///
 /// An ejected endpoint gets no calls while another is usable. Once its time is over it is probed
 /// ([`Probe`](super::Probe)), by a ping and not by a user's call; an answer takes it back, slowly.
-/// Without a probe the time alone does. What the service itself refuses for lack of capacity, what
-/// the caller gave up, and what was never sent do not count against an endpoint.
+/// Without a probe the time alone does.
+///
+/// What the service itself refuses for lack of capacity, what the caller gave up, what was never sent and
+/// answers about the request (NotFound and the like) do not count against an endpoint. Answers of kind
+/// Unknown and DeadlineExceeded count in the share of successes alone.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct OutlierEjection {

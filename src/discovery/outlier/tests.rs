@@ -214,6 +214,20 @@ fn a_share_far_below_the_others_ejects() {
 }
 
 #[test]
+fn ambiguous_answers_are_no_failures_in_a_row_and_count_against_the_others_alone() {
+    let mut field = Field::of(3);
+    field.calls(0, 100, Outcome::Ambiguous);
+    assert_eq!(field.ejected(), [0; 0]);
+    (1..3).for_each(|index| field.succeed(index, 100));
+    field.seconds(10);
+    assert_eq!(field.ejected(), [0]);
+    let mut alike = Field::of(3);
+    (0..3).for_each(|index| alike.calls(index, 100, Outcome::Ambiguous));
+    alike.seconds(10);
+    assert_eq!(alike.ejected(), [0; 0]);
+}
+
+#[test]
 fn a_suspicion_lasts_until_the_last_connection_has_heard() {
     let field = Field::of(2);
     let stats = field.at(0).stats();
