@@ -28,7 +28,6 @@ use srpc::adapt::reqwest::Client;
 use srpc::backend::static_list::StaticList;
 use srpc::discovery::Resolver;
 use srpc::instance::Health;
-use srpc::selector::RoundRobin;
 use tokio::net::TcpListener;
 
 const REQUESTS: usize = 200;
@@ -54,8 +53,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let stock_drained = taken(&servers)[busy];
 
     let list = StaticList::new(at.map(instance));
-    let resolver = Resolver::builder("web".parse()?, Arc::new(list.clone()));
-    let ours = Client::new(resolver.selector(RoundRobin::default()).build(), "web.example");
+    let resolver = Resolver::new("web".parse()?, Arc::new(list.clone()));
+    let ours = Client::new(resolver, "web.example");
     for _ in 0..REQUESTS {
         let answer = ours.execute(Request::new(reqwest::Method::GET, URL.parse()?)).await?;
         assert_eq!(answer.text().await?, "web.example", "the header Host is as ever");
@@ -79,7 +78,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let case = format!("one drained, {REQUESTS} more: to it");
     println!("{case:<36} {stock_drained:<18} {our_drained}");
     println!("{:<36} {:<18} {nobody}", "none left", "-");
-    assert_eq!((our_shares, our_drained), ([REQUESTS / 2, REQUESTS / 2], 0));
+    let fair = REQUESTS * 35 / 100..=REQUESTS * 65 / 100;
+    assert!(our_shares.iter().all(|share| fair.contains(share)), "{our_shares:?}");
+    assert_eq!(our_drained, 0);
     assert!(nobody.to_string().contains("no instance of web"), "{nobody}");
     Ok(())
 }

@@ -95,6 +95,31 @@ async fn what_was_not_sent_goes_to_another_and_the_dead_one_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_first_request_dials_and_its_time_is_no_latency() {
+    let list = StaticList::parse("tcp@a:1,tcp@b:1").unwrap();
+    let make = |_: &Endpoint| {
+        let requests = Arc::new(AtomicUsize::new(0));
+        service_fn(move |_: &'static str| {
+            let is_first = requests.fetch_add(1, Relaxed) == 0;
+            async move {
+                sleep(Duration::from_millis(if is_first { 500 } else { 1 })).await;
+                Ok::<_, io::Error>(())
+            }
+        })
+    };
+    let mut balance = Balance::new(Resolver::new(service(), Arc::new(list)), make);
+    for _ in 0..200 {
+        balance.call("hello").await.unwrap();
+    }
+    let snapshot = balance.resolver().snapshot();
+    for endpoint in &*snapshot.endpoints {
+        let (requests, latency) = (endpoint.stats().succeeded(), endpoint.stats().latency());
+        assert!((60..=140).contains(&requests), "{requests}");
+        assert!(latency.is_some_and(|latency| latency < Duration::from_millis(5)), "{latency:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_that_never_answers_is_waited_for_as_long_as_was_said() {
     struct Silent;
 

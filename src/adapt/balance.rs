@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use tower::Service;
 
 use super::failover::{Failover, Once};
-use super::pool::Pool;
+use super::pool::{Pool, Pooled};
 use crate::call::{NO_RUNTIME, has_runtime};
 use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::error::BoxError;
@@ -163,7 +163,7 @@ impl<S, P> Shared<S, P> {
         let mut tried: Vec<Endpoint> = Vec::new();
         let mut last: Option<BoxError> = None;
         loop {
-            let (endpoint, mut service) = match (self.pick(&tried).await, last.take()) {
+            let (endpoint, pooled) = match (self.pick(&tried).await, last.take()) {
                 // There is nobody else: what failed says more.
                 (Err(_), Some(error)) => return Err(error),
                 (Ok((endpoint, _)), Some(error)) if tried.iter().any(|one| one.is(&endpoint)) => {
@@ -174,7 +174,9 @@ impl<S, P> Shared<S, P> {
             let (sent, kept) = self.failover.keep(request);
             // What a newer registration earned is one request: for the others the backoff holds.
             endpoint.stats().take_renewal();
-            let attempt = endpoint.start(Instant::now());
+            let Pooled { mut service, has_answered } = pooled;
+            // Until it has answered once, a request may have to connect, which is no latency.
+            let attempt = endpoint.start(Instant::now()).dialled(!has_answered.load(Relaxed));
             let answer = async {
                 poll_fn(|cx| service.poll_ready(cx)).await?;
                 service.call(sent).await
@@ -182,11 +184,13 @@ impl<S, P> Shared<S, P> {
             let error: BoxError = match answer.await {
                 Ok(response) => {
                     endpoint.stats().connected();
+                    has_answered.store(true, Relaxed);
                     attempt.end(self.failover.outcome(&response), Instant::now());
                     return Ok(response);
                 }
                 Err(error) => error.into(),
             };
+            has_answered.store(false, Relaxed);
             let unreachable = self.failover.is_unreachable(&*error);
             let outcome = if unreachable { Outcome::Unreachable } else { Outcome::Failed };
             attempt.end(outcome, Instant::now());
@@ -208,7 +212,7 @@ impl<S, P> Shared<S, P> {
         }
     }
 
-    async fn pick(&self, tried: &[Endpoint]) -> Result<(Endpoint, S), NoInstance>
+    async fn pick(&self, tried: &[Endpoint]) -> Result<(Endpoint, Pooled<S>), NoInstance>
     where
         S: Clone,
     {
@@ -237,8 +241,8 @@ impl<S, P> Shared<S, P> {
         };
         match picked {
             Some(endpoint) => {
-                let service = self.pool.get(&snapshot, endpoint).await;
-                Ok((endpoint.clone(), service))
+                let pooled = self.pool.get(&snapshot, endpoint).await;
+                Ok((endpoint.clone(), pooled))
             }
             None => Err(nobody(match snapshot.endpoints.len() {
                 0 => "none is known".to_owned(),

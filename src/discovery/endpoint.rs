@@ -105,13 +105,15 @@ pub struct InFlight<S: Deref<Target = EndpointStats> = Arc<EndpointStats>> {
     stats: S,
     started: Stamp,
     until: Option<Instant>,
+    /// Connecting was a part of it: its time is no latency.
+    has_dialled: bool,
     ended: bool,
 }
 
 impl<S: Deref<Target = EndpointStats>> InFlight<S> {
     fn new(stats: S, now: Instant) -> Self {
         stats.start();
-        Self { stats, started: Stamp::of(now), until: None, ended: false }
+        Self { stats, started: Stamp::of(now), until: None, has_dialled: false, ended: false }
     }
 
     /// Names the time by which it was to be answered. Default: none.
@@ -121,10 +123,20 @@ impl<S: Deref<Target = EndpointStats>> InFlight<S> {
         self
     }
 
+    /// Says whether connecting was a part of it, so that its time is no latency. Default: no.
+    #[must_use]
+    pub fn dialled(mut self, has_dialled: bool) -> Self {
+        self.has_dialled = has_dialled;
+        self
+    }
+
     /// Ends the attempt with its outcome.
     pub fn end(mut self, outcome: Outcome, now: Instant) {
         self.ended = true;
-        self.stats.end(outcome, self.started, now);
+        match self.has_dialled {
+            true => self.stats.end_after_dial(outcome, self.started, now),
+            false => self.stats.end(outcome, self.started, now),
+        }
     }
 }
 

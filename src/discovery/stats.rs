@@ -345,6 +345,15 @@ impl EndpointStats {
     /// Concurrent observations may overwrite each other's weight; the mean tolerates a lost one,
     /// and a loop to prevent it would cost every call.
     pub(crate) fn end(&self, outcome: Outcome, started: Stamp, now: Instant) {
+        self.count(outcome, started, now, true);
+    }
+
+    /// [`end`](Self::end) of an attempt that had to connect first: how long it took is no latency.
+    pub(super) fn end_after_dial(&self, outcome: Outcome, started: Stamp, now: Instant) {
+        self.count(outcome, started, now, false);
+    }
+
+    fn count(&self, outcome: Outcome, started: Stamp, now: Instant, is_measured: bool) {
         self.in_flight.0.fetch_sub(1, Relaxed);
         // What was sent before the endpoint was taken back tells of the time that is to be forgotten.
         if started.micros() < self.slow_from.load(Relaxed) {
@@ -390,8 +399,10 @@ impl EndpointStats {
         move_rate(&self.success, target, || weight(since, 1, LEAST_WEIGHT));
         if matches!(outcome, Outcome::Succeeded { .. }) {
             move_rate(&self.clear, 1.0, || weight(since, 1, LEAST_CLEAR_WEIGHT));
-            let latency = now.since(started);
-            self.move_latency(latency, latency as f64, weight(since, 1, LEAST_WEIGHT));
+            if is_measured {
+                let latency = now.since(started);
+                self.move_latency(latency, latency as f64, weight(since, 1, LEAST_WEIGHT));
+            }
         }
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::guarded::is_open;
+use super::guarded::{is_open, shares};
+use super::random::Aliases;
 use super::{PickContext, Picker, Selector};
 use crate::discovery::{Endpoint, EndpointSet, EndpointStats};
 
@@ -16,37 +17,46 @@ const HEAR_AGAIN_LEAST: f64 = 1.0 / 1024.0;
 /// Latencies that differ by no more than this factor differ by chance.
 const ALIKE: f64 = 2.0;
 
+/// Latencies below this, in microseconds, count as equal while there is nothing to do: a pause of the
+/// scheduler is a hundred times what a call takes.
+const IDLE_LATENCY: f64 = 5_000.0;
+
 /// The least latency, in microseconds: at 0 no two could be compared.
 const LEAST_LATENCY: f64 = 1.0;
 
-/// The least success rate: below it, endpoints that hardly ever answer could not be compared.
+/// The least success and clear rate: below it, endpoints that hardly ever answer could not be compared.
 const LEAST_SUCCESS: f64 = 1.0 / 16.0;
 
-/// Power of two choices: draws two endpoints at random and takes the cheaper one. The default.
+/// Power of two choices: draws two endpoints at random, the first by its weight, and takes the cheaper
+/// one. The default.
 ///
 /// Two, and not the best of all: clients with the same numbers before them would all run to the
 /// same best server. A choice takes the same time whatever the number of endpoints.
 ///
 /// # What an endpoint costs
 /// ```text
-/// cost = (in flight + reported load + 1) x slowness / (success rate ^ 3 x weight)
+/// cost = (in flight + reported load + 1) x slowness / (success rate ^ 3 x clear rate ^ 3 x weight)
 /// ```
 /// - **in flight** is this client's own, and tells of a burst at once.
 /// - **reported load** is what the server last said it had in flight from everyone. It is taken for
 ///   what it was as far as it is fresh: `latency / (latency + age)` of it counts, and for the rest the
 ///   mean of the two that were drawn. A server has changed all that it does within the time that
 ///   one of its answers takes; with many clients before it, each hears of it seldom, and a choice by old
-///   counts is worse than one without them.
+///   counts is worse than one without them. The call whose answer told it is over, and is left out.
 /// - **slowness** is 1 as long as the latency, the decaying peak of answers, is at most twice that
 ///   of the other one; above, it is half of how many times higher. Servers that are alike differ so
 ///   much by chance alone, and a choice by chance is none; but a server that is stuck or weak differs by
-///   more.
+///   more. While nothing is in flight at either, latencies below 5 ms count as 5 ms.
 /// - **success rate** is there because a server that fails at once is never busy and looks quick;
 ///   latency is that of answers alone. Divided by it once, the cost would be that of trying until
 ///   it works. But a failure is not free, so the third power: an endpoint that fails half of its
 ///   calls costs eight times as much. It is taken to be at least 1/16.
-/// - **weight** divides: twice the weight has twice the calls in flight at the same cost. While
-///   there is little to do the heavier of the two is taken, since it has more room.
+/// - **clear rate** is the share of answers that were not Unknown or DeadlineExceeded. It counts as far as
+///   it is less than half of the other one's: such errors may be the callers' fault, and then all
+///   endpoints have them.
+/// - **weight** divides: twice the weight has twice the calls in flight at the same cost. The first of
+///   the two is drawn by its weight, and taken if both have nothing to do, so that idle endpoints have
+///   the shares of their weights.
 ///
 /// # Endpoints not heard of
 /// An endpoint without an answer yet is taken to cost half as much as the one drawn beside it,
@@ -71,45 +81,70 @@ impl P2c {
 }
 
 impl Selector for P2c {
-    fn prepare(&self, _: &Arc<EndpointSet>) -> Box<dyn Picker> {
-        Box::new(*self)
+    fn prepare(&self, endpoints: &Arc<EndpointSet>) -> Box<dyn Picker> {
+        match Aliases::of(&shares(endpoints)) {
+            Some(aliases) => Box::new(Weighted(aliases)),
+            None => Box::new(*self),
+        }
+    }
+}
+
+/// Draws the first of the two by its weight.
+struct Weighted(Aliases);
+
+impl Picker for Weighted {
+    fn pick(&self, endpoints: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
+        better_of_two(endpoints, self.0.draw(cx)?, cx)
     }
 }
 
 impl Picker for P2c {
     fn pick(&self, endpoints: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
-        let len = endpoints.len();
-        if len < 2 {
-            return (len == 1).then_some(0);
-        }
-        let first = cx.random_below(len);
-        let second = cx.random_below(len - 1);
-        let second = if second < first { second } else { second + 1 };
-        let (one, other) = (endpoints.at(first)?, endpoints.at(second)?);
-        match (is_open(one, cx), is_open(other, cx)) {
-            (true, true) => {}
-            (false, true) => return Some(second),
-            // If neither is, the guard refuses the answer and asks for another two.
-            (_, false) => return Some(first),
-        }
-        let (one, other) = (Seen::of(one), Seen::of(other));
-        // Both costs times both merits: the same order without a division.
-        let cost = one.load(&other, cx.now) * one.slowness(&other) * other.merit;
-        let other_cost = other.load(&one, cx.now) * other.slowness(&one) * one.merit;
-        // Of this client's own calls, this one included: they are known as they are.
-        let own = (one.in_flight + 1.0) * other.weight;
-        let other_own = (other.in_flight + 1.0) * one.weight;
-        let (cheap, dear, less, more, is_busy) = if cost <= other_cost {
-            (first, second, cost, other_cost, other_own > own)
-        } else {
-            (second, first, other_cost, cost, own > other_own)
-        };
-        if is_busy {
-            return Some(cheap);
-        }
-        let chance = (less * HEAR_AGAIN).max(more * HEAR_AGAIN_LEAST);
-        Some(if fraction(cx.random()) * more < chance { dear } else { cheap })
+        better_of_two(endpoints, cx.random_below(endpoints.len()), cx)
     }
+}
+
+/// The better of the first one drawn and a random other.
+#[inline]
+fn better_of_two(endpoints: &EndpointSet, first: usize, cx: &PickContext<'_>) -> Option<usize> {
+    let len = endpoints.len();
+    if len < 2 {
+        return (len == 1).then_some(0);
+    }
+    let second = cx.random_below(len - 1);
+    let second = if second < first { second } else { second + 1 };
+    let (one, other) = (endpoints.at(first)?, endpoints.at(second)?);
+    match (is_open(one, cx), is_open(other, cx)) {
+        (true, true) => {}
+        (false, true) => return Some(second),
+        // If neither is, the guard refuses the answer and asks for another two.
+        (_, false) => return Some(first),
+    }
+    let (one, other) = (Seen::of(one), Seen::of(other));
+    // The first was drawn by its weight: with nothing to do it costs no more than a heavier one.
+    let head_start = (other.weight - one.weight).max(0.0);
+    let is_idle = one.is_idle() && other.is_idle();
+    // Both costs times both weights and merits: the same order without a division.
+    let work = one.load(&other, cx.now) * other.weight;
+    let other_work = other.load(&one, cx.now) * one.weight + head_start;
+    let cost = work * one.slowness(&other, is_idle) * other.merit_beside(&one);
+    let other_cost = other_work * other.slowness(&one, is_idle) * one.merit_beside(&other);
+    if cost == other_cost {
+        return Some(first);
+    }
+    // Of this client's own calls, this one included: they are known as they are.
+    let own = (one.in_flight + 1.0) * other.weight;
+    let other_own = (other.in_flight + 1.0) * one.weight + head_start;
+    let (cheap, dear, less, more, is_busy) = if cost < other_cost {
+        (first, second, cost, other_cost, other_own > own)
+    } else {
+        (second, first, other_cost, cost, own > other_own)
+    };
+    if is_busy {
+        return Some(cheap);
+    }
+    let chance = (less * HEAR_AGAIN).max(more * HEAR_AGAIN_LEAST);
+    Some(if fraction(cx.random()) * more < chance { dear } else { cheap })
 }
 
 /// What is seen of an endpoint from here, read once so that both costs are of the same numbers.
@@ -120,14 +155,17 @@ struct Seen<'a> {
     in_flight: f64,
     reported: f64,
     weight: f64,
-    /// What its work is divided by.
+    /// What its work is divided by, beside its weight.
     merit: f64,
+    /// Share of answers that were not ambiguous.
+    clear: f64,
 }
 
 impl<'a> Seen<'a> {
     fn of(endpoint: &'a Endpoint) -> Self {
         let stats = endpoint.stats();
-        let success = stats.success_rate().max(LEAST_SUCCESS);
+        let (success, clear) = stats.rates();
+        let (success, clear) = (success.max(LEAST_SUCCESS), clear.max(LEAST_SUCCESS));
         // Weight 0 loses against any other, and two of them can still be compared.
         let weight = f64::from(endpoint.instance().weight).max(1e-6);
         let latency = stats.latency_micros();
@@ -135,9 +173,11 @@ impl<'a> Seen<'a> {
             stats,
             latency: (!latency.is_nan()).then_some(latency.max(LEAST_LATENCY)),
             in_flight: f64::from(stats.in_flight()),
-            reported: f64::from(stats.reported_load()),
+            // The call whose answer told it is over.
+            reported: f64::from(stats.reported_load().saturating_sub(1)),
             weight,
-            merit: success * success * success * weight,
+            merit: success * success * success,
+            clear,
         }
     }
 
@@ -166,9 +206,27 @@ impl<'a> Seen<'a> {
         even + (self.reported - even) * latency / (latency + age)
     }
 
-    fn slowness(&self, rival: &Self) -> f64 {
+    /// Whether nobody is known to have anything in flight there.
+    fn is_idle(&self) -> bool {
+        self.in_flight == 0.0 && self.reported == 0.0
+    }
+
+    /// What its work is divided by, beside its weight. Ambiguous answers count only against the rival.
+    fn merit_beside(&self, rival: &Self) -> f64 {
+        let expected = rival.clear / ALIKE;
+        if self.clear >= expected {
+            return self.merit;
+        }
+        let ratio = self.clear / expected;
+        self.merit * ratio * ratio * ratio
+    }
+
+    fn slowness(&self, rival: &Self, is_idle: bool) -> f64 {
         match (self.latency, rival.latency) {
-            (Some(latency), Some(other)) if latency > ALIKE * other => latency / (ALIKE * other),
+            (Some(latency), Some(other)) => {
+                let other = if is_idle { other.max(IDLE_LATENCY) } else { other };
+                if latency > ALIKE * other { latency / (ALIKE * other) } else { 1.0 }
+            }
             _ => 1.0,
         }
     }

@@ -27,10 +27,10 @@ impl Selector for Random {
         if shares.iter().all(|share| *share == 0) {
             return Box::new(Aliases { slots: Box::default() });
         }
-        if shares.windows(2).all(|pair| pair[0] == pair[1]) {
-            return Box::new(Uniform);
+        match Aliases::of(&shares) {
+            Some(aliases) => Box::new(aliases),
+            None => Box::new(Uniform),
         }
-        Box::new(Aliases::new(&shares))
     }
 }
 
@@ -43,7 +43,7 @@ impl Picker for Uniform {
 }
 
 /// As many equal slots as there are endpoints, each shared by at most two of them.
-struct Aliases {
+pub(super) struct Aliases {
     slots: Box<[Slot]>,
 }
 
@@ -56,6 +56,19 @@ struct Slot {
 }
 
 impl Aliases {
+    /// The table of these shares; `None` if all are equal.
+    pub(super) fn of(shares: &[u32]) -> Option<Self> {
+        let is_even = shares.windows(2).all(|pair| pair[0] == pair[1]);
+        (!is_even).then(|| Self::new(shares))
+    }
+
+    /// A random index, by its share.
+    pub(super) fn draw(&self, cx: &PickContext<'_>) -> Option<usize> {
+        let index = cx.random_below(self.slots.len());
+        let slot = self.slots.get(index)?;
+        Some(if cx.random() < slot.own { index } else { slot.alias as usize })
+    }
+
     /// At least one share must not be 0.
     fn new(shares: &[u32]) -> Self {
         let total: u64 = shares.iter().map(|share| u64::from(*share)).sum();
@@ -83,9 +96,7 @@ impl Aliases {
 
 impl Picker for Aliases {
     fn pick(&self, _: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
-        let index = cx.random_below(self.slots.len());
-        let slot = self.slots.get(index)?;
-        Some(if cx.random() < slot.own { index } else { slot.alias as usize })
+        self.draw(cx)
     }
 }
 

@@ -8,4 +8,5 @@ mod drain;
 mod ejection;
 mod hedging;
 mod reconnect;
+mod shares;
 mod world;

@@ -7,9 +7,14 @@ use crate::selector::guarded_pick;
 
 /// An answer after so many milliseconds, with the load that the server reported.
 fn answer(set: &EndpointSet, index: usize, millis: u64, load: u32) {
+    answer_in(set, index, millis * 1_000, load);
+}
+
+/// The same after so many microseconds.
+fn answer_in(set: &EndpointSet, index: usize, micros: u64, load: u32) {
     let now = cx(0).now;
     let attempt = set.at(index).unwrap().start(now);
-    attempt.end(Outcome::Succeeded { load }, now + Duration::from_millis(millis));
+    attempt.end(Outcome::Succeeded { load }, now + Duration::from_micros(micros));
 }
 
 fn fail(set: &EndpointSet, index: usize, times: usize) {
@@ -199,6 +204,48 @@ fn latencies_that_are_alike_leave_the_load_to_decide() {
     answer(&reported, 0, 10, 9);
     answer(&reported, 1, 10, 0);
     assert!((20..150).contains(&counts(&P2c, &reported, 10_000)[0]));
+}
+
+#[test]
+fn idle_endpoints_have_the_shares_of_their_weights() {
+    let set = set(&[2, 1, 3]);
+    // A cold first call, and replies that count themselves.
+    for (index, micros) in [(0, 60), (1, 1_900), (2, 70)] {
+        answer_in(&set, index, micros, 1);
+    }
+    let counts = counts(&*P2c.prepare(&set), &set, 60_000);
+    for (count, expected) in counts.into_iter().zip([20_000, 10_000, 30_000]) {
+        assert_near(count, expected, 5);
+    }
+}
+
+#[test]
+fn a_pause_of_the_scheduler_moves_no_share_while_there_is_nothing_to_do() {
+    let set = set(&[1, 1]);
+    answer_in(&set, 0, 9_000, 1);
+    answer_in(&set, 1, 60, 1);
+    for count in counts(&P2c, &set, 10_000) {
+        assert_near(count, 5_000, 5);
+    }
+    // With something to do it counts.
+    let _held = [hold(&set, 0, 1), hold(&set, 1, 1)];
+    assert!(counts(&P2c, &set, 10_000)[0] < 1_000);
+}
+
+#[test]
+fn ambiguous_answers_count_beside_others_without_them() {
+    let unknown = |set: &EndpointSet, index: usize| {
+        let now = cx(0).now;
+        (0..100).for_each(|_| set.at(index).unwrap().start(now).end(Outcome::Ambiguous, now));
+    };
+    let set = set(&[1, 1]);
+    (0..2).for_each(|index| answer(&set, index, 1, 0));
+    unknown(&set, 0);
+    assert!(counts(&P2c, &set, 10_000)[0] < 100);
+    unknown(&set, 1);
+    for count in counts(&P2c, &set, 10_000) {
+        assert_near(count, 5_000, 5);
+    }
 }
 
 #[test]
