@@ -13,10 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use srpc::discovery::{Discovery, DiscoveryError, DiscoveryErrorKind, Resolved};
+use srpc::discovery::{Discovery, DiscoveryError, Resolved};
 use srpc::testing::{self, Capability, Harness};
-use srpc::{Address, Instance, Listener, Server, Service, ServiceName, XClient};
+use srpc::{Address, Instance, Listener, Server, Service, ServiceName, XClient, async_trait};
 
 /// What the file holds: `{"Foo": ["tcp@10.0.0.1:7001"]}`.
 type Addresses = BTreeMap<String, Vec<Address>>;
@@ -28,15 +27,12 @@ struct JsonFile(PathBuf);
 impl Discovery for JsonFile {
     async fn resolve(&self, service: &ServiceName) -> Result<Resolved, DiscoveryError> {
         let text = tokio::fs::read(&self.0).await?;
-        let mut services: Addresses = serde_json::from_slice(&text).map_err(broken)?;
+        let mut services: Addresses =
+            serde_json::from_slice(&text).map_err(DiscoveryError::invalid)?;
         let addresses = services.remove(service.as_str()).unwrap_or_default();
         let instances: Vec<_> = addresses.into_iter().map(Instance::at).collect();
         Ok(instances.into())
     }
-}
-
-fn broken(error: serde_json::Error) -> DiscoveryError {
-    DiscoveryError::new(DiscoveryErrorKind::Invalid, error.to_string())
 }
 
 fn main() -> Result<(), Box<dyn Error>> {

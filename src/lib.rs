@@ -98,6 +98,9 @@ pub mod adapt;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+/// Put it on an implementation of a trait with async methods: `#[srpc::async_trait]`.
+pub use async_trait::async_trait;
+
 pub use crate::call::{Call, Reply};
 pub use crate::error::{Error, Execution, Kind, Status};
 pub use crate::instance::{Address, Health, Instance, ServiceName};

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use srpc::adapt::{Balance, NoInstance, Registered, ToOthers};
+use srpc::adapt::{Balance, Failover, NoInstance, Registered, ToOthers};
 use srpc::backend::memory::MemoryRegistry;
 use srpc::backend::static_list::StaticList;
 use srpc::discovery::{Discovery, Endpoint, Resolver};
@@ -92,6 +92,56 @@ async fn what_was_not_sent_goes_to_another_and_the_dead_one_is_left_alone() {
 
     let alone = Balance::new(resolver(&list), answering(&["tcp@a:1", "tcp@b:1", "tcp@c:1"]));
     assert!(alone.clone().call("hello").await.is_err(), "by default nothing is sent again");
+}
+
+/// Says that whatever fails may be made twice.
+struct Idempotent;
+
+impl Failover<&'static str> for Idempotent {
+    type Kept = &'static str;
+
+    fn keep(&self, request: &'static str) -> (&'static str, &'static str) {
+        (request, request)
+    }
+
+    fn again(
+        &self,
+        kept: &'static str,
+        _: &(dyn std::error::Error + 'static),
+    ) -> Option<&'static str> {
+        Some(kept)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_sent_again_draws_on_the_services_budget() {
+    let list = StaticList::parse("tcp@a:1,tcp@b:1,tcp@c:1").unwrap();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let balance = |name: &str, has_own: bool| {
+        let sent = Arc::clone(&sent);
+        let make = move |_: &Endpoint| {
+            let sent = Arc::clone(&sent);
+            service_fn(move |_: &'static str| {
+                sent.fetch_add(1, Relaxed);
+                async { Err::<(), _>(io::Error::from(io::ErrorKind::ConnectionReset)) }
+            })
+        };
+        // A service of its own: other tests' requests would fill the budget.
+        let resolver = Resolver::new(name.parse().unwrap(), Arc::new(list.clone()));
+        let builder = Balance::builder(resolver, make).failover(Idempotent);
+        if has_own { builder.budget(0.0, 0).build() } else { builder.build() }
+    };
+    // Two of a service share: a fifth of the requests, and ten a second, of ten seconds at once.
+    let both = [balance("budgeted", false), balance("budgeted", false)];
+    for _ in 0..500 {
+        for one in &both {
+            one.clone().call("hello").await.unwrap_err();
+        }
+    }
+    let made = sent.swap(0, Relaxed);
+    assert!((1_200..=1_310).contains(&made), "{made}");
+    balance("alone", true).call("hello").await.unwrap_err();
+    assert_eq!(sent.load(Relaxed), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -344,7 +344,7 @@ struct Source(Arc<std::sync::Mutex<Vec<Instance>>>);
 #[async_trait::async_trait]
 impl Discovery for Source {
     async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
-        Ok(Resolved::new(self.0.lock().unwrap().clone()).revision("1"))
+        Ok(Resolved::new(self.0.lock().unwrap().clone()).authoritative(true))
     }
 }
 

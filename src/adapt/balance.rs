@@ -14,12 +14,13 @@ use tower::Service;
 
 use super::failover::{Failover, Once};
 use super::pool::{Pool, Pooled};
-use crate::call::{NO_RUNTIME, has_runtime};
+use crate::call::{NO_RUNTIME, Stamp, has_runtime};
 use crate::discovery::{Endpoint, Outcome, Resolver};
 use crate::error::BoxError;
 use crate::instance::ServiceName;
 use crate::selector::PickContext;
 use crate::sync::event;
+use crate::xclient::Retry;
 
 /// How long an endpoint that could not be reached is left alone at first, and how often that doubles: up to
 /// 12.8 s.
@@ -72,6 +73,8 @@ struct Shared<S, P> {
     pool: Pool<S>,
     failover: P,
     attempts: u32,
+    /// The budget that all clients of the service share, unless it has one of its own.
+    retry: Retry,
     patience: Duration,
     /// What the next request's random numbers start from.
     seed: AtomicU64,
@@ -110,6 +113,7 @@ impl<S: Clone> Balance<S> {
             pool: Pool::new(make),
             failover: Once,
             attempts: 3,
+            retry: Retry::default(),
             patience: Duration::from_secs(5),
         }
     }
@@ -160,15 +164,21 @@ impl<S, P> Shared<S, P> {
         S::Response: 'static,
         P: Failover<Req>,
     {
+        self.retry.count_call(Stamp::now());
         let mut tried: Vec<Endpoint> = Vec::new();
-        let mut last: Option<BoxError> = None;
+        // What the last attempt failed with, and whether it may have left.
+        let mut last: Option<(BoxError, bool)> = None;
         loop {
             let (endpoint, pooled) = match (self.pick(&tried).await, last.take()) {
                 // There is nobody else: what failed says more.
-                (Err(_), Some(error)) => return Err(error),
-                (Ok((endpoint, _)), Some(error)) if tried.iter().any(|one| one.is(&endpoint)) => {
+                (Err(_), Some((error, _))) => return Err(error),
+                (Ok((endpoint, _)), Some((error, _)))
+                    if tried.iter().any(|one| one.is(&endpoint)) =>
+                {
                     return Err(error);
                 }
+                // The budget is asked last: it is drawn upon only for an attempt that will be made.
+                (Ok(_), Some((error, true))) if !self.retry.withdraw() => return Err(error),
                 (picked, _) => picked?,
             };
             let (sent, kept) = self.failover.keep(request);
@@ -208,7 +218,7 @@ impl<S, P> Shared<S, P> {
                 None => return Err(error),
             }
             event!(DEBUG, %error, "goes to another endpoint");
-            last = Some(error);
+            last = Some((error, !unreachable));
         }
     }
 
@@ -278,19 +288,28 @@ pub struct BalanceBuilder<S, P = Once> {
     pool: Pool<S>,
     failover: P,
     attempts: u32,
+    retry: Retry,
     patience: Duration,
 }
 
 impl<S, P> BalanceBuilder<S, P> {
     /// Which requests go to another endpoint when they fail. Default: none.
     pub fn failover<Q>(self, failover: Q) -> BalanceBuilder<S, Q> {
-        let Self { resolver, pool, attempts, patience, .. } = self;
-        BalanceBuilder { resolver, pool, failover, attempts, patience }
+        let Self { resolver, pool, attempts, retry, patience, .. } = self;
+        BalanceBuilder { resolver, pool, failover, attempts, retry, patience }
     }
 
     /// How many endpoints a request is sent to at most; 1 at least. Default: 3.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts.max(1);
+        self
+    }
+
+    /// A budget of its own for requests that are sent again though they may have left: a share of the
+    /// requests, and a number a second, counted over ten seconds. Default: 0.2 and 10, shared with all
+    /// clients of the service in this process.
+    pub fn budget(mut self, share: f32, per_second: u32) -> Self {
+        self.retry = self.retry.budget(share, per_second);
         self
     }
 
@@ -302,9 +321,11 @@ impl<S, P> BalanceBuilder<S, P> {
 
     /// The balancer.
     pub fn build(self) -> Balance<S, P> {
-        let Self { resolver, pool, failover, attempts, patience } = self;
+        let Self { resolver, pool, failover, attempts, retry, patience } = self;
+        let retry = retry.of(resolver.service());
         let seed = AtomicU64::new(rand::random());
-        Balance { shared: Arc::new(Shared { resolver, pool, failover, attempts, patience, seed }) }
+        let shared = Shared { resolver, pool, failover, attempts, retry, patience, seed };
+        Balance { shared: Arc::new(shared) }
     }
 }
 

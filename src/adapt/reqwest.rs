@@ -285,13 +285,13 @@ impl Failover<Request> for Replay {
         );
         let may_be_sent_twice =
             !self.only_if_not_sent && !is_late && is_idempotent(request.method());
-        // A client that cannot be made for one instance says nothing of the others.
-        let is_ours = matches!(error.downcast_ref(), Some(ClientError::Invalid(_)));
-        (is_ours || may_be_sent_twice || was_not_sent(error, is_connect)).then_some(request)
+        (may_be_sent_twice || self.is_unreachable(error)).then_some(request)
     }
 
     fn is_unreachable(&self, error: &(dyn Error + 'static)) -> bool {
-        was_not_sent(error, is_connect)
+        // A client that cannot be made for one instance says nothing of the others.
+        let is_ours = matches!(error.downcast_ref(), Some(ClientError::Invalid(_)));
+        is_ours || was_not_sent(error, is_connect)
     }
 
     fn outcome(&self, response: &dyn Any) -> Outcome {

@@ -12,8 +12,7 @@ use crate::instance::{Address, Instance, InvalidAddress, ServiceName};
 
 /// A list of instances that is set by hand. Clones share it; it serves every service name.
 ///
-/// Its answers are proven: they are complete and carry a revision, so that an instance which the
-/// list lacks is gone.
+/// Its answers are authoritative and complete: an instance that the list lacks is gone.
 ///
 /// ```
 /// use srpc::backend::static_list::StaticList;
@@ -101,7 +100,8 @@ impl fmt::Debug for StaticList {
 
 impl Current {
     fn resolved(&self) -> Resolved {
-        Resolved::new(self.instances.clone()).revision(self.revision.to_string())
+        let resolved = Resolved::new(self.instances.clone());
+        resolved.revision(self.revision.to_string()).authoritative(true)
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) use self::stats::Answers;
 pub use self::stats::EndpointStats;
 pub use self::updates::{Update, UpdateSender, UpdateStream};
 use crate::error::BoxError;
-use crate::instance::{Instance, InstanceId, ServiceName};
+use crate::instance::{Instance, InstanceId, InvalidAddress, ServiceName};
 
 /// How many reasons in `Resolved::unread` are kept.
 pub(crate) const MAX_UNREAD: usize = 16;
@@ -42,7 +42,9 @@ pub(crate) const MAX_UNREAD: usize = 16;
 /// Any error keeps the last good list; it is counted and shown.
 ///
 /// # Implementing
-/// Return instances as they are: no filtering by health, no sorting, no caching.
+/// Put `#[srpc::async_trait]` on the `impl`. Return instances as they are: no filtering by health, no
+/// sorting, no caching. Errors of others become yours by `?` (I/O, addresses) or by
+/// `map_err(DiscoveryError::other)` and `map_err(DiscoveryError::invalid)`.
 #[async_trait]
 pub trait Discovery: Send + Sync + 'static {
     /// The live instances of `service`, now.
@@ -87,8 +89,10 @@ impl<D: Discovery + ?Sized> Discovery for Arc<D> {
 pub struct Resolved {
     /// Every live instance.
     pub instances: Vec<Instance>,
-    /// The source's own name for this state; `None` where it has none.
+    /// The source's own name for this state, such as an ETag; `None` where it has none. It proves nothing.
     pub revision: Option<Arc<str>>,
+    /// Whether the source vouches that what it does not list is gone. Default: false.
+    pub authoritative: bool,
     /// Whether the source says that this is all. Default: true.
     pub complete: bool,
     /// Whether the source started so recently that instances may not have come back to it yet, or lost so
@@ -104,11 +108,12 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// An answer that the source holds to be complete, without a revision.
+    /// An answer that the source holds to be complete, and that proves nothing.
     pub fn new(instances: Vec<Instance>) -> Self {
         Self {
             instances,
             revision: None,
+            authoritative: false,
             complete: true,
             warming: false,
             deregistered: Vec::new(),
@@ -117,10 +122,20 @@ impl Resolved {
         }
     }
 
-    /// Sets the revision. Default: none.
+    /// Sets the revision. It changes nothing about how far the answer is believed: for that see
+    /// [`authoritative`](Self::authoritative). Default: none.
     #[must_use]
     pub fn revision(mut self, revision: impl Into<Arc<str>>) -> Self {
         self.revision = Some(revision.into());
+        self
+    }
+
+    /// Says whether the source keeps the state itself and would know if it had lost any. Then an answer that
+    /// is empty, or has lost more than half at once, is believed at once; else it is doubted for a lease.
+    /// Not for a file, a cache, a proxy, or because a response has an ETag. Default: false.
+    #[must_use]
+    pub fn authoritative(mut self, authoritative: bool) -> Self {
+        self.authoritative = authoritative;
         self
     }
 
@@ -153,9 +168,10 @@ impl Resolved {
         self
     }
 
-    /// Whether the answer alone proves that what it lacks is gone.
+    /// Whether the answer alone proves that what it lacks is gone: it is authoritative and complete, and the
+    /// source is not warming up.
     pub fn is_proven(&self) -> bool {
-        self.complete && self.revision.is_some() && !self.warming
+        self.authoritative && self.complete && !self.warming
     }
 }
 
@@ -204,6 +220,19 @@ impl DiscoveryError {
         Self::new(DiscoveryErrorKind::Unavailable, message)
     }
 
+    /// The source could not answer, for this reason: for `map_err(DiscoveryError::other)`.
+    pub fn other(source: impl Into<BoxError>) -> Self {
+        let source: BoxError = source.into();
+        Self::unavailable(source.to_string()).because(source)
+    }
+
+    /// The source answered with something that is no list, for this reason: for
+    /// `map_err(DiscoveryError::invalid)`.
+    pub fn invalid(source: impl Into<BoxError>) -> Self {
+        let source: BoxError = source.into();
+        Self::new(DiscoveryErrorKind::Invalid, source.to_string()).because(source)
+    }
+
     /// Adds what caused it.
     #[must_use]
     pub fn because(mut self, source: impl Into<BoxError>) -> Self {
@@ -225,5 +254,29 @@ impl DiscoveryError {
 impl From<std::io::Error> for DiscoveryError {
     fn from(error: std::io::Error) -> Self {
         Self::unavailable(error.to_string()).because(error)
+    }
+}
+
+impl From<InvalidAddress> for DiscoveryError {
+    fn from(error: InvalidAddress) -> Self {
+        Self::invalid(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::Address;
+
+    #[test]
+    fn errors_of_others_become_the_sources_own() {
+        let parse = |text: &str| -> Result<Address, DiscoveryError> { Ok(text.parse()?) };
+        let error = parse("nowhere").unwrap_err();
+        assert_eq!(error.kind(), DiscoveryErrorKind::Invalid);
+        assert!(error.to_string().contains("nowhere"), "{error}");
+        let late: Result<(), _> = Err("too late");
+        let error = late.map_err(DiscoveryError::other).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (DiscoveryErrorKind::Unavailable, "too late"));
+        assert!(std::error::Error::source(&error).is_some());
     }
 }

@@ -60,7 +60,7 @@ use crate::sync::{Mutex, event};
 ///
 /// struct Mine;
 ///
-/// #[async_trait::async_trait]
+/// #[srpc::async_trait]
 /// impl Discovery for Mine {
 ///     async fn resolve(&self, _: &ServiceName) -> Result<Resolved, DiscoveryError> {
 ///         let addresses = ["tcp@10.0.0.1:7001", "tcp@10.0.0.2:7001"];

@@ -43,8 +43,8 @@ pub const DEFAULT_TTL: Duration = Duration::from_secs(15);
 /// every other kind fails the same way again until something changes.
 ///
 /// # Implementing
-/// `&self` everywhere: an implementation is shared. A client library's own keepalive is allowed if
-/// the value owns it and ends it when dropped.
+/// Put `#[srpc::async_trait]` on the `impl`. `&self` everywhere: an implementation is shared. A client
+/// library's own keepalive is allowed if the value owns it and ends it when dropped.
 #[async_trait]
 pub trait Registry: Send + Sync + 'static {
     /// Makes an instance known, or renews it.
@@ -247,6 +247,12 @@ impl RegistryError {
     /// An error worth repeating.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(RegistryErrorKind::Unavailable, message)
+    }
+
+    /// An error worth repeating, for this reason: for `map_err(RegistryError::other)`.
+    pub fn other(source: impl Into<BoxError>) -> Self {
+        let source: BoxError = source.into();
+        Self::unavailable(source.to_string()).because(source)
     }
 
     /// The refusal of a registration whose address this other instance keeps.

@@ -12,9 +12,10 @@ use crate::registry::Registry;
 /// The thing under test: how to reach it, how exact it is, and what it lacks.
 ///
 /// # Implementing
-/// Two methods are required. Each of the others has a default that says "cannot"; the cases that
-/// need it are then left out, and printed. At the start the source holds no instance of a service
-/// whose name begins with `conformance.`, or, if one list serves every name, none at all.
+/// Put `#[srpc::async_trait]` on the `impl`. Two methods are required. Each of the others has a default that
+/// says "cannot"; the cases that need it are then left out, and printed. At the start the source holds no
+/// instance of a service whose name begins with `conformance.`, or, if one list serves every name, none at
+/// all.
 #[async_trait]
 pub trait Harness: Send + Sync {
     /// The discovery under test. Called more than once: all answers look at the same source.

@@ -44,6 +44,9 @@ use crate::instance::Address;
 ///
 /// # Cancellation
 /// Dropping `connect` closes what it opened; dropping `bind` leaves nothing bound.
+///
+/// # Implementing
+/// Put `#[srpc::async_trait]` on the `impl`.
 #[async_trait]
 pub trait Transport: Send + Sync + 'static {
     /// Whether it speaks an address's protocol; instances at other addresses are skipped.
@@ -222,6 +225,9 @@ impl fmt::Debug for Stream {
 }
 
 /// Accepts connections; dropping it unbinds.
+///
+/// # Implementing
+/// Put `#[srpc::async_trait]` on the `impl`.
 #[async_trait]
 pub trait Accept: Send + 'static {
     /// The next connection, at once: what a peer can draw out, such as a handshake, belongs into

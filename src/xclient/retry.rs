@@ -72,7 +72,7 @@ impl Retry {
     }
 
     /// With the budget of this service's clients, unless it has one of its own.
-    pub(super) fn of(mut self, service: &ServiceName) -> Self {
+    pub(crate) fn of(mut self, service: &ServiceName) -> Self {
         if !self.named {
             self.budget = budget::shared(service);
         }
@@ -85,11 +85,11 @@ impl Retry {
     }
 
     /// Takes an attempt from the budget, if it has one.
-    pub(super) fn withdraw(&self) -> bool {
+    pub(crate) fn withdraw(&self) -> bool {
         self.budget.withdraw(Stamp::now())
     }
 
-    pub(super) fn count_call(&self, now: Stamp) {
+    pub(crate) fn count_call(&self, now: Stamp) {
         self.budget.deposit(now);
     }
 

@@ -110,6 +110,7 @@ pub(super) async fn list(inner: &Inner, service: &ServiceName) -> Result<Listed,
     let doubt = mass_expiry.doubt(service, now);
     let resolved = Resolved::new(instances)
         .revision(revision.0.to_string())
+        .authoritative(true)
         .warming(history.is_warming(now) || doubt.is_some())
         .deregistered(doubt.unwrap_or_default())
         .complete(unread.is_empty())

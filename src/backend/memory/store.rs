@@ -337,6 +337,7 @@ impl Store {
         let instances = group.map_or_else(Vec::new, |group| group.instances().cloned().collect());
         Resolved::new(instances)
             .revision(self.text(group.map_or(0, |group| group.revision)))
+            .authoritative(true)
             .warming(self.is_warming(now))
     }
 

@@ -201,6 +201,7 @@ fn union(lists: &[Option<Resolved>]) -> Resolved {
     let complete = known.len() == lists.len() && known.iter().all(|list| list.complete);
     let mut resolved =
         Resolved::new(instances).complete(complete).warming(known.iter().any(|list| list.warming));
+    resolved.authoritative = !known.is_empty() && known.iter().all(|list| list.authoritative);
     resolved.valid_for = known.iter().filter_map(|list| list.valid_for).min();
     // What left one registry may still be in another.
     let deregistered = known.iter().flat_map(|list| &list.deregistered);

@@ -104,6 +104,7 @@ pub(super) async fn read(
     let doubt = mass_expiry.doubt(service, now);
     Ok(Resolved::new(instances)
         .revision(parent.pzxid.to_string())
+        .authoritative(true)
         .warming(history.is_warming(service, now) || doubt.is_some())
         .deregistered(doubt.unwrap_or_default())
         .complete(unread.is_empty())

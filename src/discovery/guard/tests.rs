@@ -14,7 +14,7 @@ fn unproven(ports: &[u16]) -> Resolved {
 }
 
 fn proven(ports: &[u16]) -> Resolved {
-    unproven(ports).revision("1")
+    unproven(ports).authoritative(true)
 }
 
 fn warming(ports: &[u16]) -> Resolved {
@@ -44,6 +44,16 @@ fn ports(guard: &Guard) -> (Vec<u16>, Vec<u16>) {
 
 fn after(start: Instant, seconds: u64) -> Instant {
     start + Duration::from_secs(seconds)
+}
+
+#[test]
+fn a_revision_alone_proves_nothing() {
+    let start = Instant::now();
+    let mut guard = holding(&[1, 2, 3], start);
+    assert!(guard.answer(unproven(&[]).revision("etag"), start), "kept");
+    assert_eq!(ports(&guard), (vec![1, 2, 3], vec![1, 2, 3]));
+    assert!(!guard.answer(unproven(&[]).revision("etag").authoritative(true), start));
+    assert_eq!(ports(&guard), (vec![], vec![]));
 }
 
 #[test]

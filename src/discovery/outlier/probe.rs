@@ -16,6 +16,9 @@ use crate::sync::Mutex;
 ///
 /// # Cancellation
 /// Dropping the future ends the probe.
+///
+/// # Implementing
+/// Put `#[srpc::async_trait]` on the `impl`.
 #[async_trait]
 pub trait Probe: Send + Sync + 'static {
     /// Ends well once the endpoint has answered.

@@ -209,7 +209,9 @@ impl Found {
             .deregistered(self.deregistered)
             .unread(self.unread);
         match self.revision {
-            Some(revision) => resolved.revision(revision),
+            // A list of the registry's own API: whoever has a revision keeps the state itself, or says
+            // that it is warming up.
+            Some(revision) => resolved.revision(revision).authoritative(true),
             None => resolved,
         }
     }

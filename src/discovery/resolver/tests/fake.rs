@@ -169,7 +169,7 @@ pub(super) fn unproven(ports: &[u16]) -> Resolved {
 }
 
 pub(super) fn proven(ports: &[u16]) -> Resolved {
-    unproven(ports).revision("r")
+    unproven(ports).revision("r").authoritative(true)
 }
 
 /// The ports of the current list, in its order.

@@ -30,7 +30,7 @@ impl Picker for ByZone {
 }
 
 fn list(instances: Vec<Instance>) -> Resolved {
-    Resolved::new(instances).revision("r")
+    Resolved::new(instances).revision("r").authoritative(true)
 }
 
 #[tokio::test(start_paused = true)]

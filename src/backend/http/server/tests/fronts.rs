@@ -229,7 +229,7 @@ impl Discovery for Moody {
             None => {
                 let unread = self.unsure.then_some("/srpc/Foo/b: weight: no number");
                 let deregistered = if self.unsure { vec!["gone".into()] } else { Vec::new() };
-                let resolved = Resolved::new(Vec::new()).revision("1");
+                let resolved = Resolved::new(Vec::new()).authoritative(true);
                 Ok(resolved.complete(!self.unsure).unread(unread).deregistered(deregistered))
             }
         }
