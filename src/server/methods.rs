@@ -103,7 +103,10 @@ fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let is_of = |method: &str| &method[..service_of(method)] == service;
     let mut ours = known.filter(|method| is_of(method)).take(MAX_COMPARED).peekable();
     if ours.peek().is_none() {
-        return format!("there is no service {service:?} here");
+        return match service {
+            "" => format!("there is no method {name:?} here: it names no service"),
+            _ => format!("there is no method {name:?} here: there is no service {service:?}"),
+        };
     }
     // The least of several: the order of the table differs from process to process.
     match ours.filter(|method| is_close(name.as_bytes(), method.as_bytes())).min() {
@@ -132,13 +135,13 @@ mod tests {
     fn what_is_unknown_is_named_and_what_was_meant_too() {
         let known = ["Foo.Sum", "Foo.Sleep", "shop.Cart.Add"];
         for (name, told) in [
-            ("Bar.Sum", "there is no service \"Bar\" here"),
+            ("Bar.Sum", "there is no method \"Bar.Sum\" here: there is no service \"Bar\""),
             ("Foo.Smu", "there is no method \"Foo.Smu\" here: did you mean \"Foo.Sum\"?"),
             ("Foo.sum", "there is no method \"Foo.sum\" here: did you mean \"Foo.Sum\"?"),
             ("Foo.Slep", "there is no method \"Foo.Slep\" here: did you mean \"Foo.Sleep\"?"),
             ("Foo.Nothing", "there is no method \"Foo.Nothing\" here"),
-            ("Cart.Add", "there is no service \"Cart\" here"),
-            ("Sum", "there is no service \"\" here"),
+            ("Cart.Add", "there is no method \"Cart.Add\" here: there is no service \"Cart\""),
+            ("Sum", "there is no method \"Sum\" here: it names no service"),
         ] {
             assert_eq!(unknown(name, known.into_iter()), told);
         }

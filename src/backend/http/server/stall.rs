@@ -16,6 +16,8 @@ use super::usage::Usage;
 const LEAST: usize = 64 * 1024;
 /// How long a connection that is closed early goes on reading at most.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much of what nobody reads it takes at most meanwhile, in bytes.
+const MAX_LINGERED: usize = 4 * 1024 * 1024;
 
 /// Fails a write that makes no progress within a limit: hyper has no such limit of its own, and a
 /// peer that reads nothing would hold its answer in memory for ever.
@@ -29,11 +31,13 @@ pub(super) struct WriteTimeout<S> {
     usage: Arc<Usage>,
     /// Set once the sending side is closed.
     lingering: Option<Pin<Box<Sleep>>>,
+    /// What was read since then.
+    lingered: usize,
 }
 
 impl<S> WriteTimeout<S> {
     pub(super) fn new(inner: S, limit: Duration, usage: Arc<Usage>) -> Self {
-        Self { inner, limit, stalled: None, taken: 0, usage, lingering: None }
+        Self { inner, limit, stalled: None, taken: 0, usage, lingering: None, lingered: 0 }
     }
 
     fn limited<T>(
@@ -76,7 +80,9 @@ impl<S: AsyncRead + Unpin> WriteTimeout<S> {
         loop {
             let mut buf = ReadBuf::new(&mut bytes);
             let read = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buf));
-            if read.is_err() || buf.filled().is_empty() {
+            self.lingered += buf.filled().len();
+            let is_over = buf.filled().is_empty() || self.lingered > MAX_LINGERED;
+            if read.is_err() || is_over {
                 return Poll::Ready(Ok(()));
             }
         }
