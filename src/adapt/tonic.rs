@@ -348,7 +348,7 @@ impl http_body::Body for Lent {
     fn size_hint(&self) -> SizeHint {
         match &self.taken {
             Some(body) => body.size_hint(),
-            None if self.slot.lock().is_some() => self.hint.clone(),
+            None if self.slot.lock().is_some() => self.hint,
             None => SizeHint::default(),
         }
     }

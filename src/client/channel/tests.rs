@@ -177,7 +177,8 @@ async fn dials(callers: usize, connections: usize, says: fn(&mut Vec<u8>)) -> us
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_shakes_hands_and_leaves_is_dialled_with_a_backoff() {
-    let sayings: [(&str, fn(&mut Vec<u8>)); 5] = [
+    type Saying = (&'static str, fn(&mut Vec<u8>));
+    let sayings: [Saying; 5] = [
         ("nothing", |_| ()),
         ("a drain", |out| encode_frame(out, FrameType::Drain, 0, 0, |_| ())),
         ("a drain above all calls", |out| encode_frame(out, FrameType::Drain, 0, u64::MAX, |_| ())),
