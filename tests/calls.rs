@@ -386,7 +386,7 @@ async fn a_reply_does_not_wait_long_for_the_calls_that_were_read_with_it() {
         "Stuck",
         async |released: State<Mutex<mpsc::Receiver<()>>>, (): ()| {
             let released = released.lock().unwrap();
-            Ok::<_, Status>(released.recv_timeout(Duration::from_secs(4)).is_ok())
+            Ok::<_, Status>(released.recv_timeout(Duration::from_secs(9)).is_ok())
         },
     );
     let scene = Apart::of(foo).await;

@@ -54,7 +54,7 @@ const CLASSES: [Execution; 4] =
     [Execution::NotSent, Execution::Rejected, Execution::MaybeExecuted, Execution::Executed];
 
 /// Nothing takes as long; a test that waits for it fails.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What a call gets, if its deadline is not what it is about.
 const LONG: Duration = Duration::from_secs(5);
 
@@ -175,7 +175,7 @@ async fn no_connection() -> Vec<Row> {
     let address = listener.address().clone();
     let client = client_of(&network, [&address]).build().unwrap();
     let (silent, _stream) =
-        tokio::join!(client.send(sum().timeout(PATIENCE).only(address.clone())), listener.accept());
+        tokio::join!(client.send(sum().only(address.clone())), listener.accept());
     let silent = silent.unwrap_err();
     rows.add("no handshake", silent, Kind::Unavailable, "in time");
 
@@ -684,7 +684,7 @@ async fn what_was_not_sent_was_not_executed_whenever_a_client_is_closed() {
         }
     }
     // Whatever is still under way arrives.
-    sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_secs(1)).await;
     let seen = seen.lock().unwrap();
     let broken: Vec<_> = not_executed.iter().filter(|number| seen.contains(number)).collect();
     assert!(broken.is_empty(), "not sent, and executed: {broken:?}");

@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "the whole file is tests")]
 
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -21,7 +21,11 @@ use srpc::{
     XClient,
 };
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
+
+/// How long anything may take that is expected to happen.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn foo(started: &Arc<AtomicUsize>) -> Service {
     let started = Arc::clone(started);
@@ -155,7 +159,7 @@ fn a_runtime_that_ends_takes_no_other_runtimes_calls_with_it() {
     first.block_on(async move { dialled.send(call(1)).await }).unwrap();
     drop(first);
     second.block_on(async {
-        let answer = timeout(Duration::from_secs(5), client.send(call(1))).await;
+        let answer = timeout(PATIENCE, client.send(call(1))).await;
         // The connection died with its runtime: the call makes another one.
         assert!(answer.unwrap().is_ok());
     });
@@ -322,7 +326,7 @@ fn a_unix_bind_fails_at_once_if_the_accept_queue_of_the_listener_is_full() {
     while let Ok(stream) = owners.block_on(tokio::net::UnixStream::connect(&path)) {
         queued.push(stream);
     }
-    let (told, tells) = std::sync::mpsc::channel();
+    let (told, tells) = mpsc::channel();
     let address = format!("unix@{}", path.display());
     // In a thread: a bind that blocks must not block the test.
     let binding = address.clone();
@@ -330,7 +334,7 @@ fn a_unix_bind_fails_at_once_if_the_accept_queue_of_the_listener_is_full() {
         let bound = runtime().block_on(Listener::bind(&binding));
         told.send(bound.err().map(|error| error.kind()))
     });
-    let bound = tells.recv_timeout(Duration::from_secs(10));
+    let bound = tells.recv_timeout(PATIENCE);
     assert_eq!(bound, Ok(Some(std::io::ErrorKind::AddrInUse)));
     drop((owner, queued));
     // Nobody listens on the file that is left: it is replaced.
@@ -339,7 +343,7 @@ fn a_unix_bind_fails_at_once_if_the_accept_queue_of_the_listener_is_full() {
 
 /// A source whose list the test changes.
 #[derive(Clone, Default)]
-struct Source(Arc<std::sync::Mutex<Vec<Instance>>>);
+struct Source(Arc<Mutex<Vec<Instance>>>);
 
 #[async_trait::async_trait]
 impl Discovery for Source {
@@ -447,51 +451,77 @@ impl<S: tower::Service<Call>> tower::Service<Call> for Waits<S> {
     }
 }
 
-/// Makes calls of `method` beside twenty others of its connection. How many of those are answered within
-/// half a second.
-async fn answered_beside(service: Service, method: &'static str, times: usize) -> usize {
+/// Blocks the thread of one call at a time until the call is released.
+struct Gate {
+    /// A permit for each call that has begun to block.
+    blocked: Semaphore,
+    release: mpsc::Sender<()>,
+    released: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Gate {
+    fn new() -> Arc<Self> {
+        let (release, released) = mpsc::channel();
+        Arc::new(Self { blocked: Semaphore::new(0), release, released: Mutex::new(released) })
+    }
+
+    /// Blocks. The result: whether it was released, and did not time out.
+    fn block(&self) -> Result<bool, Status> {
+        self.blocked.add_permits(1);
+        Ok(self.released.lock().unwrap().recv_timeout(PATIENCE).is_ok())
+    }
+}
+
+/// Makes calls of `Foo.Block` beside twenty others of its connection. How many of those are answered while
+/// it blocks.
+async fn answered_beside(service: Service, gate: &Gate, times: usize) -> usize {
     let listener = Listener::bind("tcp@127.0.0.1:0").await.unwrap();
     let list = StaticList::new([Instance::at(listener.address().clone())]);
     tokio::spawn(Server::new().service(service).serve(listener, std::future::pending()));
-    let client = XClient::builder("Foo", list).deadline(Duration::from_secs(5)).build().unwrap();
+    let client = XClient::builder("Foo", list).deadline(PATIENCE * 2).build().unwrap();
     let mut answered = 0;
     for _ in 0..times {
         let blocking = client.clone();
-        let blocking = tokio::spawn(async move { blocking.call::<_, u64>(method, &700_u64).await });
-        sleep(Duration::from_millis(20)).await;
+        let blocking =
+            tokio::spawn(async move { blocking.call::<_, bool>("Foo.Block", &()).await });
+        timeout(PATIENCE, gate.blocked.acquire()).await.unwrap().unwrap().forget();
         let others: Vec<_> = (0..20)
             .map(|_| {
-                let (client, call) = (client.clone(), call(1).timeout(Duration::from_millis(500)));
+                let (client, call) = (client.clone(), call(1).timeout(PATIENCE / 3));
                 tokio::spawn(async move { client.send(call).await.is_ok() })
             })
             .collect();
         for other in others {
             answered += usize::from(other.await.unwrap());
         }
-        blocking.await.unwrap().unwrap();
+        gate.release.send(()).unwrap();
+        assert!(blocking.await.unwrap().unwrap(), "it was not released");
     }
     answered
 }
 
-fn block(ms: u64) -> Result<u64, Status> {
-    std::thread::sleep(Duration::from_millis(ms));
-    Ok(ms)
-}
-
-async fn block_in_place(ms: u64) -> Result<u64, Status> {
-    tokio::task::block_in_place(|| block(ms))
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_method_that_blocks_costs_no_other_call() {
+    let gate = Gate::new();
+    let block = || {
+        let gate = Arc::clone(&gate);
+        move |(): ()| gate.block()
+    };
+    let block_in_place = || {
+        let gate = Arc::clone(&gate);
+        move |(): ()| {
+            let gate = Arc::clone(&gate);
+            async move { tokio::task::block_in_place(|| gate.block()) }
+        }
+    };
     let foo = || foo(&Arc::default());
-    let unmarked = foo().method("Block", block_in_place);
-    assert_eq!(answered_beside(unmarked, "Foo.Block", 3).await, 60);
-    let in_task = foo().method_in_task("Block", block_in_place);
+    let unmarked = foo().method("Block", block_in_place());
+    assert_eq!(answered_beside(unmarked, &gate, 3).await, 60);
+    let in_task = foo().method_in_task("Block", block_in_place());
     let layered = in_task.layer(tower::layer::util::Identity::new());
-    assert_eq!(answered_beside(layered, "Foo.Block", 1).await, 20);
-    let blocking = foo().blocking_method("Block", block);
-    assert_eq!(answered_beside(blocking, "Foo.Block", 3).await, 60);
+    assert_eq!(answered_beside(layered, &gate, 1).await, 20);
+    let blocking = foo().blocking_method("Block", block());
+    assert_eq!(answered_beside(blocking, &gate, 3).await, 60);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -511,7 +541,7 @@ async fn a_blocking_call_over_the_same_connection_ends_each_time() {
     assert!(cell.set(client.clone()).is_ok());
     for x in 0..200 {
         // In memory a call may take less than what counts as short: time alone does not find it.
-        let nested = timeout(Duration::from_secs(5), client.call::<_, u64>("Foo.Nested", &x));
+        let nested = timeout(PATIENCE, client.call::<_, u64>("Foo.Nested", &x));
         assert_eq!(nested.await.unwrap().unwrap(), x);
     }
 }

@@ -28,7 +28,7 @@ use tokio::time::{Instant, timeout};
 use self::pki::{Authority, Certificate, Folder};
 
 /// How long anything may take that is expected to happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Who calls, as the handler sees it.
 fn who() -> Server {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// No answer takes as long; a test that waits for it fails.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest body that the server takes.
 pub(crate) const MAX_BODY: usize = 4 * 1024 * 1024;
 /// The id of the call that shows that a connection lives: above all others.
@@ -201,9 +201,10 @@ impl Call {
         Self { method: named("Foo.Echo"), codec: 0, body: vec![7; len], ..Self::sum() }
     }
 
-    /// One that is not over for a minute.
+    /// One that outlasts the test: `Foo.Sleep` of 600 s, with as much time.
     pub(crate) fn wait() -> Self {
-        Self { method: named("Foo.Sleep"), body: vec![0x91, 60], ..Self::sum() }
+        let (method, body) = (named("Foo.Sleep"), vec![0x91, 0xcd, 0x02, 0x58]);
+        Self { method, body, remaining_ms: 600_000, ..Self::sum() }
     }
 
     pub(crate) fn payload(&self) -> Vec<u8> {

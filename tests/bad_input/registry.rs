@@ -552,7 +552,7 @@ impl Site {
 }
 
 pub(crate) async fn read(stream: &mut TcpStream) -> String {
-    read_within(stream, Duration::from_secs(20)).await
+    read_within(stream, Duration::from_secs(60)).await
 }
 
 pub(crate) async fn read_within(stream: &mut TcpStream, limit: Duration) -> String {

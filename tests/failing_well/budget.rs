@@ -55,10 +55,12 @@ async fn two_clients_of_a_service_share_one_budget() {
     for client in &clients {
         client.resolver().ready(Duration::from_secs(5)).await.unwrap();
     }
+    let started = Instant::now();
     let made = attempts(&world, &clients, 500).await;
-    // A thousand calls in ten seconds: a fifth of them, and ten a second, of which the reserve
-    // of ten seconds may be used at once.
-    assert!(made <= 1_000 + 200 + 100 + 100 + 20, "{made}");
+    // A thousand calls in ten seconds or more: a fifth of them, and ten a second, of which the
+    // reserve of ten seconds may be used at once.
+    let allowed = 1_000 + 200 + 100 + 10 * started.elapsed().as_secs() + 20;
+    assert!(made <= allowed, "{made} of {allowed}");
     assert!(made > 1_100, "it does try again: {made}");
 }
 

@@ -177,7 +177,7 @@ async fn a_handler_that_never_yields_does_not_hold_up_the_exit() {
     serving.await.unwrap().unwrap();
     let error = calling.await.unwrap().unwrap_err();
     assert_eq!(error.execution(), Execution::MaybeExecuted, "{error}");
-    assert!(drained.elapsed() < ms(5_000), "{:?}", drained.elapsed());
+    assert!(drained.elapsed() < ms(60_000), "{:?}", drained.elapsed());
     drop(let_go);
 }
 

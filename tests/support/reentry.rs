@@ -18,7 +18,7 @@ pub(crate) fn ends(test: impl Future<Output = ()> + Send + 'static) {
         runtime.block_on(test);
         done.send(()).unwrap();
     });
-    if ended.recv_timeout(Duration::from_secs(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+    if ended.recv_timeout(Duration::from_secs(60)) == Err(mpsc::RecvTimeoutError::Timeout) {
         panic!("a thread waits for a lock that it holds itself");
     }
     // Its own panic, if it had one.

@@ -10,52 +10,55 @@ use std::time::{Duration, Instant};
 use srpc::backend::static_list::StaticList;
 use srpc::call::Codec;
 use srpc::{Call, XClient};
-use support::Process;
-use support::proc::resident_kib;
+use support::proc::{cpu_time, resident_kib};
+use support::{PATIENCE, Process, eventually};
 
 const CALLS: usize = 10_000;
 const CONNECTIONS: usize = 10;
 
 /// The calls that the server has in flight beside the one that asks.
 async fn in_flight(client: &XClient) -> u32 {
-    let call = Call::new("Foo.Echo").args_in(&Codec::Json, &1).unwrap();
+    let call = Call::new("Foo.Echo").args_in(&Codec::Json, &1).unwrap().timeout(PATIENCE);
     client.send(call).await.unwrap().load.saturating_sub(1)
 }
 
-async fn until(client: &XClient, what: impl Fn(u32) -> bool, limit: Duration) -> Duration {
+async fn until(client: &XClient, what: impl Fn(u32) -> bool) -> Duration {
     let started = Instant::now();
     loop {
         let now = in_flight(client).await;
         if what(now) {
             return started.elapsed();
         }
-        assert!(started.elapsed() < limit, "{now} calls in flight after {limit:?}");
+        assert!(started.elapsed() < PATIENCE, "{now} calls in flight after {PATIENCE:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Makes 10,000 calls that would run for a minute, drops them, and tells how long the server took
-/// to have none in flight.
-async fn call_and_drop(client: &XClient) -> Duration {
+/// Makes 10,000 calls that would outlast the test, and drops them. How long it takes the server to have
+/// none in flight, and its processor time for that.
+async fn call_and_drop(client: &XClient, server: u32) -> (Duration, Duration) {
+    let long = Duration::from_secs(600);
     let calls: Vec<_> = (0..CALLS)
         .map(|_| {
             let client = client.clone();
             tokio::spawn(async move {
                 let call = Call::new("Foo.Sleep")
-                    .args_in(&Codec::Json, &serde_json::json!({"num1": 60}))?
-                    .timeout(Duration::from_secs(60));
+                    .args_in(&Codec::Json, &serde_json::json!({"num1": long.as_secs()}))?
+                    .timeout(long);
                 client.send(call).await
             })
         })
         .collect();
-    until(client, |now| now as usize == CALLS, Duration::from_secs(20)).await;
+    until(client, |now| now as usize == CALLS).await;
+    let used = cpu_time(server);
     for call in &calls {
         call.abort();
     }
     for call in calls {
         assert!(call.await.unwrap_err().is_cancelled());
     }
-    until(client, |now| now == 0, Duration::from_secs(1)).await
+    let took = until(client, |now| now == 0).await;
+    (took, cpu_time(server).saturating_sub(used))
 }
 
 #[test]
@@ -67,15 +70,20 @@ fn ten_thousand_calls_dropped_leave_nothing_behind() {
         let client =
             XClient::builder("Foo", list).connections_per_endpoint(CONNECTIONS).build().unwrap();
         // The first round fills what an allocator keeps for the next; the second must fit in.
-        let first = call_and_drop(&client).await;
+        let (first, used_first) = call_and_drop(&client, server.id()).await;
         let before = resident_kib(server.id());
-        let second = call_and_drop(&client).await;
-        let after = resident_kib(server.id());
+        let (second, used_second) = call_and_drop(&client, server.id()).await;
+        let after = || resident_kib(server.id());
+        // The last of it may still be held.
+        eventually(PATIENCE, "memory is given back", || after() <= before + 8 * 1024);
+        let used = used_first.max(used_second);
         println!(
-            "figure dropped_calls_by_callers none_in_flight_ms={} growth_kib={}",
+            "figure dropped_calls_by_callers none_in_flight_ms={} cpu_ms={} growth_kib={}",
             first.max(second).as_millis(),
-            after as i64 - before as i64
+            used.as_millis(),
+            after() as i64 - before as i64
         );
-        assert!(after <= before + 8 * 1024, "{before} KiB before, {after} KiB after");
+        // On a busy machine it takes as long as others let it.
+        assert!(used <= Duration::from_secs(1), "{used:?} of a processor");
     });
 }

@@ -110,15 +110,20 @@ fn a_large_call_leaves_no_large_connection() {
     let (server, at) = serve_exact();
     let before = resident_kib(server.id());
     let large = Call::echo(4 << 20);
-    let mut used: Vec<TcpStream> = (0..USED).map(|_| connect(&at)).collect();
-    for stream in &mut used {
-        assert!(shake_hands(stream));
-        ask(stream, &large.frame(1));
-        ask(stream, &Call::sum().frame(2));
+    let mut used: Vec<TcpStream> = Vec::with_capacity(USED);
+    for _ in 0..USED {
+        // Opened and used at once: a connection without a handshake is closed after 5 s.
+        let mut stream = connect(&at);
+        assert!(shake_hands(&mut stream));
+        ask(&mut stream, &large.frame(1));
+        ask(&mut stream, &Call::sum().frame(2));
+        used.push(stream);
     }
-    let each = resident_kib(server.id()).saturating_sub(before) / USED as u64;
-    println!("figure after_4_mib kib_per_connection={each}");
-    assert!(each <= 128, "{each} KiB");
+    let each = || resident_kib(server.id()).saturating_sub(before) / USED as u64;
+    // The buffers of the last replies may still be held.
+    eventually(PATIENCE, "128 KiB at most for each connection", || each() <= 128);
+    println!("figure after_4_mib kib_per_connection={}", each());
+    drop(used);
 }
 
 /// Calls `Foo.Echo` with bodies of this many bytes until the server takes no more, reads nothing,
@@ -129,7 +134,8 @@ fn unread_cost(server: &Process, at: &str, body: usize) -> u64 {
     // What a body costs whose answer is read is no matter of reading.
     ask(&mut stream, &Call::echo(body).frame(1));
     let before = resident_kib(server.id());
-    stream.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    // Longer than a busy machine keeps a server from running.
+    stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut most = before;
     let mut sent = 0;
     for id in 2.. {
@@ -234,14 +240,14 @@ fn out_of_files(process: &mut Process, at: &str, serves: impl Fn(&str) -> bool) 
     assert!(process.is_running());
     let gone = Instant::now();
     drop(crowd);
-    eventually(Duration::from_secs(2), "it accepts again", || serves(at));
+    eventually(PATIENCE, "it accepts again", || serves(at));
     let again = gone.elapsed();
     assert!(process.is_running());
     (share, again)
 }
 
 fn survives_too_many_files(name: &str, process: &mut Process, at: &str, serves: fn(&str) -> bool) {
-    assert!(serves(at));
+    eventually(PATIENCE, "it serves", || serves(at));
     let (share, again) = out_of_files(process, at, serves);
     println!(
         "figure out_of_files_{name} cpu_percent={:.1} accepts_again_ms={}",
@@ -292,6 +298,9 @@ fn a_registry_out_of_files_does_not_spin_and_accepts_again() {
 
 const FEW_FILES: u64 = 128;
 const CROWD: usize = 340;
+/// Shorter than the timeouts of half a frame and of an idle connection. Half a handshake ends sooner in any
+/// case: `hostile.rs` tests its eviction, on a paused clock.
+const EVICTED_WITHIN: Duration = Duration::from_secs(20);
 
 /// More connections than there are files, which send this and then nothing: somebody new is served.
 fn keeps_nobody_out(silent: &[u8]) {
@@ -306,7 +315,7 @@ fn keeps_nobody_out(silent: &[u8]) {
             stream
         })
         .collect();
-    eventually(Duration::from_secs(5), "somebody new is served", || serves_calls(at));
+    eventually(EVICTED_WITHIN, "somebody new is served", || serves_calls(at));
     assert!(server.is_running());
     drop(crowd);
     server.signal("KILL");
@@ -334,7 +343,7 @@ fn half_handshakes_at_the_limit_of_files_keep_nobody_out() {
 const DROPPED: usize = 10_000;
 const CONNECTIONS: usize = 10;
 
-/// Ten connections with a thousand calls each that run for a minute.
+/// Ten connections with a thousand calls each that outlast the test.
 fn with_calls_in_flight(at: &str) -> Vec<TcpStream> {
     let calls: Vec<Call> = (0..DROPPED / CONNECTIONS).map(|_| Call::wait()).collect();
     let frames = Call::frames(&calls);
@@ -374,20 +383,28 @@ fn ten_thousand_calls_end(name: &str, end: impl Fn(Vec<TcpStream>) -> Vec<TcpStr
         let open = with_calls_in_flight(&at);
         until_in_flight(&mut observer, &mut id, DROPPED as u32, PATIENCE);
         let most = resident_kib(server.id());
-        let _open = end(open);
-        let took = until_in_flight(&mut observer, &mut id, 0, Duration::from_secs(1));
-        (before, most, resident_kib(server.id()), took)
+        let used = cpu_time(server.id());
+        let open = end(open);
+        let took = until_in_flight(&mut observer, &mut id, 0, PATIENCE);
+        let used = cpu_time(server.id()).saturating_sub(used);
+        // On a busy machine it takes as long as others let it.
+        assert!(used <= Duration::from_secs(1), "{used:?} of a processor");
+        (before, most, took, used, open)
     };
     // The first round fills what an allocator keeps for the next; the second must fit in.
     let (cold, ..) = round();
-    let (before, most, after, took) = round();
+    let (before, most, took, used, _open) = round();
+    let after = || resident_kib(server.id());
+    // The last of it may still be held.
+    eventually(PATIENCE, "memory is given back", || after() <= before + 8 * MIB);
+    let after = after();
     println!(
-        "figure dropped_calls_{name} none_in_flight_ms={} growth_kib={} cold_kib={cold} \
+        "figure dropped_calls_{name} none_in_flight_ms={} cpu_ms={} growth_kib={} cold_kib={cold} \
          most_kib={most} after_kib={after}",
         took.as_millis(),
+        used.as_millis(),
         after as i64 - before as i64
     );
-    assert!(after <= before + 8 * MIB, "{before} KiB before, {after} KiB after");
 }
 
 #[test]

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use srpc::backend::http::HttpRegistry;
-use srpc::call::Raw;
+use srpc::backend::static_list::StaticList;
+use srpc::call::{Codec, Raw};
 use srpc::registry::Registrar;
-use srpc::{Listener, Server, Service, Status};
+use srpc::{Call, Listener, Server, Service, Status, XClient};
 #[cfg(target_os = "linux")]
 use support::proc::wake_ups;
 use support::{Ended, PATIENCE, Process, binary, eventually, listed, wait_for};
@@ -20,8 +21,6 @@ static TURN: Mutex<()> = Mutex::new(());
 
 const SERVERS: usize = 3;
 const IN_FLIGHT: u64 = 16;
-/// A third of the lease that the servers ask for.
-const HEARTBEAT: Duration = Duration::from_secs(1);
 
 /// A registry, three servers and a client under load.
 struct Cluster {
@@ -49,15 +48,31 @@ impl Cluster {
         Process::listening(&["serve", "--registry", url, "--bind", "127.0.0.1:0", "--ttl", ttl])
     }
 
-    /// Starts a load of 16 calls in flight, each of 20 ms, and lets it run for a second.
+    /// Starts a load of 16 calls in flight, each of 20 ms, and lets it run for a second once it has
+    /// reached every server.
     fn load(&self, duration: Duration) -> Process {
         let duration = format!("{}s", duration.as_secs());
         let call = ["bench", "Foo", "Sleep", r#"{"num1":0.02}"#, "-c", "16", "-o", "json"];
         let how = ["-z", &duration, "--registry", &self.url];
         let mut bench = Process::start(&[&call[..], &how[..]].concat());
+        self.until_loaded();
         std::thread::sleep(Duration::from_secs(1));
         assert!(bench.is_running(), "{}", bench.finish().stderr);
         bench
+    }
+
+    /// Waits until every server has calls in flight beside the one that asks.
+    fn until_loaded(&self) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        for (_, address) in &self.servers {
+            eventually(PATIENCE, "the load has reached the server", || {
+                runtime.block_on(async {
+                    let client = XClient::new("Foo", StaticList::parse(address).unwrap()).unwrap();
+                    let call = Call::new("Foo.Echo").args_in(&Codec::Json, &1).unwrap();
+                    client.send(call).await.unwrap().load > 1
+                })
+            });
+        }
     }
 
     /// Starts a load of short calls on a schedule.
@@ -111,8 +126,7 @@ fn no_call_fails_while_the_registry_is_away(away: Duration) {
     std::thread::sleep(away);
     cluster.restart_registry();
     let restarted = Instant::now();
-    let limit = HEARTBEAT + Duration::from_secs(1);
-    eventually(limit, "the list is complete again", || listed(&cluster.url, "Foo").len() == 3);
+    wait_for(&cluster.url, "Foo", SERVERS);
     println!("complete {:?} after the restart", restarted.elapsed());
 
     let (summary, ended) = summary(bench, duration);
@@ -144,9 +158,12 @@ fn a_server_that_drains_fails_no_call_and_exits_0() {
     let left = leaving.finish();
     assert_eq!(left.code(), 0, "{}", left.stderr);
     let rest: Vec<&str> = cluster.servers.iter().map(|(_, address)| address.as_str()).collect();
-    let list = listed(&cluster.url, "Foo");
-    assert!(!list.contains(&address), "{address} has drained and is listed: {list:?}");
-    assert_eq!(list.len(), rest.len(), "{list:?}");
+    // On a busy machine another one's lease may just have run out.
+    eventually(PATIENCE, "all others are listed", || {
+        let list = listed(&cluster.url, "Foo");
+        assert!(!list.contains(&address), "{address} has drained and is listed: {list:?}");
+        list.len() == rest.len()
+    });
 
     let (summary, ended) = summary(bench, duration);
     assert_eq!(summary["failed"], 0, "{summary} {}", ended.stderr);
@@ -388,7 +405,8 @@ fn a_broadcast_tells_of_each_instance_what_became_of_it() {
     stopped.signal("STOP");
 
     let call = ["call", "Foo", "Sum", r#"{"num1":1,"num2":2}"#, "--broadcast", "-o", "json"];
-    let how = ["--timeout", "2s", "--registry", &cluster.url];
+    // Half of it is for dialling.
+    let how = ["--timeout", "6s", "--registry", &cluster.url];
     let ended = Process::start(&[&call[..], &how[..]].concat()).finish();
     stopped.signal("CONT");
     assert_ne!(ended.code(), 0, "{}", ended.stdout);

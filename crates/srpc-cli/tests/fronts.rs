@@ -19,7 +19,7 @@ fn servers_and_callers_use_different_fronts_and_one_is_killed() {
     let (_registry, backend) = Process::listening(&["registry", "--bind", "127.0.0.1:0"]);
     let (mut one, first) = front(&backend);
     let (_two, second) = front(&backend);
-    let serve = ["serve", "--bind", "127.0.0.1:0", "--ttl", "2s", "--registry"];
+    let serve = ["serve", "--bind", "127.0.0.1:0", "--ttl", "6s", "--registry"];
     let both = format!("{first},{second}");
     let (_server, address) = Process::listening(&[&serve[..], &[&both]].concat());
 
@@ -33,7 +33,7 @@ fn servers_and_callers_use_different_fronts_and_one_is_killed() {
     eventually(PATIENCE, "it is killed", || !one.is_running());
     // Longer than the lease: the other front renews it.
     let sum = ["call", "Foo", "Sum", r#"{"num1": 1, "num2": 2}"#, "--registry", &second];
-    let until = Instant::now() + Duration::from_secs(6);
+    let until = Instant::now() + Duration::from_secs(10);
     while Instant::now() < until {
         let called = srpc(&sum);
         assert_eq!((called.code(), called.stdout.trim()), (0, "3"), "{}", called.stderr);

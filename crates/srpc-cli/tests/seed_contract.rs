@@ -7,7 +7,7 @@ mod support;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::{PATIENCE, Process};
+use support::Process;
 
 /// What a registry answered to curl.
 struct Answer {
@@ -157,7 +157,7 @@ fn with_ttl_0_nothing_posted_expires() {
     let (_registry, url) = registry("0");
     assert_eq!(post(&url, "tcp@a:1"), 200);
     // Several sweeps; that it is longer than any TTL could only be shown by waiting for ever.
-    let until = Instant::now() + PATIENCE / 8;
+    let until = Instant::now() + Duration::from_secs(3);
     while Instant::now() < until {
         assert_eq!(curl(&[&url]).addresses(), ["tcp@a:1"]);
         std::thread::sleep(Duration::from_millis(200));

@@ -10,17 +10,21 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is expected to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running command. Dropping it kills it.
 pub(crate) struct Process {
     child: Child,
     lines: Receiver<String>,
-    stderr: Option<JoinHandle<String>>,
+    /// Reads stderr to its end.
+    stderr: Option<JoinHandle<()>>,
+    /// What was said on stderr so far.
+    said: Arc<Mutex<Vec<u8>>>,
     /// What was said on stdout so far.
     stdout: String,
 }
@@ -121,6 +125,11 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
+    /// What it has said on stderr so far.
+    pub(crate) fn said(&self) -> String {
+        String::from_utf8_lossy(&self.said.lock().unwrap()).into_owned()
+    }
+
     /// Sends it a signal, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
@@ -147,10 +156,13 @@ impl Process {
             status.is_some()
         });
         while self.line().is_some() {}
+        if let Some(reader) = self.stderr.take() {
+            reader.join().unwrap();
+        }
         Ended {
             status: status.unwrap(),
             stdout: std::mem::take(&mut self.stdout),
-            stderr: self.stderr.take().map(|reader| reader.join().unwrap()).unwrap_or_default(),
+            stderr: self.said(),
         }
     }
 
@@ -194,13 +206,16 @@ impl Process {
                 }
             }
         });
+        let said = Arc::<Mutex<Vec<u8>>>::default();
+        let saying = Arc::clone(&said);
         let stderr = std::thread::spawn(move || {
-            let mut said = Vec::new();
+            let mut chunk = [0; 4096];
             // What was said before a failure is all there is.
-            let _ = stderr.read_to_end(&mut said);
-            String::from_utf8_lossy(&said).into_owned()
+            while let Ok(read @ 1..) = stderr.read(&mut chunk) {
+                saying.lock().unwrap().extend_from_slice(&chunk[..read]);
+            }
         });
-        Self { child, lines, stderr: Some(stderr), stdout: String::new() }
+        Self { child, lines, stderr: Some(stderr), said, stdout: String::new() }
     }
 }
 
