@@ -51,6 +51,7 @@ impl Stored {
 }
 
 /// The instance's JSON without its id, which the key has.
+#[cfg(any(test, feature = "zookeeper"))]
 pub(crate) fn encode(instance: &Instance) -> String {
     Stored { instance: instance.clone(), word: None }.encode()
 }

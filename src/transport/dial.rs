@@ -99,7 +99,7 @@ async fn first<F: Future>(running: &mut Vec<(String, Pin<Box<F>>)>) -> (String, 
 mod tests {
     use std::sync::Arc;
 
-    use parking_lot::Mutex;
+    use crate::sync::Mutex;
     use tokio::time::Instant;
 
     use super::*;
