@@ -33,12 +33,13 @@ use tower::timeout::TimeoutLayer;
 use tower::util::BoxCloneService;
 
 /// The table.
-const TABLE: [(Fate, Execution); 14] = [
+const TABLE: [(Fate, Execution); 15] = [
     (Fate::NoConnection, Execution::NotSent),
     (Fate::PartlyWritten, Execution::NotSent),
     (Fate::QueueFull, Execution::NotSent),
     (Fate::NeverWritten, Execution::NotSent),
     (Fate::NotEncodable, Execution::NotSent),
+    (Fate::LayerRefused, Execution::NotSent),
     (Fate::Refused, Execution::Rejected),
     (Fate::AboveDrain, Execution::Rejected),
     (Fate::ConnectionLost, Execution::MaybeExecuted),
@@ -107,6 +108,8 @@ fn what_may_be_sent_again() {
                 assert_eq!(told, expected, "{execution:?}, {kind:?}, idempotent {idempotent}");
                 for (fate, _) in TABLE.iter().filter(|(fate, _)| fate.execution() == execution) {
                     let error = Error::new(kind, *fate, "why");
+                    // A layer refuses as a server does.
+                    let expected = if *fate == Fate::LayerRefused { elsewhere } else { expected };
                     assert_eq!(error.may_be_sent_again(idempotent), expected, "{fate:?} {kind:?}");
                 }
             }
@@ -134,6 +137,7 @@ async fn every_row_happens() {
     rows.extend(queue_full().await);
     rows.extend(never_written().await);
     rows.extend(not_encodable().await);
+    rows.extend(layer_refused().await);
     rows.extend(refused().await);
     rows.extend(above_drain().await);
     rows.extend(connection_lost().await);
@@ -326,6 +330,21 @@ async fn not_encodable() -> Vec<Row> {
     rows.1
 }
 
+async fn layer_refused() -> Vec<Row> {
+    let mut rows = Rows(Fate::LayerRefused, Vec::new());
+    let scene = Scene::of(|server| server).await;
+    let client = client_of(&scene.network, [&scene.address])
+        .layer(layer_fn(|_: BoxCloneService<Call, Reply, BoxError>| {
+            service_fn(|_: Call| async { Err::<Reply, BoxError>("out of order".into()) })
+        }))
+        .build()
+        .unwrap();
+    let error = client.send(sum()).await.unwrap_err();
+    rows.add("a layer around the client", error, Kind::Unknown, "out of order");
+    assert_eq!(scene.runs.load(SeqCst), 0);
+    rows.1
+}
+
 async fn refused() -> Vec<Row> {
     let mut rows = Rows(Fate::Refused, Vec::new());
     let scene = Scene::of(|server| server).await;
@@ -336,6 +355,8 @@ async fn refused() -> Vec<Row> {
     rows.add("bad arguments", error, Kind::InvalidArgument, "the arguments");
     let error = call("Foo.Guarded").await.unwrap_err();
     rows.add("not allowed", error, Kind::PermissionDenied, "not you");
+    let error = call("Foo.Broken").await.unwrap_err();
+    rows.add("a layer that fails first", error, Kind::Unknown, "broken");
     let unknown = Call::new("Foo.Sum").body(CodecId(99), "x");
     let error = scene.client.send(unknown).await.unwrap_err();
     rows.add("an unknown codec", error, Kind::InvalidArgument, "no codec 99");
@@ -504,16 +525,23 @@ async fn handler_dropped() -> Vec<Row> {
 async fn unknown() -> Vec<Row> {
     let mut rows = Rows(Fate::Unknown, Vec::new());
     let scene = Scene::of(|server| server).await;
-    let error = scene.client.call::<_, i64>("Foo.Broken", &(1, 2)).await.unwrap_err();
-    rows.add("a layer around the handler", error, Kind::Unknown, "broken");
+    let error = scene.client.call::<_, i64>("Foo.Spoilt", &(1, 2)).await.unwrap_err();
+    rows.add("a layer around the handler", error, Kind::Unknown, "spoilt");
     let client = client_of(&scene.network, [&scene.address])
-        .layer(layer_fn(|_: BoxCloneService<Call, Reply, BoxError>| {
-            service_fn(|_: Call| async { Err::<Reply, BoxError>("out of order".into()) })
+        .layer(layer_fn(|inner: BoxCloneService<Call, Reply, BoxError>| {
+            service_fn(move |call: Call| {
+                let mut inner = inner.clone();
+                async move {
+                    tower::Service::call(&mut inner, call).await?;
+                    Err::<Reply, BoxError>("out of order".into())
+                }
+            })
         }))
         .build()
         .unwrap();
     let error = client.send(sum()).await.unwrap_err();
-    rows.add("a layer around the client", error, Kind::Unknown, "a layer failed");
+    rows.add("a layer around the client", error, Kind::Unknown, "out of order");
+    assert_eq!(scene.runs.load(SeqCst), 2);
     let client = client_of(&scene.network, [&scene.address])
         .layer(TimeoutLayer::new(Duration::from_millis(200)))
         .build()
@@ -874,6 +902,17 @@ fn foo(counts: Counts) -> Service<Counts> {
                         return Err::<Response, BoxError>("broken".into());
                     }
                     tower::Service::call(&mut inner, request).await
+                }
+            })
+        }))
+        .method("Spoilt", add)
+        .layer(layer_fn(|inner: MethodService| {
+            service_fn(move |request: Request| {
+                let mut inner = inner.clone();
+                async move {
+                    let is_spoilt = request.context.method() == "Foo.Spoilt";
+                    let answer = tower::Service::call(&mut inner, request).await?;
+                    if is_spoilt { Err::<Response, BoxError>("spoilt".into()) } else { Ok(answer) }
                 }
             })
         }))

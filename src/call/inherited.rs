@@ -1,4 +1,4 @@
-//! The deadline that calls made inside a handler inherit.
+//! The deadline that calls made inside a handler or a client's layers inherit.
 
 use tokio::time::Instant;
 
@@ -26,12 +26,12 @@ pub async fn within<F: Future>(deadline: Instant, future: F) -> F::Output {
     DEADLINE.scope(deadline, future).await
 }
 
-/// The deadline of the handler that this runs in; `None` outside of handlers.
+/// The deadline of the handler, or of the client's layers, that this runs in; `None` outside of both.
 pub fn inherited() -> Option<Instant> {
     DEADLINE.try_with(|deadline| *deadline).ok()
 }
 
-/// Runs one poll of a handler under its deadline.
+/// Runs one poll of a handler, or of a client's layers, under its deadline.
 pub(crate) fn enter<R>(deadline: Instant, poll: impl FnOnce() -> R) -> R {
     DEADLINE.sync_scope(deadline, poll)
 }

@@ -4,6 +4,7 @@ mod block;
 mod body;
 mod codec;
 mod inherited;
+mod layer_scope;
 mod metadata;
 mod method;
 mod packed;
@@ -26,6 +27,7 @@ pub use self::body::{FromBody, IntoBody, Raw};
 pub use self::codec::{Codec, CodecError, CodecId, CustomCodec};
 pub(crate) use self::inherited::enter;
 pub use self::inherited::{inherited, within};
+pub(crate) use self::layer_scope::{LayerScope, PassedOn};
 pub use self::metadata::{InvalidMetadata, Metadata};
 pub use self::method::{InvalidMethod, MethodName};
 pub(crate) use self::packed::BodyRef;
@@ -68,6 +70,8 @@ pub struct Call {
     pub notify: bool,
     /// Set while this is one of several copies under way.
     pub(crate) racer: Option<Racer>,
+    /// Set while the call is within a stack of layers.
+    pub(crate) scope: Option<LayerScope>,
 }
 
 impl Call {
@@ -87,6 +91,7 @@ impl Call {
             only: None,
             notify: false,
             racer: None,
+            scope: None,
         }
     }
 

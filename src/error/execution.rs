@@ -34,6 +34,8 @@ pub enum Fate {
     NeverWritten,
     /// The call could not be encoded, or is larger than the peer takes.
     NotEncodable,
+    /// A layer of the client refused it, or failed, before it was sent.
+    LayerRefused,
     /// The server says that it did not start: overloaded, draining, expired, unknown method, bad
     /// arguments, not allowed.
     Refused,
@@ -51,7 +53,7 @@ pub enum Fate {
     Panicked,
     /// The reply came and could not be read.
     Undecodable,
-    /// Nothing is known, as when a user's layer failed.
+    /// Nothing is known, as when a user's layer failed that had passed the call on.
     Unknown,
 }
 
@@ -63,7 +65,8 @@ impl Fate {
             | Self::PartlyWritten
             | Self::QueueFull
             | Self::NeverWritten
-            | Self::NotEncodable => Execution::NotSent,
+            | Self::NotEncodable
+            | Self::LayerRefused => Execution::NotSent,
             Self::Refused | Self::AboveDrain => Execution::Rejected,
             Self::ConnectionLost | Self::Overdue | Self::HandlerDropped | Self::Unknown => {
                 Execution::MaybeExecuted

@@ -2,6 +2,7 @@
 
 mod execution;
 mod kind;
+mod layers;
 mod panics;
 mod status;
 
@@ -10,6 +11,7 @@ use std::fmt;
 
 pub use self::execution::{Execution, Fate};
 pub use self::kind::Kind;
+pub(crate) use self::layers::{causes, foreign_kind, full_text};
 pub(crate) use self::panics::{Panic, catch, caught, discard};
 pub use self::status::Status;
 use crate::instance::Address;
@@ -78,6 +80,26 @@ impl Error {
         }))
     }
 
+    /// A refusal by a layer of a client, for the layer to fail with: the call was not sent.
+    ///
+    /// `Unavailable` and `ResourceExhausted` may be tried again, and every other kind is final, as for a
+    /// server's refusals. If the layer did pass the call on, its caller is told what became of that.
+    /// A layer of a service fails with [`Failure::rejected`](crate::server::Failure::rejected).
+    ///
+    /// ```
+    /// # use srpc::{Call, Error, Kind};
+    /// # use srpc::xclient::XClientBuilder;
+    /// # fn example(builder: XClientBuilder) -> XClientBuilder {
+    /// builder.layer(tower::filter::FilterLayer::new(|call: Call| match &*call.method {
+    ///     "Foo.Old" => Err(Error::refused(Kind::FailedPrecondition, "Foo.Old is switched off")),
+    ///     _ => Ok(call),
+    /// }))
+    /// # }
+    /// ```
+    pub fn refused(kind: Kind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(kind, Fate::LayerRefused, message)
+    }
+
     /// An error that a server answered with.
     pub(crate) fn answered(kind: Kind, execution: Execution, message: String) -> Self {
         let fate = match execution {
@@ -122,7 +144,13 @@ impl Error {
     ///
     /// `idempotent` is the caller's word that a second execution does no harm.
     pub fn may_be_sent_again(&self, idempotent: bool) -> bool {
-        self.0.execution.may_be_sent_again(self.0.kind, idempotent)
+        let Inner { kind, fate, execution, .. } = &*self.0;
+        // What a layer refuses it refuses again, as a server does, unless the kind says otherwise.
+        let class = match (fate, execution) {
+            (Fate::LayerRefused, Execution::NotSent) => Execution::Rejected,
+            _ => *execution,
+        };
+        class.may_be_sent_again(*kind, idempotent)
     }
 
     /// Names the endpoint, unless it is named already.
@@ -161,31 +189,42 @@ impl Error {
     /// Turns what a tower stack failed with into an `Error`: the one place where erased errors come
     /// back.
     ///
-    /// Our own errors are found at any depth; tower's `Elapsed` is a deadline. Whether such a call
-    /// had been sent is not known here, so both count as `MaybeExecuted`.
+    /// Our own errors are found at any depth. Errors of tower's layers are recognised by their types:
+    /// `timeout` is DeadlineExceeded, `load_shed` ResourceExhausted, a closed `buffer` Unavailable. All
+    /// others, also those of another major version of tower, are Unknown, with their text.
+    ///
+    /// Whether such a call had been sent is not known here, so these count as `MaybeExecuted`. A client
+    /// knows it of its own layers.
     pub fn from_boxed(error: BoxError) -> Self {
         let error = match error.downcast::<Error>() {
             Ok(error) => return *error,
             Err(error) => error,
         };
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
-        while let Some(inner) = cause {
-            if let Some(ours) = inner.downcast_ref::<Error>() {
-                let mut found = Error::new(ours.kind(), Fate::Unknown, ours.message().to_owned())
-                    .on_attempt(ours.attempt());
-                found.0.execution = ours.execution();
-                found.0.endpoint = ours.endpoint().cloned();
-                return found.because(error);
-            }
-            cause = inner.source();
+        if let Some(ours) = causes(&*error).find_map(|cause| cause.downcast_ref::<Error>()) {
+            let mut found = Error::new(ours.kind(), ours.fate(), ours.message().to_owned())
+                .on_attempt(ours.attempt());
+            found.0.execution = ours.execution();
+            found.0.endpoint = ours.endpoint().cloned();
+            return found.because(error);
         }
-        // tower's own type cannot be named without its `timeout` feature, which only users turn on;
-        // its Display is part of its documentation.
-        if error.to_string() == "request timed out" {
-            return Error::new(Kind::DeadlineExceeded, Fate::Unknown, "a layer's timeout passed")
-                .because(error);
+        let kind = foreign_kind(&*error);
+        let what = match kind {
+            Some(Kind::DeadlineExceeded) => "a layer's timeout passed",
+            _ => "a layer failed",
+        };
+        let message = format!("{what}: {}", full_text(&*error));
+        Error::new(kind.unwrap_or(Kind::Unknown), Fate::Unknown, message).because(error)
+    }
+
+    /// What a client's layers failed with. `passed_on` is the strongest class of the copies of the call that they
+    /// passed on; with none, or none that was sent, the call was not sent, whatever else the layers did.
+    pub(crate) fn of_layers(error: BoxError, passed_on: Execution) -> Self {
+        let mut error = Self::from_boxed(error);
+        if passed_on == Execution::NotSent && error.execution() != Execution::NotSent {
+            error.0.fate = Fate::LayerRefused;
+            error.0.execution = Execution::NotSent;
         }
-        Error::new(Kind::Unknown, Fate::Unknown, "a layer failed").because(error)
+        error.after(passed_on)
     }
 }
 
@@ -265,5 +304,26 @@ mod tests {
         let error = Error::from_boxed(elapsed.into());
         assert_eq!(error.kind(), Kind::DeadlineExceeded);
         assert_eq!(error.execution(), Execution::MaybeExecuted);
+    }
+
+    #[test]
+    fn what_layers_did_not_pass_on_was_not_sent() {
+        let plain = || BoxError::from("switched off");
+        let error = Error::of_layers(plain(), Execution::NotSent);
+        assert_eq!((error.kind(), error.execution()), (Kind::Unknown, Execution::NotSent));
+        assert!(error.to_string().contains("switched off"), "{error}");
+        assert!(!error.may_be_sent_again(true));
+        let error = Error::of_layers(plain(), Execution::MaybeExecuted);
+        assert_eq!(error.execution(), Execution::MaybeExecuted);
+        // A call of another client, which the layer made first.
+        let other = || Error::new(Kind::PermissionDenied, Fate::Failed, "who are you?").into();
+        assert_eq!(Error::of_layers(other(), Execution::NotSent).execution(), Execution::NotSent);
+        let other = || Error::new(Kind::Unavailable, Fate::NoConnection, "nobody is there").into();
+        let error = Error::of_layers(other(), Execution::MaybeExecuted);
+        assert_eq!(error.execution(), Execution::MaybeExecuted);
+        assert!(!error.may_be_sent_again(false));
+        let refused = || Error::refused(Kind::Unavailable, "later").into();
+        assert!(Error::of_layers(refused(), Execution::NotSent).may_be_sent_again(false));
+        assert!(!Error::of_layers(refused(), Execution::MaybeExecuted).may_be_sent_again(false));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::call::{CodecId, Metadata, Packed};
+use crate::call::{CodecId, LayerScope, Metadata, Packed};
 use crate::transport::Peer;
 
 /// What a handler may know of the call beside its arguments. Cheap to clone.
@@ -62,6 +62,8 @@ pub struct Request {
     pub codec: CodecId,
     /// The encoded arguments.
     pub body: Bytes,
+    /// Set while the request is within a stack of layers.
+    pub(super) scope: Option<LayerScope>,
 }
 
 /// What a handler, and a tower layer around it, answers with.
@@ -91,7 +93,7 @@ pub struct Asked {
 
 impl From<Request> for Asked {
     fn from(request: Request) -> Self {
-        let Request { context, codec, body } = request;
+        let Request { context, codec, body, .. } = request;
         Self { context, codec, body: Packed::Shared(body) }
     }
 }
@@ -99,7 +101,7 @@ impl From<Request> for Asked {
 impl From<Asked> for Request {
     fn from(asked: Asked) -> Self {
         let Asked { context, codec, body } = asked;
-        Self { context, codec, body: body.into_bytes() }
+        Self { context, codec, body: body.into_bytes(), scope: None }
     }
 }
 

@@ -12,8 +12,12 @@ use tower::{Service as TowerService, ServiceExt};
 
 use super::context::{Answered, Asked, Context, Request, Response, State};
 use super::reply::expired;
-use crate::call::{Codec, CodecError, CodecId, FromBody, IntoBody, Packed, enter};
-use crate::error::{BoxError, Execution, Fate, Kind, Panic, Status, catch, discard};
+use crate::call::{
+    Codec, CodecError, CodecId, FromBody, IntoBody, LayerScope, Packed, PassedOn, enter,
+};
+use crate::error::{
+    BoxError, Execution, Fate, Kind, Panic, Status, catch, causes, discard, foreign_kind, full_text,
+};
 use crate::sync::assert_unlocked;
 
 /// What a handler's future comes to.
@@ -47,22 +51,23 @@ impl Failure {
         Self { kind, execution: fate.execution(), message: message.into() }
     }
 
-    /// What a layer around a handler failed with: the one place where erased errors come back.
-    fn from_boxed(error: BoxError) -> Self {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
-        while let Some(inner) = cause {
-            if let Some(failure) = inner.downcast_ref::<Failure>() {
-                return failure.clone();
+    /// What the layers around a handler failed with: the one place where erased errors come back. `passed_on` is the
+    /// strongest class of the copies of the request that they passed on; `NotSent` without any.
+    fn of_layers(error: BoxError, passed_on: Execution) -> Self {
+        let mut failure = match causes(&*error).find_map(|cause| cause.downcast_ref::<Failure>()) {
+            Some(failure) => failure.clone(),
+            None => {
+                let kind = foreign_kind(&*error);
+                let fate = match kind {
+                    _ if passed_on == Execution::NotSent => Fate::Refused,
+                    Some(Kind::DeadlineExceeded) => Fate::HandlerDropped,
+                    _ => Fate::Unknown,
+                };
+                Self::new(kind.unwrap_or(Kind::Unknown), fate, full_text(&*error))
             }
-            cause = inner.source();
-        }
-        // tower's own types cannot be named without its features, which only users turn on.
-        let text = error.to_string();
-        match text.as_str() {
-            "request timed out" => Self::new(Kind::DeadlineExceeded, Fate::HandlerDropped, text),
-            "service overloaded" => Self::new(Kind::ResourceExhausted, Fate::Refused, text),
-            _ => Self::new(Kind::Unknown, Fate::Unknown, text),
-        }
+        };
+        failure.execution = failure.execution.max(passed_on);
+        failure
     }
 }
 
@@ -310,8 +315,22 @@ impl TowerService<Request> for MethodService {
 
     fn call(&mut self, request: Request) -> Self::Future {
         let codec = codec_of(request.codec, &self.codecs);
-        let answer = self.handler.handle(request.into(), codec);
-        Box::pin(async move { Ok(answer.await?.into()) })
+        let handler = Arc::clone(&self.handler);
+        Box::pin(async move {
+            let mut passed = match request.scope.as_ref().map(LayerScope::pass_on) {
+                Some(Some(passed)) => passed,
+                Some(None) => {
+                    let why = "a layer passed the request on after it had refused it";
+                    return Err(BoxError::from(Failure::rejected(Kind::Cancelled, why)));
+                }
+                None => PassedOn::uncounted(),
+            };
+            let answer = handler.handle(request.into(), codec).await;
+            if let Err(failure) = &answer {
+                passed.failed(failure.execution);
+            }
+            Ok(Response::from(answer?))
+        })
     }
 }
 
@@ -342,8 +361,12 @@ where
     fn handle(&self, asked: Asked, _: Option<Codec>) -> HandlerFuture {
         let stack = self.stack.clone();
         Box::pin(async move {
-            let answer = stack.oneshot(Request::from(asked)).await;
-            answer.map(Answered::from).map_err(|error| Failure::from_boxed(error.into()))
+            let scope = LayerScope::new(asked.context.deadline);
+            let request = Request { scope: Some(scope.clone()), ..Request::from(asked) };
+            let answer = stack.oneshot(request).await;
+            answer
+                .map(Answered::from)
+                .map_err(|error| Failure::of_layers(error.into(), scope.close()))
         })
     }
 

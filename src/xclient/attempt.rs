@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::channels::Channels;
-use super::core::exchange;
-use super::covered::Below;
-use crate::call::{Call, Reply};
+use super::core::pass_on;
+use super::covered::{Below, LastScope, WithDeadline};
+use crate::call::{Call, LayerScope, Reply, Stamp, after};
 use crate::discovery::Endpoint;
 use crate::error::Error;
 
@@ -30,7 +30,15 @@ pub struct Attempt {
 /// What the user's attempt layers wrap: attempt timeout and exchange.
 #[derive(Clone)]
 pub struct AttemptService {
-    pub(super) channels: Arc<Channels>,
+    channels: Arc<Channels>,
+    /// The attempt that it was last used or cloned in.
+    last: LastScope,
+}
+
+impl AttemptService {
+    pub(super) fn new(channels: Arc<Channels>) -> Self {
+        Self { channels, last: LastScope::default() }
+    }
 }
 
 impl tower::Service<Attempt> for AttemptService {
@@ -39,19 +47,35 @@ impl tower::Service<Attempt> for AttemptService {
     type Future = Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.last.get();
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, attempt: Attempt) -> Self::Future {
-        /// Only if a layer took the deadline away.
+    fn call(&mut self, mut attempt: Attempt) -> Self::Future {
+        /// Only if a layer sends a call of its own, without a deadline, from a task that knows of no attempt.
         const FALLBACK: Duration = Duration::from_secs(10);
         let channels = Arc::clone(&self.channels);
+        let is_callers = attempt.call.scope.is_some();
+        if !is_callers {
+            attempt.call.scope = self.last.get();
+        }
         Box::pin(async move {
             let Attempt { call, endpoint, .. } = attempt;
+            let mut passed = pass_on(call.scope.as_ref(), is_callers)?;
             let now = Instant::now();
-            let deadline = call.deadline.unwrap_or(now + FALLBACK);
+            // A layer may shorten the deadline, and neither prolong nor clear it.
+            let latest = call.scope.as_ref().map(LayerScope::deadline);
+            let limit = call.timeout.map(|timeout| after(now, timeout));
+            let deadline = [call.deadline, latest, limit].into_iter().flatten().min();
+            let deadline = deadline.unwrap_or_else(|| after(now, FALLBACK));
+            let until = call.attempt_until(now, deadline);
             let channel = channels.to(&endpoint);
-            Below::new(pin!(exchange(&channel, &call, now, deadline))).await
+            let exchange = pin!(channel.exchange_at(&call, now, until));
+            let answer = Below::new(WithDeadline::new(exchange, Stamp::of(until))).await;
+            if let Err(error) = &answer {
+                passed.failed(error.execution());
+            }
+            answer
         })
     }
 }

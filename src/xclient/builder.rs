@@ -170,6 +170,11 @@ impl XClientBuilder {
     /// as in tower's `ServiceBuilder`. Default: none.
     ///
     /// A layer whose service is not ready is awaited within the call, within its deadline.
+    ///
+    /// A call ends by its deadline, whatever its layers do. They may shorten the deadline. Calls that they make
+    /// themselves end by it too, also in tasks that they spawn with a clone of the service that they wrap.
+    ///
+    /// An error of a layer that did not pass the call on is told as not sent ([`Error::refused`]).
     pub fn layer<L>(mut self, layer: L) -> Self
     where
         L: Layer<Boxed<Call>> + Send + 'static,
@@ -183,6 +188,8 @@ impl XClientBuilder {
 
     /// Adds a tower layer around each attempt, inside of retry and selection: the one added first
     /// is the outermost. Default: none.
+    ///
+    /// What [`layer`](Self::layer) says of deadlines and errors holds here too.
     pub fn attempt_layer<L>(mut self, layer: L) -> Self
     where
         L: Layer<Boxed<Attempt>> + Send + 'static,
@@ -221,7 +228,7 @@ impl XClientBuilder {
         let channels = Arc::new(Channels::new(self.transport, self.connection));
         let probe: Arc<dyn Probe> = Arc::<Channels>::clone(&channels);
         resolver.lend_probe(Arc::downgrade(&probe));
-        let base = AttemptService { channels: Arc::clone(&channels) };
+        let base = AttemptService::new(Arc::clone(&channels));
         let service = resolver.service().clone();
         let zone = self.zone.or_else(|| resolver.zone().map(str::to_owned));
         // A seed that was given decides everything, whatever threads there are: one lane.
@@ -243,7 +250,7 @@ impl XClientBuilder {
             seeds,
             closed: AtomicBool::new(false),
         });
-        let stack = Stack::new(CoreService(Arc::clone(&core)), self.layers);
+        let stack = Stack::new(CoreService::new(Arc::clone(&core)), self.layers);
         Ok(XClient { inner: Arc::new(Inner { core, codec: self.codec, stack }) })
     }
 }

@@ -4,18 +4,21 @@ use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::Attempt;
 use super::channels::{Channels, Route};
-use super::covered::Below;
+use super::covered::{Below, LastScope};
 use super::retry::Retry;
 use super::sending::{Landed, Sending};
 use super::stack::Stack;
-use crate::call::{Call, Racer, Reply, Stamp, after, has_runtime, inherited, no_runtime, until};
+use crate::call::{
+    Call, LayerScope, PassedOn, Racer, Reply, Stamp, after, has_runtime, inherited, no_runtime,
+    until,
+};
 use crate::client::{Channel, Lanes};
 use crate::discovery::{Endpoint, Resolver};
 use crate::error::{Error, Execution, Fate, Kind};
@@ -68,10 +71,27 @@ impl Core {
             Some(outer) => deadline.min(outer),
             None => deadline,
         };
+        // A layer may shorten it, and neither prolong nor clear it.
+        let deadline = match &call.scope {
+            Some(scope) => deadline.min(scope.deadline()),
+            None => deadline,
+        };
         call.deadline = Some(deadline);
         call.attempt_timeout = call.attempt_timeout.or(self.attempt_timeout);
         call.idempotent |= self.idempotent;
         deadline
+    }
+
+    /// Settles a call that enters the user's layers.
+    pub(super) fn enter_layers(&self, call: &mut Call) -> Result<LayerScope, Error> {
+        let now = Instant::now();
+        let deadline = self.settle(call, now);
+        if deadline <= now {
+            return Err(too_late());
+        }
+        let scope = LayerScope::new(deadline);
+        call.scope = Some(scope.clone());
+        Ok(scope)
     }
 
     /// The deadline of a call that leaves everything to the client.
@@ -131,7 +151,10 @@ impl Core {
             };
             let endpoint = &route.endpoint;
             let error = error.at(&route.address).on_attempt(number);
-            let left = error.execution() != Execution::NotSent;
+            // A refusal by an attempt layer says nothing of the endpoint. It counts as sent: else the layer would be
+            // asked again for every endpoint.
+            let is_refusal = error.fate() == Fate::LayerRefused;
+            let left = error.execution() != Execution::NotSent || is_refusal;
             if !left && error.kind() == Kind::Unavailable {
                 // Whoever is not there may have left since the list came.
                 self.resolver.doubt();
@@ -305,9 +328,10 @@ impl Core {
         match &self.attempts {
             None => exchange(&route.channel, call, now, deadline).await,
             Some(stack) => {
-                let endpoint = route.endpoint.clone();
-                let attempt = Attempt { call: call.clone(), endpoint, number };
-                stack.call(attempt, deadline).await
+                let (scope, endpoint) = (LayerScope::new(deadline), route.endpoint.clone());
+                let mut call = call.clone();
+                call.scope = Some(scope.clone());
+                stack.call(Attempt { call, endpoint, number }, scope).await
             }
         }
     }
@@ -348,8 +372,24 @@ pub(super) fn too_late() -> Error {
     Error::new(Kind::DeadlineExceeded, Fate::NeverWritten, why)
 }
 
+/// Counts a call as passed on by the layers that it is within, if it is within any.
+///
+/// `is_callers` says that it is the caller's call or a copy of it, and not one that a layer made. It is refused if the
+/// caller was told that it was not executed.
+pub(super) fn pass_on(scope: Option<&LayerScope>, is_callers: bool) -> Result<PassedOn, Error> {
+    let Some(scope) = scope else { return Ok(PassedOn::uncounted()) };
+    match scope.pass_on() {
+        Some(passed) => Ok(passed),
+        None if is_callers => {
+            let why = "a layer passed the call on after it had failed as one that was not executed";
+            Err(Error::new(Kind::Cancelled, Fate::NeverWritten, why))
+        }
+        None => Ok(PassedOn::uncounted()),
+    }
+}
+
 /// One attempt on the wire, made at `now`.
-pub(super) async fn exchange(
+async fn exchange(
     channel: &Channel,
     call: &Call,
     now: Instant,
@@ -360,7 +400,17 @@ pub(super) async fn exchange(
 
 /// What the user's layers wrap: retry, selection and everything below.
 #[derive(Clone)]
-pub struct CoreService(pub(super) Arc<Core>);
+pub struct CoreService {
+    core: Arc<Core>,
+    /// The call that it was last used or cloned in.
+    last: LastScope,
+}
+
+impl CoreService {
+    pub(super) fn new(core: Arc<Core>) -> Self {
+        Self { core, last: LastScope::default() }
+    }
+}
 
 impl tower::Service<Call> for CoreService {
     type Response = Reply;
@@ -368,25 +418,47 @@ impl tower::Service<Call> for CoreService {
     type Future = CoreFuture;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.last.get();
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> CoreFuture {
-        // It settles anew: a layer may have shortened the deadline, or made a call of its own.
-        CoreFuture(Below::new(Sending::new(Arc::clone(&self.0), call)))
+    fn call(&mut self, mut call: Call) -> CoreFuture {
+        // A call without a scope is one that a layer made.
+        let is_callers = call.scope.is_some();
+        if !is_callers {
+            call.scope = self.last.get();
+        }
+        let scope = call.scope.clone();
+        // It settles anew when it is polled: a layer may have shortened the deadline.
+        let future = Below::new(Sending::new(Arc::clone(&self.core), call));
+        CoreFuture { future, scope, is_callers, passed: None }
     }
 }
 
 /// A call below the user's layers.
 #[must_use = "nothing is sent before it is polled"]
-pub struct CoreFuture(Below<Sending<Arc<Core>, Call>>);
+pub struct CoreFuture {
+    future: Below<Sending<Arc<Core>, Call>>,
+    scope: Option<LayerScope>,
+    is_callers: bool,
+    /// Set by the first poll.
+    passed: Option<PassedOn>,
+}
 
 impl Future for CoreFuture {
     type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let landed = Pin::new(&mut self.0).poll(cx);
-        landed.map(|landed| landed.map(Landed::into_reply))
+        let Self { future, scope, is_callers, passed } = &mut *self;
+        let passed = match passed {
+            Some(passed) => passed,
+            None => passed.insert(pass_on(scope.as_ref(), *is_callers)?),
+        };
+        let landed = ready!(Pin::new(future).poll(cx));
+        if let Err(error) = &landed {
+            passed.failed(error.execution());
+        }
+        Poll::Ready(landed.map(Landed::into_reply))
     }
 }
 

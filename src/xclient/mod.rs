@@ -17,23 +17,22 @@ use std::fmt;
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
 
 pub use self::attempt::{Attempt, AttemptService};
 pub use self::builder::XClientBuilder;
-use self::core::Core;
 pub use self::core::CoreService;
+use self::core::{Core, pass_on};
 pub use self::hedge::{Hedge, HedgeStats, Hedged};
 pub use self::retry::Retry;
 use self::sending::{Form, Landed, Plain, Sending};
 use self::stack::{Stack, Within};
-use crate::call::{Call, Codec, Packed, Reply, not_encodable};
+use crate::call::{Call, Codec, LayerScope, Packed, Reply, not_encodable};
 use crate::discovery::{Discovery, Resolver};
-use crate::error::{Error, Fate, Kind};
+use crate::error::Error;
 
 /// A client of one service. Cheap to clone; the clones share connections and what is known of the
 /// instances.
@@ -103,8 +102,17 @@ impl XClient {
     /// As [`call`](Self::call).
     pub fn send(&self, mut call: Call) -> impl Future<Output = Result<Reply, Error>> + Send {
         let body = Packed::Shared(mem::take(&mut call.body));
+        let scope = call.scope.clone();
         let way = self.way(call, body);
-        async { Ok(way.await?.into_reply()) }
+        async move {
+            // Another client's layers may hand their call to this one.
+            let mut passed = pass_on(scope.as_ref(), true)?;
+            let landed = way.await;
+            if let Err(error) = &landed {
+                passed.failed(error.execution());
+            }
+            Ok(landed?.into_reply())
+        }
     }
 
     /// The way of a call whose body is apart from it.
@@ -180,7 +188,7 @@ struct Layered<'a> {
 enum Stage {
     Start(Call),
     /// Its deadline is settled; it waits for a free instance of the layers.
-    Settled(Option<Call>, Instant),
+    Settled(Option<Call>, LayerScope),
     Within(Within),
     Done,
 }
@@ -188,37 +196,26 @@ enum Stage {
 impl Layered<'_> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Reply, Error>> {
         if let Stage::Start(call) = &mut self.stage {
-            let deadline = self.core.settle(call, Instant::now());
+            let entered = self.core.enter_layers(call);
             let Stage::Start(call) = mem::replace(&mut self.stage, Stage::Done) else {
                 return Poll::Pending;
             };
-            self.stage = Stage::Settled(Some(call), deadline);
+            self.stage = Stage::Settled(Some(call), entered?);
         }
-        if let Stage::Settled(call, deadline) = &mut self.stage {
-            match self.stack.begin(call, *deadline, cx) {
-                Poll::Ready(Ok(within)) => self.stage = Stage::Within(within),
-                Poll::Ready(Err(error)) => {
+        if let Stage::Settled(call, scope) = &mut self.stage {
+            match ready!(self.stack.begin(call, scope, cx)) {
+                Ok(within) => self.stage = Stage::Within(within),
+                Err(error) => {
                     self.stage = Stage::Done;
                     return Poll::Ready(Err(error));
                 }
-                Poll::Pending => return Poll::Pending,
             }
         }
         let Stage::Within(within) = &mut self.stage else { return Poll::Pending };
-        let polled = Pin::new(&mut *within).poll(cx);
-        if let Poll::Ready(answer) = polled {
-            let is_late = Instant::now() >= within.deadline();
-            self.stage = Stage::Done;
-            return Poll::Ready(
-                answer.and_then(|it| if is_late { Err(overdue()) } else { Ok(it) }),
-            );
-        }
-        Poll::Pending
+        let answer = ready!(Pin::new(within).poll(cx));
+        self.stage = Stage::Done;
+        Poll::Ready(answer)
     }
-}
-
-fn overdue() -> Error {
-    Error::new(Kind::DeadlineExceeded, Fate::Overdue, "no answer came in time")
 }
 
 impl tower::Service<Call> for XClient {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::channels::Route;
 use super::core::{Aim, Core, too_late};
+use super::covered::HasDeadline;
 use crate::call::{
     Call, Codec, CodecId, Metadata, Moment, Packed, Reply, Stamp, Terms, undecodable,
 };
@@ -300,5 +301,11 @@ impl<C: Borrow<Arc<Core>>, F: Form> Drop for Sending<C, F> {
         {
             connection.leave(flight);
         }
+    }
+}
+
+impl<C: Borrow<Arc<Core>>, F: Form> HasDeadline for Sending<C, F> {
+    fn deadline(&self) -> Stamp {
+        self.deadline
     }
 }

@@ -1,17 +1,18 @@
 //! A user's tower layers, boxed once.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
+use tokio::task::coop;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::util::BoxCloneService;
 use tower::{Layer, Service, ServiceExt};
 
-use super::{covered, overdue};
-use crate::call::{Reply, has_runtime, no_runtime};
+use super::covered;
+use crate::call::{LayerScope, Reply, has_runtime, no_runtime};
 use crate::client::Lanes;
-use crate::error::{BoxError, Error, Fate};
+use crate::error::{BoxError, Error, Execution, Fate, Kind};
 use crate::sync::{ClonePool, assert_unlocked};
 
 pub(super) type Boxed<T> = BoxCloneService<T, Reply, BoxError>;
@@ -39,18 +40,18 @@ impl<T: Send + 'static> Stack<T> {
         Some(Self(Lanes::new(|| ClonePool::new(stack.clone()))))
     }
 
-    /// Sends a request through the layers. It ends by `deadline`, wherever in them it is then.
-    pub(super) async fn call(&self, request: T, deadline: Instant) -> Result<Reply, Error> {
+    /// Sends a request through the layers. It ends by the deadline of its `scope`, wherever in them it is then.
+    pub(super) async fn call(&self, request: T, scope: LayerScope) -> Result<Reply, Error> {
         let mut request = Some(request);
-        poll_fn(|cx| self.begin(&mut request, deadline, cx)).await?.await
+        poll_fn(|cx| self.begin(&mut request, &scope, cx)).await?.await
     }
 
     /// Sends a request through the layers once an instance of them is free; what is left of it ends by
-    /// `deadline`. If they are not ready, their waker is that of `cx`.
+    /// the deadline of its `scope`. If they are not ready, their waker is that of `cx`.
     pub(super) fn begin(
         &self,
         request: &mut Option<T>,
-        deadline: Instant,
+        scope: &LayerScope,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Within, Error>> {
         assert_unlocked();
@@ -58,60 +59,81 @@ impl<T: Send + 'static> Stack<T> {
         let taken = self.0.mine().take().or_else(|| self.0.iter().find_map(ClonePool::take));
         let Some(mut taken) = taken else {
             // Every last instance is being cloned: by other threads, or further up on this thread's stack.
-            if Instant::now() >= deadline {
-                return Poll::Ready(Err(overdue()));
+            if Instant::now() >= scope.deadline() {
+                return Poll::Ready(Err(overdue(scope)));
             }
             cx.waker().wake_by_ref();
             return Poll::Pending;
         };
         let Some(stack) = taken.get_mut() else { unreachable!("it was just taken") };
-        let ready = stack.poll_ready(cx);
-        let Some(request) = request.take() else { unreachable!("it is not polled again") };
-        let answer: Answer = match ready {
-            Poll::Ready(Ok(())) => stack.call(request),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(Error::from_boxed(error))),
-            Poll::Pending => match taken.detach() {
-                Some(waiting) => Box::pin(waiting.oneshot(request)),
-                None => unreachable!("it was just taken"),
+        let (called, _) = covered::watch(scope, cx.waker(), || {
+            stack.poll_ready(cx).map_ok(|()| request.take().map(|request| stack.call(request)))
+        });
+        let answer: Answer = match called {
+            Poll::Ready(Ok(Some(answer))) => answer,
+            Poll::Ready(Err(error)) => {
+                return Poll::Ready(Err(Error::of_layers(error, scope.close())));
+            }
+            Poll::Pending => match (taken.detach(), request.take()) {
+                (Some(waiting), Some(request)) => Box::pin(waiting.oneshot(request)),
+                _ => unreachable!("it was just taken, and is not polled again"),
             },
+            Poll::Ready(Ok(None)) => unreachable!("it is not polled again"),
         };
-        Poll::Ready(Ok(Within { answer, deadline, timer: None }))
+        Poll::Ready(Ok(Within { answer, scope: scope.clone(), timer: None }))
     }
 }
 
 /// A stack's answer, or the end of its time.
 pub(super) struct Within {
     answer: Answer,
-    deadline: Instant,
+    scope: LayerScope,
     /// Only once the call waits where nobody else looks after its deadline.
     timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Within {
-    /// When it ends at the latest.
-    pub(super) fn deadline(&self) -> Instant {
-        self.deadline
-    }
 }
 
 impl Future for Within {
     type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        assert_unlocked();
-        let Self { answer, deadline, timer } = &mut *self;
-        let (polled, is_covered) = covered::watch(|| answer.as_mut().poll(cx));
-        if let Poll::Ready(answer) = polled {
-            return Poll::Ready(answer.map_err(Error::from_boxed));
+        let Self { answer, scope, timer } = &mut *self;
+        let (polled, is_covered) = covered::watch(scope, cx.waker(), || answer.as_mut().poll(cx));
+        match polled {
+            Poll::Ready(Ok(_)) if Instant::now() >= scope.deadline() => {
+                Poll::Ready(Err(overdue(scope)))
+            }
+            Poll::Ready(ended) => {
+                Poll::Ready(ended.map_err(|error| Error::of_layers(error, scope.close())))
+            }
+            Poll::Pending if is_covered => Poll::Pending,
+            Poll::Pending if timer.is_none() && !has_runtime() => {
+                let fate = match scope.close() {
+                    Execution::NotSent => Fate::NeverWritten,
+                    _ => Fate::Unknown,
+                };
+                Poll::Ready(Err(no_runtime(fate)))
+            }
+            Poll::Pending => {
+                let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(scope.deadline())));
+                // Layers that have spent the task's budget do not hold up the timer.
+                let timer = pin!(coop::unconstrained(timer.as_mut()));
+                timer.poll(cx).map(|()| Err(overdue(scope)))
+            }
         }
-        if is_covered {
-            return Poll::Pending;
+    }
+}
+
+/// The deadline came while the layers had the call.
+fn overdue(scope: &LayerScope) -> Error {
+    match scope.close() {
+        Execution::NotSent => {
+            let why = "the deadline passed while the call waited in a layer";
+            Error::new(Kind::DeadlineExceeded, Fate::NeverWritten, why)
         }
-        if timer.is_none() && !has_runtime() {
-            return Poll::Ready(Err(no_runtime(Fate::Unknown)));
+        class => {
+            let why = "no answer came in time";
+            Error::new(Kind::DeadlineExceeded, Fate::Overdue, why).after(class)
         }
-        let timer = timer.get_or_insert_with(|| Box::pin(sleep_until(*deadline)));
-        timer.as_mut().poll(cx).map(|()| Err(overdue()))
     }
 }
 
