@@ -12,7 +12,14 @@ const MAX_CAUSES: usize = 16;
 pub(crate) fn causes<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    iter::successors(Some(error), |error| error.source()).take(MAX_CAUSES)
+    iter::successors(
+        Some(error),
+        |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
+            let error: &'a (dyn Error + 'static) = *error;
+            error.source()
+        },
+    )
+    .take(MAX_CAUSES)
 }
 
 /// The kind of an error of tower's own layers or of tokio's timeout; `None` for any other.

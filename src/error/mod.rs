@@ -200,11 +200,14 @@ impl Error {
             Ok(error) => return *error,
             Err(error) => error,
         };
-        if let Some(ours) = causes(&*error).find_map(|cause| cause.downcast_ref::<Error>()) {
+        let ours = causes(&*error).find_map(|cause| cause.downcast_ref::<Error>()).map(|ours| {
             let mut found = Error::new(ours.kind(), ours.fate(), ours.message().to_owned())
                 .on_attempt(ours.attempt());
             found.0.execution = ours.execution();
             found.0.endpoint = ours.endpoint().cloned();
+            found
+        });
+        if let Some(found) = ours {
             return found.because(error);
         }
         let kind = foreign_kind(&*error);
