@@ -285,7 +285,8 @@ mod tests {
             let (mut inner, scope) = (Box::pin(below(LIMIT)), scope());
             let within = poll_fn(|cx| {
                 let waker = cx.waker().clone();
-                Poll::Ready(watch(&scope, &waker, || inner.as_mut().poll(cx).is_pending()))
+                let mut cx = Context::from_waker(&waker);
+                Poll::Ready(watch(&scope, &waker, || inner.as_mut().poll(&mut cx).is_pending()))
             });
             assert_eq!(within.await, (true, true));
             pending::<()>().await;
