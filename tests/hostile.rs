@@ -14,13 +14,15 @@ use srpc::call::{Codec, CodecId};
 use srpc::client::{Connection, ConnectionSettings};
 use srpc::discovery::{Discovery, DiscoveryError, Resolved, SnapshotStatus};
 use srpc::protocol::{CallHead, FrameType, Hello, Limits, MethodRef, encode_call, encode_frame};
-use srpc::server::{Answered, Asked, Handler, HandlerFuture, Method, Outcome, State};
+use srpc::server::{
+    Answered, Asked, Handler, HandlerFuture, Method, Outcome, ServerSettings, State,
+};
 use srpc::transport::{Memory, Transport};
 use srpc::{
     Address, Call, Execution, Instance, Kind, Listener, Server, Service, ServiceName, Status,
     XClient,
 };
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -625,5 +627,134 @@ async fn an_evicted_connection_costs_its_client_no_call() {
             assert_eq!(client.call::<_, u64>("Foo.Sleep", &1_u64).await.unwrap(), 1);
             sleep(Duration::from_secs(3)).await;
         }
+    }
+}
+
+/// A server whose connections may hold 32 MiB together, 8 MiB of one host.
+fn server_of_32_mib() -> Server {
+    let mut settings = ServerSettings::default();
+    settings.max_bytes_in_flight = 32 << 20;
+    let service =
+        foo(&Arc::default()).method("Size", async |text: String| Ok::<_, Status>(text.len()));
+    Server::new().service(service).settings(settings)
+}
+
+/// A handshake and these calls of one method.
+fn calls_of(method: &'static str, body: &[u8], calls: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    Hello::new(Limits::default()).encode(&mut bytes);
+    for id in 1..=calls {
+        let head = CallHead {
+            method: MethodRef::Name(method),
+            codec: CodecId::JSON,
+            remaining_ms: 30_000,
+            metadata: srpc::call::Metadata::default(),
+        };
+        encode_frame(&mut bytes, FrameType::Call, 0, id, |out| encode_call(out, &head, body));
+    }
+    bytes
+}
+
+/// A call that needs memory of the server is served within 5 s, whatever the others hold; one that needs
+/// little is served at once.
+async fn is_served(network: &Memory, address: &Address, method: &'static str, body: &str) {
+    let started = Instant::now();
+    assert_eq!(client(network, &[address]).call::<_, u64>("Foo.Sleep", &1_u64).await.unwrap(), 1);
+    assert!(started.elapsed() < Duration::from_millis(200), "{:?}", started.elapsed());
+    loop {
+        // A new one each time: failures of before do not count.
+        let client = client(network, &[address]);
+        let answered = match method {
+            "Foo.Size" => client.call::<_, usize>(method, &body).await.map(drop),
+            _ => client.call::<_, String>(method, &()).await.map(drop),
+        };
+        if answered.is_ok() {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(5), "{answered:?}");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_read_bodies_are_bounded_over_all_connections() {
+    let (network, address) = serve(server_of_32_mib()).await;
+    let mut bytes = calls_of("Foo.Size", &vec![b'7'; 4 << 20], 1);
+    bytes.truncate(bytes.len() - 90);
+    let bytes = Arc::new(bytes);
+    let held: Vec<_> = (0..40)
+        .map(|_| {
+            let (network, address) = (network.clone(), address.clone());
+            let bytes = Arc::clone(&bytes);
+            tokio::spawn(async move {
+                let mut stream = network.connect(&address).await.unwrap();
+                // What the server has no memory for is not read, and what it closes not written.
+                let _ = stream.write_all(&bytes).await;
+                let mut read = Vec::new();
+                let _ = stream.read_to_end(&mut read).await;
+                read
+            })
+        })
+        .collect();
+    sleep(Duration::from_millis(100)).await;
+    is_served(&network, &address, "Foo.Size", &"x".repeat(1 << 20)).await;
+    sleep(Duration::from_secs(3)).await;
+    let mut hello = Vec::new();
+    Hello::new(Limits::default()).encode(&mut hello);
+    let mut closed = 0;
+    for one in held {
+        if one.is_finished() {
+            let read = one.await.unwrap();
+            let frame = read.get(hello.len() + 4).copied();
+            assert_eq!(
+                frame,
+                Some(FrameType::Drain as u8),
+                "the call was not started, and is told so"
+            );
+            closed += 1;
+        }
+    }
+    assert!((6..=30).contains(&closed), "{closed} of 40 were closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn unread_replies_are_bounded_over_all_connections() {
+    let (network, address) = serve(server_of_32_mib()).await;
+    let bytes = calls_of("Foo.Large", b"null", 8);
+    let mut unread = Vec::new();
+    for _ in 0..40 {
+        let mut stream = network.connect(&address).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        unread.push(stream);
+    }
+    sleep(Duration::from_millis(100)).await;
+    is_served(&network, &address, "Foo.Large", "").await;
+    sleep(Duration::from_secs(3)).await;
+    let mut closed = 0;
+    for stream in &mut unread {
+        closed += usize::from(stream.write_all(&[0]).await.is_err());
+    }
+    assert!(closed >= 2, "{closed} of 40 were closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_that_makes_progress_is_not_closed_for_memory() {
+    let (network, address) = serve(server_of_32_mib()).await;
+    let mut held = Vec::new();
+    // Three bodies, more than a host's share, at 64 KiB in half a second each.
+    for _ in 0..3 {
+        let mut stream = network.connect(&address).await.unwrap();
+        held.push(tokio::spawn(async move {
+            let body = format!("\"{}\"", "x".repeat(3 << 20));
+            for part in calls_of("Foo.Size", body.as_bytes(), 1).chunks(64 << 10) {
+                stream.write_all(part).await.unwrap();
+                sleep(Duration::from_millis(500)).await;
+            }
+            let mut reply = [0; 64];
+            stream.read(&mut reply).await.unwrap()
+        }));
+    }
+    for one in held {
+        assert!(one.await.unwrap() > 0);
     }
 }

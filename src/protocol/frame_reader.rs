@@ -20,6 +20,8 @@ pub struct FrameReader {
     max_payload: u32,
     /// How many bytes the frame takes whose start is there; 0 if that is not known.
     wanted: usize,
+    /// The frame whose start is there is to be passed over.
+    is_refused: bool,
     /// Frames that have come whole, those that were passed over too.
     whole: u64,
 }
@@ -77,7 +79,7 @@ impl FrameReader {
     /// calls and replies.
     pub fn new(read: BytesMut, max_payload: u32) -> Self {
         let buffer = ReadBuffer::new(read);
-        Self { buffer, at: 0, skip: 0, max_payload, wanted: 0, whole: 0 }
+        Self { buffer, at: 0, skip: 0, max_payload, wanted: 0, is_refused: false, whole: 0 }
     }
 
     /// How many bytes were read and not yet cut.
@@ -123,6 +125,16 @@ impl FrameReader {
         self.whole
     }
 
+    /// How many bytes the frame takes whose start has come, its header included; 0 if that is not known.
+    pub(crate) fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    /// Passes over the frame whose header has come: a call is cut as one that is longer than the limit.
+    pub(crate) fn refuse_next(&mut self) {
+        self.is_refused = true;
+    }
+
     /// The next frame, with a payload of its own; `None`: more bytes are needed.
     ///
     /// # Errors
@@ -153,7 +165,9 @@ impl FrameReader {
                 }
                 self.whole += 1;
             }
-            match next_frame(&self.buffer.as_slice()[self.at..], self.max_payload)? {
+            let max_payload = if self.is_refused { 0 } else { self.max_payload };
+            self.is_refused = false;
+            match next_frame(&self.buffer.as_slice()[self.at..], max_payload)? {
                 Next::More(whole) => {
                     self.let_go();
                     self.wanted = whole;

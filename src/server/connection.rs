@@ -52,6 +52,7 @@ pub(super) async fn run(
     // What it proved is known since the connection was established.
     let peer = Arc::new(stream.peer().clone());
     let now = Instant::now();
+    let charge = server.budget.open_charge(&peer.account());
     let session = Arc::new(Session {
         peer,
         state: Mutex::new(State {
@@ -60,6 +61,8 @@ pub(super) async fn run(
             writer: IdleWriter::default(),
             writing: None,
             unwritten: 0,
+            taken_at: now,
+            taken: 0,
             last_id: 0,
             held: 0,
             drained_at: None,
@@ -67,7 +70,10 @@ pub(super) async fn run(
             busy: now,
             partial: None,
             whole_frame_at: now,
-            is_evicted: false,
+            frame_bytes: 0,
+            frame_moved: now,
+            charge,
+            eviction: None,
         }),
         to_read: Notify::new(),
         to_keep: Notify::new(),
@@ -132,6 +138,22 @@ pub(super) async fn run(
                 return;
             };
             Some(permit)
+        }
+        End::Stuck => {
+            // With it goes the frame that was half read.
+            drop(reader);
+            {
+                let mut state = session.state.lock();
+                state.frame_bytes = 0;
+                state.recount();
+            }
+            // Who reads learns which calls were not started. What is not read goes at once.
+            let flushed = timeout(EVICTION_TIMEOUT, writer.flush(&session)).await;
+            let permit = session.server.farewells.try_acquire();
+            match (flushed, permit) {
+                (Ok(Ok(())), Ok(permit)) => Some(permit),
+                _ => return,
+            }
         }
     };
     // The peer reads what was written before it sees the end: closing with unread bytes in our

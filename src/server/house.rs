@@ -26,6 +26,8 @@ pub(super) struct House {
     pub(super) connections: JoinSet<()>,
     /// Owns the tasks of refused connections, which nothing waits for.
     pub(super) refused: JoinSet<()>,
+    /// Owns the task that closes stuck connections when too much memory is held.
+    pub(super) watchdog: JoinSet<()>,
     /// When to look for refusals that are not logged yet.
     pub(super) log_check: Interval,
 }

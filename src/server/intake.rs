@@ -10,11 +10,11 @@ use super::context::{Answered, Asked, Context};
 use super::handler::{Failure, Guarded, Outcome, codec_of};
 use super::job::{Job, Ticket};
 use super::methods::Methods;
-use super::reply::{expired, is_large, put_reply, send_reply, too_large};
+use super::reply::{NO_MEMORY_FOR_RESULT, expired, is_large, put_reply, send_reply};
 use super::session::{Session, State};
 use super::shared::{SLOW, deadline_in};
 use crate::call::CodecId;
-use crate::error::Kind;
+use crate::error::{Fate, Kind};
 use crate::protocol::{
     CallRest, Flags, FrameType, Header, Payload, WireError, decode_call_of, encode_frame,
 };
@@ -64,10 +64,15 @@ impl Intake {
         });
     }
 
-    /// Refuses a call whose body is longer than any that is taken.
-    pub(super) fn refuse(&mut self, session: &Session, id: u64) -> Result<(), WireError> {
+    /// Refuses a call whose body is not read.
+    pub(super) fn refuse(
+        &mut self,
+        session: &Session,
+        id: u64,
+        why: Failure,
+    ) -> Result<(), WireError> {
         session.state.lock().take_id(id)?;
-        self.answer(session, id, Err(too_large(session.server.settings.limits.max_body)));
+        self.answer(session, id, Err(why));
         Ok(())
     }
 
@@ -163,9 +168,19 @@ impl Intake {
                 Poll::Pending => {}
             }
         }
-        let ticket = ticket.hold(&session.server, bytes);
+        let ticket = ticket.hold(&session.server);
         let max_reply = self.max_reply;
-        session.spawn(Job { id, handler, ticket, deadline, untried, notify, awaited, max_reply });
+        session.spawn(Job {
+            id,
+            handler,
+            ticket,
+            bytes,
+            deadline,
+            untried,
+            notify,
+            awaited,
+            max_reply,
+        });
         Ok(())
     }
 
@@ -189,13 +204,24 @@ impl Intake {
         let load = session.server.load();
         self.answered += 1;
         if is_large(&outcome) {
+            let reply_bytes = outcome.as_ref().map_or(0, |response| response.body.len());
+            let dropped;
             let mut state = session.state.lock();
             // What was answered before comes first, though nothing depends on it. It still counts: nothing
             // of it is written yet.
             let (bytes, answered) = (self.handed + self.replies.len(), self.answered);
             self.hand_over(&mut state);
             let before = state.outbox.len();
-            send_reply(&mut state.outbox, id, &outcome, load, self.max_reply);
+            // The outcome itself is dropped under no lock: its body may be the user's.
+            let outcome = match state.try_charge(reply_bytes) {
+                true => &outcome,
+                false => {
+                    let kind = Kind::ResourceExhausted;
+                    dropped = Err(Failure::new(kind, Fate::Failed, NO_MEMORY_FOR_RESULT));
+                    &dropped
+                }
+            };
+            send_reply(&mut state.outbox, id, outcome, load, self.max_reply);
             (self.handed, self.answered) = (bytes + state.outbox.len() - before, answered);
             return;
         }

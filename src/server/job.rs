@@ -4,7 +4,6 @@ use std::future::poll_fn;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::Waker;
 
 use tokio::time::Instant;
@@ -12,7 +11,7 @@ use tokio::time::Instant;
 use super::context::Answered;
 use super::handler::{Failure, Guarded, Outcome};
 use super::limit::Ended;
-use super::reply::{expired, send_reply};
+use super::reply::{NO_MEMORY_FOR_RESULT, expired, send_reply};
 use super::session::{Session, State};
 use super::shared::{Entry, Shared};
 use crate::error::{Fate, Kind};
@@ -23,6 +22,8 @@ pub(super) struct Job {
     pub(super) id: u64,
     pub(super) handler: Guarded,
     pub(super) ticket: Ticket,
+    /// The bytes of its body.
+    pub(super) bytes: usize,
     pub(super) deadline: Instant,
     /// Its method, if it was not polled yet: its first poll is tried out.
     pub(super) untried: Option<Arc<Entry>>,
@@ -36,14 +37,14 @@ pub(super) struct Job {
 impl Session {
     /// Gives a call a task of its own, which the table can end.
     pub(super) fn spawn(self: &Arc<Self>, job: Job) {
-        let Job { id, mut handler, ticket, deadline, untried, notify, awaited, max_reply } = job;
-        let bytes = ticket.bytes;
+        let Job { id, mut handler, ticket, bytes, deadline, untried, notify, awaited, max_reply } =
+            job;
         {
             let mut state = self.state.lock();
             state.running.insert(id, deadline, bytes, awaited);
             self.look_by(&state, deadline);
         }
-        let place = Place { session: Arc::clone(self), id, ticket };
+        let place = Place { session: Arc::clone(self), id, bytes, ticket };
         // Not under the lock: a runtime that shuts down drops the future at once, and with it the
         // place, which takes the lock.
         let task = tokio::spawn(async move {
@@ -75,12 +76,15 @@ impl Session {
 struct Place {
     session: Arc<Session>,
     id: u64,
+    /// The bytes of its body, which is gone when its handler has ended.
+    bytes: usize,
     ticket: Ticket,
 }
 
 impl Place {
     /// Answers, if somebody waits. A client that does not read its replies has room for a window
-    /// of them in the outbox and for another that waits before it; the rest is dropped.
+    /// of them in the outbox and for another that waits before it, while the server has memory for them; the
+    /// rest is dropped.
     async fn end(mut self, outcome: Outcome, max_reply: usize) {
         let session = Arc::clone(&self.session);
         let answered = outcome.is_ok();
@@ -88,11 +92,15 @@ impl Place {
         let limit = session.outbox_limit();
         let waits = {
             let mut state = session.state.lock();
+            let fits = state.try_charge_reply(self.bytes, bytes);
             let room = state.waiting() <= limit;
-            if room || state.held + bytes > limit {
-                let why = "the result was dropped: the client does not read its replies";
+            if room || !fits || state.held + bytes > limit {
+                let why = match fits {
+                    true => "the result was dropped: the client does not read its replies",
+                    false => NO_MEMORY_FOR_RESULT,
+                };
                 let dropped = || Err(Failure::new(Kind::ResourceExhausted, Fate::Failed, why));
-                let writer = match room {
+                let writer = match room && fits {
                     true => self.answer(&mut state, &outcome, max_reply),
                     false => self.answer(&mut state, &dropped(), max_reply),
                 };
@@ -103,6 +111,7 @@ impl Place {
                 return;
             }
             state.held += bytes;
+            state.recount();
             Held { session: Arc::clone(&session), bytes }
         };
         // What waits for its client to read is no work.
@@ -123,12 +132,13 @@ impl Place {
     /// Answers, if somebody waits. The writer is to be woken once the lock is released.
     #[must_use = "the writer is to be woken"]
     fn answer(&self, state: &mut State, outcome: &Outcome, max_reply: usize) -> Option<Waker> {
-        if !state.running.end(self.id) {
-            return None;
+        let is_awaited = state.running.end(self.id);
+        if is_awaited {
+            let load = self.session.server.load();
+            send_reply(&mut state.outbox, self.id, outcome, load, max_reply);
         }
-        let load = self.session.server.load();
-        send_reply(&mut state.outbox, self.id, outcome, load, max_reply);
-        state.writer.take()
+        state.recount();
+        if is_awaited { state.writer.take() } else { None }
     }
 
     /// Tells the caller that the handler has started.
@@ -170,7 +180,9 @@ struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.session.state.lock().held -= self.bytes;
+        let mut state = self.session.state.lock();
+        state.held -= self.bytes;
+        state.recount();
     }
 }
 
@@ -179,7 +191,6 @@ impl Drop for Held {
 pub(super) struct Ticket<S: Deref<Target = Shared> = Arc<Shared>> {
     /// `None` once it was handed on.
     server: Option<S>,
-    bytes: usize,
     /// The number of its method.
     method: usize,
     deadline: Instant,
@@ -200,8 +211,6 @@ impl<'a> Ticket<&'a Shared> {
         let method = entry.number;
         server.limit.enter(read).then(|| Self {
             server: Some(server),
-            // Of one at a time a connection, which is in its read buffer anyway.
-            bytes: 0,
             method,
             deadline,
             read,
@@ -209,12 +218,11 @@ impl<'a> Ticket<&'a Shared> {
         })
     }
 
-    /// The same share, for longer, and for a body of so many bytes.
-    pub(super) fn hold(mut self, server: &Arc<Shared>, bytes: usize) -> Ticket {
+    /// The same share, for longer.
+    pub(super) fn hold(mut self, server: &Arc<Shared>) -> Ticket {
         self.server = None;
-        server.bytes_in_flight.fetch_add(bytes, Relaxed);
         let Self { method, deadline, read, at_work, .. } = self;
-        Ticket { server: Some(Arc::clone(server)), bytes, method, deadline, read, at_work }
+        Ticket { server: Some(Arc::clone(server)), method, deadline, read, at_work }
     }
 }
 
@@ -239,11 +247,6 @@ impl<S: Deref<Target = Shared>> Drop for Ticket<S> {
             // Its handler was dropped.
             let overdue = Instant::now() >= self.deadline;
             self.leave(if overdue { Ended::Overdue } else { Ended::Failed });
-        }
-        if let Some(server) = &self.server
-            && self.bytes > 0
-        {
-            server.bytes_in_flight.fetch_sub(self.bytes, Relaxed);
         }
     }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::handler::Failure;
 use super::reply::send_reply;
-use super::session::{End, Session, State};
+use super::session::{End, Eviction, Session, State};
 use super::shared::Phase;
 use crate::call::after;
 use crate::error::{Fate, Kind};
@@ -43,8 +43,14 @@ pub(super) async fn keep(session: &Session, phases: &mut watch::Receiver<Phase>)
                 session.give_up(&mut state, all, Kind::Unavailable, why, &mut wakers);
                 return End::Done;
             }
-            if state.is_evicted {
+            if let Some(eviction) = state.eviction {
                 session.drain(&mut state, &mut wakers);
+                if eviction == Eviction::ForMemory {
+                    let all = state.running.drop_all();
+                    let why = "the connection was closed: it held memory and made no progress";
+                    session.give_up(&mut state, all, Kind::Unavailable, why, &mut wakers);
+                    return End::Stuck;
+                }
                 if state.running.is_empty() {
                     return End::Evicted;
                 }

@@ -9,6 +9,7 @@ mod intake;
 mod job;
 mod keeper;
 mod limit;
+mod memory;
 mod methods;
 mod reader;
 mod reply;
@@ -25,7 +26,6 @@ use std::fmt;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
@@ -39,6 +39,7 @@ pub use self::handler::{
 use self::house::House;
 use self::limit::Limit;
 pub use self::limit::{Adaptive, Concurrency, ServerStats};
+use self::memory::{Budget, close_stuck_connections};
 pub use self::service::{InvalidService, Service};
 pub use self::settings::ServerSettings;
 use self::shared::{Entry, Phase, Shared};
@@ -229,8 +230,10 @@ impl Server {
             phases,
             connections: JoinSet::new(),
             refused: JoinSet::new(),
+            watchdog: JoinSet::new(),
             log_check: interval(LOG_CHECK_INTERVAL),
         };
+        house.watchdog.spawn(close_stuck_connections(Arc::clone(&shared)));
         house.log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
         let registering = async {
@@ -267,6 +270,8 @@ impl Server {
             // What is not written by then is lost; its calls were cut all the same.
             let _ = timeout(CUT, house.empty()).await;
         }
+        // It holds the handlers too: they are gone when this ends.
+        house.watchdog.shutdown().await;
         drop(house);
         if let Some(registrar) = &registrar {
             registrar.close().await;
@@ -294,11 +299,13 @@ impl Server {
             }
         }
         let limit = Limit::new(&self.settings.concurrency, number, &self.stats);
+        let max_bytes = self.settings.max_bytes_in_flight;
+        let host_bytes = self.settings.max_bytes_in_flight_per_host.unwrap_or(max_bytes / 4);
         Shared {
             methods,
             settings: self.settings,
             limit,
-            bytes_in_flight: AtomicUsize::new(0),
+            budget: Arc::new(Budget::new(max_bytes, host_bytes)),
             slots: ConnectionSlots::new(caps.total, caps.per_host),
             refusals: Refusals::default(),
             farewells: Arc::new(Semaphore::new(caps.refusing)),

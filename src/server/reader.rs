@@ -7,7 +7,9 @@ use tokio::io::ReadHalf;
 use tokio::time::Instant;
 
 use super::intake::Intake;
-use super::session::{End, Session};
+use super::memory::CHARGE_STEP;
+use super::reply::{no_memory, too_large};
+use super::session::{End, Session, State};
 use crate::call::after;
 use crate::error::cut;
 use crate::protocol::{Cut, FrameReader, FrameType, WireError};
@@ -26,11 +28,15 @@ pub(super) struct Reader {
     /// When what is taken in was read: the time of its calls counts from then on, also if their turn comes
     /// after a pause.
     came: Option<Instant>,
+    /// Bytes that came of a long frame since its progress was last noted.
+    arrived: usize,
+    /// There was no memory for the next frame: it is passed over.
+    is_starved: bool,
 }
 
 impl Reader {
     pub(super) fn new(frames: FrameReader, intake: Intake) -> Self {
-        Self { frames, intake, half: 0, came: None }
+        Self { frames, intake, half: 0, came: None, arrived: 0, is_starved: false }
     }
 
     pub(super) async fn run(&mut self, session: &Arc<Session>, from: &mut ReadHalf<Stream>) -> End {
@@ -38,14 +44,16 @@ impl Reader {
             // First what came with the handshake, then what each read brings.
             let whole = self.frames.whole();
             let taken = self.take_in(session);
-            let full = {
+            let (full, starved) = {
                 let mut state = session.state.lock();
                 self.intake.hand_over(&mut state);
                 if self.frames.whole() != whole {
                     // The time for the next frame starts anew.
                     state.partial = None;
                     state.whole_frame_at = self.came.unwrap_or(state.whole_frame_at);
+                    state.frame_bytes = 0;
                 }
+                let starved = self.charge(&mut state);
                 state.partial = match (self.frames.is_within_frame(), state.partial) {
                     (false, _) => None,
                     (true, since) => Some(since.unwrap_or_else(Instant::now)),
@@ -54,12 +62,12 @@ impl Reader {
                     let due = after(Instant::now(), session.server.settings.frame_timeout);
                     session.look_by(&state, due);
                 }
-                let full = state.waiting() > session.outbox_limit();
-                if full {
+                let full = state.is_full(session.outbox_limit());
+                if full || starved {
                     // The frame is not slow while it is we who do not read.
                     state.partial = None;
                 }
-                full
+                (full, starved)
             };
             match taken {
                 // It reads no answer to that, but may read the replies that were finished before.
@@ -86,6 +94,12 @@ impl Reader {
                 }
                 Ok(_) => {}
             }
+            // In a box: its room would be a part of every connection's task.
+            if starved && !Box::pin(session.memory(self.frames.wanted())).await {
+                self.frames.refuse_next();
+                (self.is_starved, self.came) = (true, None);
+                continue;
+            }
             match read_some(from, &mut self.frames).await {
                 Ok(0) => return End::Closed,
                 Err(_) => return End::Lost,
@@ -93,9 +107,30 @@ impl Reader {
                     self.frames.was_read(bytes);
                     self.half = self.frames.uncut() / 2;
                     self.came = None;
+                    self.arrived += bytes;
                 }
             }
         }
+    }
+
+    /// Charges what the connection holds after a pass, and the frame that is read next. True: there is no
+    /// memory for that frame.
+    fn charge(&mut self, state: &mut State) -> bool {
+        state.recount();
+        let wanted = self.frames.wanted();
+        if wanted < CHARGE_STEP {
+            return false;
+        }
+        let now = self.came.unwrap_or(state.whole_frame_at);
+        if state.frame_bytes == 0 {
+            self.arrived = 0;
+            return !state.admit_frame(wanted, now);
+        }
+        // Without progress while it was we who did not read, it is not stuck either.
+        if self.arrived >= CHARGE_STEP || state.partial.is_none() {
+            (self.arrived, state.frame_moved) = (0, now);
+        }
+        false
     }
 
     /// Takes what was read, frame by frame; true: there may be more, but the replies so far are worth
@@ -103,7 +138,7 @@ impl Reader {
     fn take_in(&mut self, session: &Arc<Session>) -> Result<bool, WireError> {
         let mut since = Instant::now();
         let write_by = after(since, PATIENCE);
-        let Self { frames, intake, half, came } = self;
+        let Self { frames, intake, half, came, is_starved, .. } = self;
         let came = *came.get_or_insert(since);
         while let Some(frame) = frames.cut()? {
             match frame {
@@ -122,7 +157,11 @@ impl Reader {
                     }
                 },
                 Cut::Oversized(header) if header.frame == FrameType::Call => {
-                    intake.refuse(session, header.id)?;
+                    let why = match std::mem::take(is_starved) {
+                        true => no_memory(),
+                        false => too_large(session.server.settings.limits.max_body),
+                    };
+                    intake.refuse(session, header.id, why)?;
                 }
                 Cut::Oversized(header) => return Err(WireError::Side(header.frame as u8)),
             }

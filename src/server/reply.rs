@@ -8,6 +8,17 @@ use crate::protocol::{
     FrameType, LARGE_BODY, Outbox, ReplyHead, encode_frame, encode_frame_before, encode_reply,
 };
 
+/// Why a result is dropped whose reply would exceed the server's memory.
+pub(super) const NO_MEMORY_FOR_RESULT: &str =
+    "the result was dropped: the server holds too many bytes that its clients do not read";
+
+pub(super) fn no_memory() -> Failure {
+    Failure::rejected(
+        Kind::ResourceExhausted,
+        "the server holds too many bytes to read this call's body",
+    )
+}
+
 pub(super) fn too_large(max_body: u32) -> Failure {
     Failure::rejected(
         Kind::ResourceExhausted,

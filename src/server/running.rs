@@ -113,6 +113,11 @@ impl Running {
         released.is_some()
     }
 
+    /// The bytes of the bodies of all.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn len(&self) -> usize {
         self.calls.len()
     }

@@ -5,11 +5,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::handler::Failure;
+use super::memory::{CHARGE_STEP, Charge, Stuck};
 use super::reply::{expired, too_large};
 use super::running::{Room, Running};
 use super::shared::Shared;
@@ -17,6 +19,11 @@ use crate::error::Kind;
 use crate::protocol::{Outbox, WireError};
 use crate::sync::Mutex;
 use crate::transport::{IdleWriter, Peer};
+
+/// Pause between two tries to get memory.
+const MEMORY_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a body waits for memory before its call is refused.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a connection's loops and its handlers share.
 pub(super) struct Session {
@@ -41,6 +48,10 @@ pub(super) struct State {
     pub(super) writing: Option<Instant>,
     /// How many bytes those are.
     pub(super) unwritten: usize,
+    /// When the socket had last taken a step's worth of bytes, or all that waited before.
+    pub(super) taken_at: Instant,
+    /// How many it has taken since then.
+    pub(super) taken: usize,
     /// The highest id seen.
     pub(super) last_id: u64,
     /// Bytes of replies that wait for room in the outbox.
@@ -55,8 +66,21 @@ pub(super) struct State {
     pub(super) partial: Option<Instant>,
     /// When the last whole frame came.
     pub(super) whole_frame_at: Instant,
-    /// Another connection has its slot.
-    pub(super) is_evicted: bool,
+    /// The bytes of the long frame that has begun to come; 0: none has.
+    pub(super) frame_bytes: usize,
+    /// When a step's worth of it had last come.
+    pub(super) frame_moved: Instant,
+    pub(super) charge: Charge,
+    pub(super) eviction: Option<Eviction>,
+}
+
+/// Why a connection must close for the sake of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Eviction {
+    /// Another connection has its slot: it ends when no call is at work.
+    ForSlot,
+    /// It holds much and makes no progress: it ends at once.
+    ForMemory,
 }
 
 /// Why a connection ends.
@@ -71,6 +95,8 @@ pub(super) enum End {
     Done,
     /// Another connection has its slot, and no call is at work.
     Evicted,
+    /// Its memory is needed.
+    Stuck,
 }
 
 impl Session {
@@ -82,8 +108,7 @@ impl Session {
         remaining_ms: u32,
         now: Instant,
     ) -> Result<Result<(), Failure>, WireError> {
-        let settings = &self.server.settings;
-        let limits = &settings.limits;
+        let limits = &self.server.settings.limits;
         let mut state = self.state.lock();
         state.take_id(id)?;
         state.busy = now;
@@ -101,7 +126,7 @@ impl Session {
             Room::NoCalls => return exhausted("the connection's window of calls is full"),
             Room::NoBytes => return exhausted("the connection's window of bytes is full"),
         }
-        if self.server.bytes_in_flight.load(Relaxed) + bytes > settings.max_bytes_in_flight {
+        if !state.try_charge(bytes) {
             return exhausted("the server has too many bytes in flight");
         }
         if remaining_ms == 0 {
@@ -139,13 +164,40 @@ impl Session {
     /// Waits until the outbox has room again: a client that does not read its replies is not read
     /// either.
     pub(super) async fn room(&self) {
+        let limit = self.outbox_limit();
         loop {
             let mut emptied = pin!(self.to_read.notified());
             emptied.as_mut().enable();
-            if self.state.lock().waiting() <= self.outbox_limit() {
-                return;
+            let is_outbox_full = {
+                let state = self.state.lock();
+                if !state.is_full(limit) {
+                    return;
+                }
+                state.waiting() > limit
+            };
+            if is_outbox_full {
+                emptied.await;
+            } else {
+                // Memory that other connections give back is announced nowhere.
+                // In a box: its room would be a part of every connection's task.
+                let _ = Box::pin(timeout(MEMORY_RETRY_INTERVAL, emptied)).await;
             }
-            emptied.await;
+        }
+    }
+
+    /// Waits until there is memory for a frame of so many bytes. False: there is none for too long.
+    pub(super) async fn memory(&self, frame_bytes: usize) -> bool {
+        let _wanted = self.server.budget.want(frame_bytes);
+        let give_up_at = Instant::now() + MEMORY_TIMEOUT;
+        loop {
+            sleep(MEMORY_RETRY_INTERVAL).await;
+            let now = Instant::now();
+            if self.state.lock().admit_frame(frame_bytes, now) {
+                return true;
+            }
+            if now >= give_up_at {
+                return false;
+            }
         }
     }
 }
@@ -154,6 +206,65 @@ impl State {
     /// The bytes that wait for the socket: in the outbox and with the writer.
     pub(super) fn waiting(&self) -> usize {
         self.outbox.len() + self.unwritten
+    }
+
+    /// Whether no more calls are read for now: too much waits to be written, or something does and the server
+    /// has no memory for more.
+    pub(super) fn is_full(&self, limit: usize) -> bool {
+        let waiting = self.waiting();
+        waiting > limit || (waiting >= CHARGE_STEP && self.charge.is_full())
+    }
+
+    /// What is held beside the frame that comes.
+    fn held_bytes(&self) -> usize {
+        self.waiting() + self.held + self.running.bytes()
+    }
+
+    /// Charges what is held now.
+    pub(super) fn recount(&mut self) {
+        let bytes = self.held_bytes() + self.frame_bytes;
+        self.charge.set(bytes);
+    }
+
+    /// Charges so many bytes more, until the next recount. False: there is no room for them. The frame that
+    /// they may have come in is not counted beside them.
+    pub(super) fn try_charge(&mut self, bytes: usize) -> bool {
+        let bytes = self.held_bytes() + bytes;
+        self.charge.try_raise(bytes)
+    }
+
+    /// The same for a reply that is held instead of its call's body.
+    pub(super) fn try_charge_reply(&mut self, body: usize, reply: usize) -> bool {
+        let bytes = (self.held_bytes() + reply).saturating_sub(body);
+        self.charge.try_raise(bytes)
+    }
+
+    /// Charges a frame before memory is taken for it. False: there is no room.
+    pub(super) fn admit_frame(&mut self, bytes: usize, now: Instant) -> bool {
+        let is_admitted = self.try_charge(bytes);
+        if is_admitted {
+            (self.frame_bytes, self.frame_moved) = (bytes, now);
+        }
+        is_admitted
+    }
+
+    /// The socket has taken so many bytes.
+    pub(super) fn count_taken(&mut self, bytes: usize, now: Instant) {
+        self.taken += bytes;
+        if self.taken >= CHARGE_STEP {
+            (self.taken, self.taken_at) = (0, now);
+        }
+    }
+
+    /// What it holds, if it makes no progress.
+    pub(super) fn stuck(&self, now: Instant) -> Option<Stuck> {
+        if self.eviction == Some(Eviction::ForMemory) {
+            return None;
+        }
+        let unread = if self.writing.is_some() { self.waiting() + self.held } else { 0 };
+        // While it is we who do not read, the frame is not slow.
+        let frame = if self.partial.is_some() { self.frame_bytes } else { 0 };
+        Stuck::new(&self.charge, [(unread, self.taken_at), (frame, self.frame_moved)], now)
     }
 
     /// Ready once something waits in the outbox; else `cx` is woken then.

@@ -18,8 +18,12 @@ pub struct ServerSettings {
     pub max_connections: usize,
     /// The same for one host, loopback too. Default: 256.
     pub max_connections_per_host: usize,
-    /// The most bytes of bodies in flight over all connections. Default: 256 MiB.
+    /// The most bytes that all connections may hold: bodies in flight, read or half read, and replies that
+    /// are not read. What a connection holds below 16 KiB is not counted. Default: 256 MiB.
     pub max_bytes_in_flight: usize,
+    /// What one host may hold of them before its connections that make no progress are closed, those that
+    /// hold most for longest first. It refuses nothing. `None`: a quarter. Default: `None`.
+    pub max_bytes_in_flight_per_host: Option<usize>,
     /// How long the handshake may take. Default: 5 s.
     pub handshake_timeout: Duration,
     /// How long a frame may take from its first byte to its last, and how long a client may take
@@ -42,6 +46,7 @@ impl Default for ServerSettings {
             max_connections: 10_000,
             max_connections_per_host: 256,
             max_bytes_in_flight: 256 * 1024 * 1024,
+            max_bytes_in_flight_per_host: None,
             handshake_timeout: Duration::from_secs(5),
             frame_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(300),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::handler::Handler;
 use super::limit::Limit;
+use super::memory::Budget;
 use super::settings::ServerSettings;
 use super::usage::Usage;
 use crate::call::{Codec, watch_calls};
@@ -31,7 +32,7 @@ pub(super) struct Shared {
     pub(super) settings: ServerSettings,
     /// Calls at work over all connections: the load that every reply tells.
     pub(super) limit: Limit,
-    pub(super) bytes_in_flight: AtomicUsize,
+    pub(super) budget: Arc<Budget>,
     pub(super) slots: ConnectionSlots<Usage>,
     /// Connections that were refused, as far as that is not logged yet.
     pub(super) refusals: Refusals,

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::session::Session;
+use super::memory::Stuck;
+use super::session::{Eviction, Session};
 use crate::transport::Evictable;
 
 /// How long a handshake, a frame or a client that does not read may stand still before it counts as
@@ -42,6 +43,31 @@ impl Usage {
         let _ = self.session.set(Arc::clone(session));
         !self.is_evicted.load(SeqCst)
     }
+
+    /// What it holds, if it makes no progress.
+    pub(super) fn stuck(&self, now: Instant) -> Option<Stuck> {
+        self.session.get()?.state.lock().stuck(now)
+    }
+
+    /// Its memory is needed: it must close, with what it has in flight.
+    pub(super) fn close_for_memory(&self) {
+        self.tell(Eviction::ForMemory);
+    }
+
+    fn tell(&self, eviction: Eviction) {
+        // Before the session is looked for: `begin` sets that first, and looks at this then.
+        self.is_evicted.store(true, SeqCst);
+        if let Some(session) = self.session.get() {
+            let mut state = session.state.lock();
+            // One that closes for its memory does not wait for its calls any more.
+            if state.eviction != Some(Eviction::ForMemory) {
+                state.eviction = Some(eviction);
+            }
+            drop(state);
+            session.to_keep.notify_one();
+        }
+        self.evicted.notify_one();
+    }
 }
 
 impl Evictable for Usage {
@@ -62,12 +88,6 @@ impl Evictable for Usage {
     }
 
     fn evict(&self) {
-        // Before the session is looked for: `begin` sets that first, and looks at this then.
-        self.is_evicted.store(true, SeqCst);
-        if let Some(session) = self.session.get() {
-            session.state.lock().is_evicted = true;
-            session.to_keep.notify_one();
-        }
-        self.evicted.notify_one();
+        self.tell(Eviction::ForSlot);
     }
 }

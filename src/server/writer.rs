@@ -45,11 +45,14 @@ impl Writer {
                     let limit = session.server.settings.frame_timeout;
                     session.look_by(&state, after(Instant::now(), limit));
                 };
-                write_some(&mut self.to, &mut self.batch, waits).await?;
+                let written = write_some(&mut self.to, &mut self.batch, waits).await?;
                 if !self.batch.is_empty() {
+                    let now = Instant::now();
                     let mut state = session.state.lock();
-                    state.writing = Some(Instant::now());
+                    state.writing = Some(now);
                     state.unwritten = self.batch.len();
+                    state.count_taken(written, now);
+                    state.recount();
                     drop(state);
                     session.to_read.notify_waiters();
                 }
@@ -60,6 +63,10 @@ impl Writer {
             state.outbox.take(&mut self.batch);
             state.writing = (!self.batch.is_empty()).then(Instant::now);
             state.unwritten = self.batch.len();
+            if let Some(now) = state.writing {
+                (state.taken, state.taken_at) = (0, now);
+            }
+            state.recount();
             if self.batch.is_empty() && state.drained_at.is_some() {
                 session.to_keep.notify_one();
             }

@@ -101,6 +101,12 @@ impl<T: Evictable> ConnectionSlots<T> {
         victim.is_some()
     }
 
+    /// The connections that hold slots.
+    pub(crate) fn connections(&self) -> Vec<Arc<T>> {
+        let table = self.table.lock();
+        table.hosts.values().flat_map(|host| &host.open).cloned().collect()
+    }
+
     fn place(&self, host: &Arc<str>, connection: &Arc<T>) -> Result<(), ReachedCap> {
         let placed = self.table.lock().place(host, connection, Instant::now());
         // Without the lock: it wakes a task.

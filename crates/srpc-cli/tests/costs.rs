@@ -175,6 +175,47 @@ fn a_client_that_stops_reading_costs_two_windows_and_a_body_at_most() {
     assert!(kept <= 6 * WINDOW, "{kept} KiB are resident");
 }
 
+/// What all connections of a server may hold, and what their read buffers may take beside it.
+const ALL_HELD: u64 = 256 * MIB;
+const ALL_READ_BUFFERS: u64 = 48 * MIB;
+
+/// Sends the same over many connections, as far as the server takes it, and reads nothing: the server holds no
+/// more than it may, and serves others.
+fn holds_no_more_than_it_may(name: &str, connections: usize, bytes: &[u8]) {
+    let _turn = turn();
+    let (server, at) = serve_exact();
+    let before = resident_kib(server.id());
+    let mut most = before;
+    let mut held = Vec::new();
+    for _ in 0..connections {
+        let mut stream = connect(&at);
+        if !shake_hands(&mut stream) {
+            continue;
+        }
+        stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
+        // The rest is not taken, or the connection is closed.
+        let _ = stream.write_all(bytes);
+        held.push(stream);
+        most = most.max(resident_kib(server.id()));
+    }
+    let grown = most.saturating_sub(before);
+    println!("figure {name} connections={connections} kib={grown}");
+    assert!(grown <= ALL_HELD + ALL_READ_BUFFERS, "{grown} KiB are held");
+    eventually(Duration::from_secs(5), "a call is served", || serves_calls(&at));
+}
+
+#[test]
+fn half_read_bodies_hold_no_more_than_all_connections_may() {
+    let frame = Call::echo(4 << 20).frame(1);
+    holds_no_more_than_it_may("half_bodies", 100, &frame[..frame.len() - 90]);
+}
+
+#[test]
+fn unread_replies_hold_no_more_than_all_connections_may() {
+    let frames: Vec<u8> = (1..=3).flat_map(|id| Call::echo(4 << 20).frame(id)).collect();
+    holds_no_more_than_it_may("unread_replies", 200, &frames);
+}
+
 const WORKERS: usize = 64;
 
 /// Makes calls, 64 at a time.
