@@ -17,7 +17,8 @@ use srpc::xclient::{Attempt, Retry, XClientBuilder};
 use srpc::{
     Address, Call, Error, Execution, Instance, Kind, Reply, Server, Service, Status, XClient,
 };
-use tokio::time::{Instant, sleep};
+use tokio::task::yield_now;
+use tokio::time::{Instant, advance, sleep};
 use tower::buffer::BufferLayer;
 use tower::filter::FilterLayer;
 use tower::layer::layer_fn;
@@ -486,6 +487,26 @@ async fn calls_of_another_client_within_a_layer_end_by_the_same_deadline() {
     assert_on_time("another client", started.elapsed());
     assert_eq!(error.kind(), Kind::DeadlineExceeded, "{error}");
     assert_eq!(error.execution(), Execution::NotSent, "the call itself was not passed on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_ends_a_layer_that_never_waits() {
+    let layer = with(|mut inner: Inner<Call>, call: Call| -> Answer {
+        Box::pin(async move {
+            for _ in 0..100_000 {
+                let _ = inner.call(call.clone()).await;
+            }
+            Err("it was not ended".into())
+        })
+    });
+    let client = builder(service(&Arc::default())).await.layer(layer).deadline(LIMIT);
+    let client = client.build().unwrap();
+    client.close().await;
+    let busy = tokio::spawn(async move { client.call::<_, u64>("Foo.Sleep", &1).await });
+    yield_now().await;
+    advance(LIMIT * 2).await;
+    let error = busy.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), Kind::DeadlineExceeded, "{error}");
 }
 
 /// The error of a call through this layer.

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rand::RngExt;
+use tokio::task::coop;
 use tokio::time::{Instant, timeout};
 use tower::Service;
 
@@ -152,7 +153,14 @@ where
 
     fn call(&mut self, request: Req) -> Self::Future {
         let shared = Arc::clone(&self.shared);
-        Box::pin(async move { shared.send(request).await })
+        Box::pin(async move {
+            let answer = shared.send(request).await;
+            if answer.is_err() {
+                // A loop of requests that fail at once lets other tasks run.
+                coop::consume_budget().await;
+            }
+            answer
+        })
     }
 }
 
@@ -219,6 +227,7 @@ impl<S, P> Shared<S, P> {
             }
             event!(DEBUG, %error, "goes to another endpoint");
             last = Some((error, !unreachable));
+            coop::consume_budget().await;
         }
     }
 

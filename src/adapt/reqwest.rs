@@ -27,6 +27,7 @@ use std::time::Duration;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::redirect::Policy;
 use reqwest::{ClientBuilder, Method, Request, Response, StatusCode};
+use tokio::task::coop;
 use tower::Service;
 
 use super::balance::{Balance, NoInstance};
@@ -112,16 +113,13 @@ impl Client {
     /// # Cancellation
     /// Dropping the future ends the request.
     pub async fn execute(&self, mut request: Request) -> Result<Response, ClientError> {
-        let host = request.url().host_str().unwrap_or_default();
-        if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
-            let why = format!("{host} is no name: an IP address would be connected to itself");
-            return Err(ClientError::Invalid(why));
+        let checked = self.check(&request);
+        if let Err(error) = checked {
+            // A loop of requests that fail at once lets other tasks run.
+            coop::consume_budget().await;
+            return Err(error);
         }
-        if !undotted(host).eq_ignore_ascii_case(undotted(&self.host)) {
-            let why = format!("a request to {host:?}, by a client of {:?}", self.host);
-            return Err(ClientError::Invalid(why));
-        }
-        if host != &*self.host {
+        if request.url().host_str() != Some(&*self.host) {
             // What is connected to is found by this very text.
             let _ = request.url_mut().set_host(Some(&*self.host));
         }
@@ -136,6 +134,20 @@ impl Client {
                 Err(other) => ClientError::Invalid(other.to_string()),
             },
         })
+    }
+
+    /// Whether a request is one to this service.
+    fn check(&self, request: &Request) -> Result<(), ClientError> {
+        let host = request.url().host_str().unwrap_or_default();
+        if host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok() {
+            let why = format!("{host} is no name: an IP address would be connected to itself");
+            return Err(ClientError::Invalid(why));
+        }
+        if !undotted(host).eq_ignore_ascii_case(undotted(&self.host)) {
+            let why = format!("a request to {host:?}, by a client of {:?}", self.host);
+            return Err(ClientError::Invalid(why));
+        }
+        Ok(())
     }
 
     /// The list of instances.

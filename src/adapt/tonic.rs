@@ -30,6 +30,7 @@ use http::{Request, Response, request};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
+use tokio::task::coop;
 use tokio::time::{Instant, timeout};
 use tonic::body::Body;
 use tonic::transport::{Channel, Endpoint as Target};
@@ -158,7 +159,14 @@ impl Service<Request<Body>> for Channels {
         let mut balance = self.balance.clone();
         Box::pin(async move {
             let request = match request.extensions().get::<Idempotent>() {
-                Some(Idempotent) => kept_whole(request).await?,
+                Some(Idempotent) => match kept_whole(request).await {
+                    Ok(request) => request,
+                    Err(status) => {
+                        // A loop of requests that fail at once lets other tasks run.
+                        coop::consume_budget().await;
+                        return Err(status);
+                    }
+                },
                 None => request,
             };
             balance.call(request).await.map_err(|error| match error.downcast::<NoInstance>() {

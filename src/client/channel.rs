@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, O
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, coop};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Closer, ConnectionCell};
@@ -100,7 +100,12 @@ impl Channel {
     /// # Errors
     /// Of every class; an endpoint that cannot be reached is `Unavailable`, not sent.
     pub async fn exchange(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
-        self.exchange_at(call, Instant::now(), deadline).await
+        let answer = self.exchange_at(call, Instant::now(), deadline).await;
+        if answer.is_err() {
+            // A loop of calls that fail at once lets other tasks run.
+            coop::consume_budget().await;
+        }
+        answer
     }
 
     /// [`exchange`](Self::exchange) at a time that was read already. What is rare has a box of its

@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
+use tokio::task::coop;
 use tokio::time::Instant;
 
 use super::answer::Answer;
@@ -30,6 +31,8 @@ pub struct Exchange<'a> {
     /// What time it is at the first poll, if whoever polls has just read it.
     now: Option<Instant>,
     flight: Flight,
+    /// It failed, and the task's budget may be spent.
+    failed: Option<Error>,
 }
 
 impl<'a> Exchange<'a> {
@@ -39,7 +42,7 @@ impl<'a> Exchange<'a> {
         now: Option<Instant>,
         deadline: Instant,
     ) -> Self {
-        Self { shared, call, now, flight: Flight::new(Stamp::of(deadline)) }
+        Self { shared, call, now, flight: Flight::new(Stamp::of(deadline)), failed: None }
     }
 }
 
@@ -47,13 +50,21 @@ impl Future for Exchange<'_> {
     type Output = Result<Reply, Error>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { shared, call, now, flight } = &mut *self;
-        let (terms, body) = (call.terms(), BodyRef::Shared(&call.body));
-        let answer = match now.take() {
-            Some(now) => flight.begin(shared, terms, body, Moment::of(now), cx),
-            None => flight.poll(shared, terms, body, cx),
-        };
-        answer.map(|answer| answer.map(|answer| answer.into_reply(call.codec)))
+        let Self { shared, call, now, flight, failed } = &mut *self;
+        if failed.is_none() {
+            let (terms, body) = (call.terms(), BodyRef::Shared(&call.body));
+            let answer = match now.take() {
+                Some(now) => flight.begin(shared, terms, body, Moment::of(now), cx),
+                None => flight.poll(shared, terms, body, cx),
+            };
+            match ready!(answer) {
+                Ok(answer) => return Poll::Ready(Ok(answer.into_reply(call.codec))),
+                Err(error) => *failed = Some(error),
+            }
+        }
+        // A loop of calls that fail at once lets other tasks run.
+        ready!(coop::poll_proceed(cx)).made_progress();
+        failed.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::channels::Channels;
 use super::core::pass_on;
 use super::covered::{Below, LastScope, WithDeadline};
+use super::fail;
 use crate::call::{Call, LayerScope, Reply, Stamp, after};
 use crate::discovery::Endpoint;
 use crate::error::Error;
@@ -61,7 +62,10 @@ impl tower::Service<Attempt> for AttemptService {
         }
         Box::pin(async move {
             let Attempt { call, endpoint, .. } = attempt;
-            let mut passed = pass_on(call.scope.as_ref(), is_callers)?;
+            let mut passed = match pass_on(call.scope.as_ref(), is_callers) {
+                Ok(passed) => passed,
+                Err(error) => return fail(error).await,
+            };
             let now = Instant::now();
             // A layer may shorten the deadline, and neither prolong nor clear it.
             let latest = call.scope.as_ref().map(LayerScope::deadline);
@@ -72,10 +76,13 @@ impl tower::Service<Attempt> for AttemptService {
             let channel = channels.to(&endpoint);
             let exchange = pin!(channel.exchange_at(&call, now, until));
             let answer = Below::new(WithDeadline::new(exchange, Stamp::of(until))).await;
-            if let Err(error) = &answer {
-                passed.failed(error.execution());
+            match answer {
+                Ok(reply) => Ok(reply),
+                Err(error) => {
+                    passed.failed(error.execution());
+                    fail(error).await
+                }
             }
-            answer
         })
     }
 }

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::XClient;
+use super::{XClient, fail};
 use crate::call::{Call, Reply, call_begins, has_runtime, no_runtime};
 use crate::error::{Error, Execution, Fate, Kind};
 use crate::instance::Address;
@@ -29,7 +29,10 @@ impl XClient {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let call = Call::new(method).args_in(&self.inner.codec, args)?;
+        let call = match Call::new(method).args_in(&self.inner.codec, args) {
+            Ok(call) => call,
+            Err(error) => return fail(error).await,
+        };
         self.broadcast_call(call).await?.decode_with(&self.inner.codec)
     }
 
@@ -62,7 +65,10 @@ impl XClient {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let call = Call::new(method).args_in(&self.inner.codec, args)?;
+        let call = match Call::new(method).args_in(&self.inner.codec, args) {
+            Ok(call) => call,
+            Err(error) => return fail(error).await,
+        };
         let codec = &self.inner.codec;
         let decoded = |(address, answer): (Address, Result<Reply, Error>)| {
             let result = answer.and_then(|reply| {
@@ -105,7 +111,10 @@ impl XClient {
         A: Serialize + ?Sized,
         R: DeserializeOwned,
     {
-        let call = Call::new(method).args_in(&self.inner.codec, args)?;
+        let call = match Call::new(method).args_in(&self.inner.codec, args) {
+            Ok(call) => call,
+            Err(error) => return fail(error).await,
+        };
         self.fork_call(call).await?.decode_with(&self.inner.codec)
     }
 
@@ -133,7 +142,9 @@ impl XClient {
     /// One leg an instance, each through the user's layers and never tried elsewhere.
     async fn legs(&self, mut call: Call) -> Result<(Legs, Vec<Address>), Error> {
         let deadline = self.inner.core.settle(&mut call, Instant::now());
-        self.inner.core.listed(deadline).await?;
+        if let Err(error) = self.inner.core.listed(deadline).await {
+            return fail(error).await;
+        }
         let snapshot = self.resolver().snapshot();
         let addresses: Vec<_> = snapshot
             .endpoints
@@ -142,7 +153,7 @@ impl XClient {
             .map(|endpoint| endpoint.instance().address.clone())
             .collect();
         if addresses.is_empty() {
-            return Err(self.no_instance());
+            return fail(self.no_instance()).await;
         }
         if !has_runtime() {
             return Err(no_runtime(Fate::NoConnection));

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::task::coop;
 use tokio::time::{Instant, timeout_at};
 
 use super::attempt::Attempt;
 use super::channels::{Channels, Route};
 use super::covered::{Below, LastScope};
+use super::poll_budget;
 use super::retry::Retry;
 use super::sending::{Landed, Sending};
 use super::stack::Stack;
@@ -182,6 +184,9 @@ impl Core {
             // Without a runtime there is no timer, and the next attempt is made at once: they are few.
             if pause.is_some() && has_runtime() {
                 until(Some(next)).await;
+            } else {
+                // Attempts that fail at once, on one endpoint after another, let other tasks run.
+                coop::consume_budget().await;
             }
             now = Instant::now();
         }
@@ -452,7 +457,13 @@ impl Future for CoreFuture {
         let Self { future, scope, is_callers, passed } = &mut *self;
         let passed = match passed {
             Some(passed) => passed,
-            None => passed.insert(pass_on(scope.as_ref(), *is_callers)?),
+            None => match pass_on(scope.as_ref(), *is_callers) {
+                Ok(begun) => passed.insert(begun),
+                Err(error) => {
+                    ready!(poll_budget(cx));
+                    return Poll::Ready(Err(error));
+                }
+            },
         };
         let landed = ready!(Pin::new(future).poll(cx));
         if let Err(error) = &landed {

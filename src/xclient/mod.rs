@@ -21,6 +21,7 @@ use std::task::{Context, Poll, ready};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::task::coop;
 
 pub use self::attempt::{Attempt, AttemptService};
 pub use self::builder::XClientBuilder;
@@ -90,9 +91,11 @@ impl XClient {
         R: DeserializeOwned,
     {
         let codec = &self.inner.codec;
-        let body = codec.encode_packed(args).map_err(|error| not_encodable(&error))?;
         // By reference: what is awaited by value is copied once more.
-        let mut way = self.way(Plain::new(method.into(), codec.id()), body);
+        let mut way = match codec.encode_packed(args) {
+            Ok(body) => self.way(Plain::new(method.into(), codec.id()), body),
+            Err(error) => Way::Failed(Some(not_encodable(&error))),
+        };
         (&mut way).await?.decode(codec)
     }
 
@@ -106,7 +109,10 @@ impl XClient {
         let way = self.way(call, body);
         async move {
             // Another client's layers may hand their call to this one.
-            let mut passed = pass_on(scope.as_ref(), true)?;
+            let mut passed = match pass_on(scope.as_ref(), true) {
+                Ok(passed) => passed,
+                Err(error) => return fail(error).await,
+            };
             let landed = way.await;
             if let Err(error) = &landed {
                 passed.failed(error.execution());
@@ -124,7 +130,8 @@ impl XClient {
             Some(stack) => {
                 let mut call = form.take();
                 call.body = body.into_bytes();
-                Way::Layered(Layered { core: &inner.core, stack, stage: Stage::Start(call) })
+                let stage = Stage::Start(call);
+                Way::Layered(Layered { core: &inner.core, stack, stage, has_waited: false })
             }
         }
     }
@@ -142,8 +149,10 @@ impl XClient {
     where
         A: Serialize + ?Sized,
     {
-        let call = Call::new(method).args_in(&self.inner.codec, args)?.notify(true);
-        self.send(call).await.map(|_| ())
+        match Call::new(method).args_in(&self.inner.codec, args) {
+            Ok(call) => self.send(call.notify(true)).await.map(|_| ()),
+            Err(error) => fail(error).await,
+        }
     }
 
     /// The list behind this client.
@@ -165,6 +174,8 @@ impl XClient {
 enum Way<'a, F: Form> {
     Direct(Sending<&'a Arc<Core>, F>),
     Layered(Layered<'a>),
+    /// Its arguments cannot be encoded.
+    Failed(Option<Error>),
 }
 
 impl<F: Form> Future for Way<'_, F> {
@@ -174,8 +185,24 @@ impl<F: Form> Future for Way<'_, F> {
         match &mut *self {
             Self::Direct(sending) => Pin::new(sending).poll(cx),
             Self::Layered(layered) => layered.poll(cx).map(|answer| answer.map(Landed::Reply)),
+            Self::Failed(error) => {
+                ready!(poll_budget(cx));
+                error.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error)))
+            }
         }
     }
+}
+
+/// Takes one unit of the task's cooperative budget, for a call that ends. A loop of calls that end without having
+/// waited would otherwise never let other tasks run.
+fn poll_budget(cx: &mut Context<'_>) -> Poll<()> {
+    coop::poll_proceed(cx).map(|unit| unit.made_progress())
+}
+
+/// Fails a call that was never on its way, and takes from the budget as [`poll_budget`] does.
+async fn fail<T>(error: Error) -> Result<T, Error> {
+    coop::consume_budget().await;
+    Err(error)
 }
 
 /// A call through a user's layers.
@@ -183,6 +210,8 @@ struct Layered<'a> {
     core: &'a Core,
     stack: &'a Stack<Call>,
     stage: Stage,
+    /// Whether it returned `Pending` before it ended.
+    has_waited: bool,
 }
 
 enum Stage {
@@ -190,6 +219,8 @@ enum Stage {
     /// Its deadline is settled; it waits for a free instance of the layers.
     Settled(Option<Call>, LayerScope),
     Within(Within),
+    /// The task's budget may be spent.
+    Ended(Result<Reply, Error>),
     Done,
 }
 
@@ -200,21 +231,36 @@ impl Layered<'_> {
             let Stage::Start(call) = mem::replace(&mut self.stage, Stage::Done) else {
                 return Poll::Pending;
             };
-            self.stage = Stage::Settled(Some(call), entered?);
+            self.stage = match entered {
+                Ok(scope) => Stage::Settled(Some(call), scope),
+                Err(error) => Stage::Ended(Err(error)),
+            };
         }
         if let Stage::Settled(call, scope) = &mut self.stage {
-            match ready!(self.stack.begin(call, scope, cx)) {
-                Ok(within) => self.stage = Stage::Within(within),
-                Err(error) => {
-                    self.stage = Stage::Done;
-                    return Poll::Ready(Err(error));
-                }
-            }
+            let Poll::Ready(begun) = self.stack.begin(call, scope, cx) else {
+                self.has_waited = true;
+                return Poll::Pending;
+            };
+            self.stage = match begun {
+                Ok(within) => Stage::Within(within),
+                Err(error) => Stage::Ended(Err(error)),
+            };
         }
-        let Stage::Within(within) = &mut self.stage else { return Poll::Pending };
-        let answer = ready!(Pin::new(within).poll(cx));
-        self.stage = Stage::Done;
-        Poll::Ready(answer)
+        if let Stage::Within(within) = &mut self.stage {
+            let Poll::Ready(answer) = Pin::new(within).poll(cx) else {
+                self.has_waited = true;
+                return Poll::Pending;
+            };
+            self.stage = Stage::Ended(answer);
+        }
+        // A layer may answer without having waited, too: from a cache.
+        if !self.has_waited {
+            ready!(poll_budget(cx));
+        }
+        match mem::replace(&mut self.stage, Stage::Done) {
+            Stage::Ended(answer) => Poll::Ready(answer),
+            _ => Poll::Pending,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::borrow::{Borrow, Cow};
 use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::channels::Route;
 use super::core::{Aim, Core, too_late};
 use super::covered::HasDeadline;
+use super::poll_budget;
 use crate::call::{
     Call, Codec, CodecId, Metadata, Moment, Packed, Reply, Stamp, Terms, undecodable,
 };
@@ -154,6 +155,8 @@ enum Stage {
     Start,
     First(First),
     Slow(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>),
+    /// The task's budget may be spent.
+    Failed(Error),
     Done,
 }
 
@@ -261,7 +264,7 @@ impl<C: Borrow<Arc<Core>> + Unpin, F: Form> Future for Sending<C, F> {
                 Stage::Start => {
                     this.stage = Stage::Done;
                     let read = Moment::now();
-                    this.stage = this.start(read)?;
+                    this.stage = this.start(read).unwrap_or_else(Stage::Failed);
                     now = Some(read);
                 }
                 Stage::First(first) => {
@@ -285,8 +288,19 @@ impl<C: Borrow<Arc<Core>> + Unpin, F: Form> Future for Sending<C, F> {
                         Err(error) => this.stage = this.failed(first, error),
                     }
                 }
-                Stage::Slow(future) => {
-                    return future.as_mut().poll(cx).map(|answer| answer.map(Landed::Reply));
+                Stage::Slow(future) => match ready!(future.as_mut().poll(cx)) {
+                    Ok(reply) => {
+                        this.stage = Stage::Done;
+                        return Poll::Ready(Ok(Landed::Reply(reply)));
+                    }
+                    Err(error) => this.stage = Stage::Failed(error),
+                },
+                Stage::Failed(_) => {
+                    ready!(poll_budget(cx));
+                    let Stage::Failed(error) = mem::replace(&mut this.stage, Stage::Done) else {
+                        return Poll::Pending;
+                    };
+                    return Poll::Ready(Err(error));
                 }
                 Stage::Done => return Poll::Pending,
             }
