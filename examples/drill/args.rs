@@ -5,11 +5,14 @@ use std::time::Duration;
 use crate::faults::Kind;
 
 pub(crate) const USAGE: &str = "\
-usage: drill [--seed N] [--seconds S] [--faults NAME,...] [--blind-retry] [--no-namespaces] [--keep]
+usage: drill [--seed N] [--seconds S] [--faults NAME,...] [--registries N] [--blind-retry]
+             [--no-namespaces] [--keep]
 
   --seed N          decides which fault hits what, and in which order (default: random, printed)
   --seconds S       how long the load runs (default: 60, which is enough for every fault once)
   --faults NAME,... only these faults, over and over, such as `--faults drain` (default: all)
+  --registries N    how many registries servers and clients know, 1 or 2 (default: 2). What is done to the
+                    registry is done to all, but by one-registry
   --blind-retry     the control: two clients send every failed call again, whatever its class, and
                     calls that run twice must be found
   --no-namespaces   leaves out the faults of the network
@@ -22,6 +25,7 @@ pub(crate) struct Args {
     pub(crate) length: Duration,
     /// What to inject; all kinds unless some were named.
     pub(crate) faults: Vec<Kind>,
+    pub(crate) registries: usize,
     pub(crate) blind_retry: bool,
     pub(crate) namespaces: bool,
     pub(crate) keep: bool,
@@ -34,6 +38,7 @@ impl Args {
             seed: rand::random_range(0..1_000_000),
             length: Duration::from_secs(60),
             faults: Kind::ALL.to_vec(),
+            registries: 2,
             blind_retry: false,
             namespaces: true,
             keep: false,
@@ -49,6 +54,13 @@ impl Args {
                     args.length = Duration::from_secs(seconds);
                 }
                 "--faults" => args.faults = kinds(&words.next().unwrap_or_default())?,
+                "--registries" => {
+                    args.registries = match number(&word, words.next())? {
+                        1 => 1,
+                        2 => 2,
+                        _ => return Err("--registries takes 1 or 2".to_owned()),
+                    }
+                }
                 "--blind-retry" => args.blind_retry = true,
                 "--no-namespaces" => args.namespaces = false,
                 "--keep" => args.keep = true,

@@ -1,4 +1,4 @@
-//! The processes of a drill: a registry, five servers, four clients.
+//! The processes of a drill: one or two registries, five servers, four clients.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -31,7 +31,9 @@ fn host_of_client(client: usize) -> usize {
     21 + client
 }
 
-const HOST_OF_REGISTRY: usize = 1;
+fn host_of_registry(registry: usize) -> usize {
+    1 + registry
+}
 
 /// A server and where it listens, as `host:port`.
 #[derive(Debug)]
@@ -53,10 +55,10 @@ pub(crate) struct Cluster {
     dir: PathBuf,
     zero: u64,
     pub(crate) clock: Clock,
-    /// `None` only while it is being replaced.
-    registry: Option<Child>,
-    /// Where the registry listens, as `tcp@host:port`, so that the next one takes its place.
-    bind: String,
+    /// Each is `None` only while it is being replaced.
+    registries: Vec<Option<Child>>,
+    /// Where each registry listens, as `tcp@host:port`, so that the next one takes its place.
+    binds: Vec<String>,
     servers: Vec<Option<Running>>,
     pub(crate) clients: Vec<Child>,
     /// How many servers and registries were started, so that no file is written twice.
@@ -72,29 +74,32 @@ impl Cluster {
         dir: &Path,
         zero: u64,
         network: Option<Network>,
+        registries: usize,
         blind_retry: bool,
     ) -> Fallible<Self> {
         let mut cluster = Self {
             dir: dir.to_owned(),
             zero,
             clock: Clock::since(zero),
-            registry: None,
-            bind: bind(network.as_ref(), HOST_OF_REGISTRY),
+            registries: (0..registries).map(|_| None).collect(),
+            binds: (0..registries).map(|n| bind(network.as_ref(), host_of_registry(n))).collect(),
             servers: Vec::new(),
             clients: Vec::new(),
             started: 0,
             accidents: Vec::new(),
             network,
         };
-        cluster.start_registry().await?;
+        for registry in 0..registries {
+            cluster.start_registry(registry).await?;
+        }
         for slot in 0..SERVERS {
-            let server = cluster.start_server(slot).await?;
+            let server = cluster.start_server(slot, None).await?;
             cluster.servers.push(Some(server));
         }
         for client in 0..CLIENTS {
             let idempotent = client < IDEMPOTENT;
             let role = Role::Client(Client {
-                registry: cluster.url(),
+                registry: cluster.urls(),
                 number: client,
                 idempotent,
                 blind_retry: blind_retry && !idempotent,
@@ -110,7 +115,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Waits until the registry and all clients know exactly the servers that run, and each of these
+    /// Waits until every registry and all clients know exactly the servers that run, and each of these
     /// has answered each client since; tells how long that took, `None` if it did not within the
     /// limit, and what was the last to be lacking.
     pub(crate) async fn whole(&mut self, limit: Duration) -> Fallible<(Option<Duration>, String)> {
@@ -129,11 +134,13 @@ impl Cluster {
 
     /// What keeps the cluster from being whole. `before` holds what each client has said at first.
     async fn lacks(&mut self, before: &mut [Option<View>]) -> Fallible<Option<String>> {
-        let listed = self.registry()?.ask("list").await?;
         let addresses = self.addresses();
         let mut lacks = None;
-        if listed != SERVERS.to_string() {
-            lacks = Some(format!("the registry lists {listed}"));
+        for registry in self.registries.iter_mut().flatten() {
+            let listed = registry.ask("list").await?;
+            if listed != SERVERS.to_string() {
+                lacks = Some(format!("{} lists {listed}", registry.name));
+            }
         }
         for (client, before) in self.clients.iter_mut().zip(before) {
             let view = View::parse(&client.ask("look").await?);
@@ -170,43 +177,105 @@ impl Cluster {
 
     /// Starts a server in an empty place, at another port, and waits until it is registered.
     pub(crate) async fn start_in(&mut self, slot: usize) -> Fallible<()> {
-        let server = self.start_server(slot).await?;
+        let server = self.start_server(slot, None).await?;
         self.servers[slot] = Some(server);
         Ok(())
     }
 
-    pub(crate) async fn kill_registry(&mut self) -> Fallible<()> {
-        match self.registry.take() {
+    /// Starts another server at the address of one that runs, waits until it is registered, and returns the
+    /// one that was there.
+    pub(crate) async fn start_beside(&mut self, slot: usize) -> Fallible<Running> {
+        let address = format!("tcp@{}", self.server(slot)?.address);
+        let server = self.start_server(slot, Some(address)).await?;
+        self.server(slot).map(|running| std::mem::replace(running, server))
+    }
+
+    /// Starts a client that was not there before, and tells what it would call once it has its first list.
+    pub(crate) async fn ask_new_client(&mut self) -> Fallible<Vec<String>> {
+        self.started += 1;
+        let name = format!("new-client-{}", self.started);
+        let role = Role::Client(Client {
+            registry: self.urls(),
+            number: CLIENTS,
+            idempotent: true,
+            blind_retry: false,
+            ledger: self.dir.join(format!("{name}.ledger")),
+        });
+        let mut client = self.spawn(&name, &role, host_of_client(0))?;
+        client.says("ready").await?;
+        let view = View::parse(&client.ask("look").await?);
+        client.ask("stop").await?;
+        let status = client.ended().await?;
+        if !status.success() {
+            return Err(format!("{name}: {status}").into());
+        }
+        Ok(view.answered.into_keys().collect())
+    }
+
+    /// What each client would call now.
+    pub(crate) async fn called_by_clients(&mut self) -> Fallible<Vec<Vec<String>>> {
+        let mut called = Vec::new();
+        for client in &mut self.clients {
+            let view = View::parse(&client.ask("look").await?);
+            called.push(view.answered.into_keys().collect());
+        }
+        Ok(called)
+    }
+
+    /// How many servers each registry lists.
+    pub(crate) async fn listed(&mut self) -> Fallible<Vec<String>> {
+        self.tell_registries("list").await
+    }
+
+    pub(crate) fn registries(&self) -> usize {
+        self.registries.len()
+    }
+
+    pub(crate) async fn kill_registry(&mut self, registry: usize) -> Fallible<()> {
+        match self.registries.get_mut(registry).and_then(Option::take) {
             Some(registry) => registry.kill().await,
             None => Ok(()),
         }
     }
 
     /// Starts a registry that knows nothing, on the port of the one before.
-    pub(crate) async fn start_registry(&mut self) -> Fallible<()> {
+    pub(crate) async fn start_registry(&mut self, registry: usize) -> Fallible<()> {
         self.started += 1;
-        let role = Role::Registry(Registry { bind: self.bind.clone() });
-        let mut registry =
-            self.spawn(&format!("registry-{}", self.started), &role, HOST_OF_REGISTRY)?;
-        self.bind = registry.says("listening").await?;
-        self.registry = Some(registry);
+        let role = Role::Registry(Registry { bind: self.binds[registry].clone() });
+        let name = format!("registry-{}-{}", registry + 1, self.started);
+        let mut child = self.spawn(&name, &role, host_of_registry(registry))?;
+        self.binds[registry] = child.says("listening").await?;
+        self.registries[registry] = Some(child);
         Ok(())
     }
 
-    /// Puts something else at the registry's address, or the registry itself.
-    pub(crate) async fn registry_answers(&mut self, answering: Answering) -> Fallible<()> {
-        self.registry()?.ask(answering.name()).await.map(|_| ())
+    /// Gives an order to every registry and tells what each answered.
+    pub(crate) async fn tell_registries(&mut self, order: &str) -> Fallible<Vec<String>> {
+        let mut answers = Vec::new();
+        for registry in self.registries.iter_mut().flatten() {
+            answers.push(registry.ask(order).await?);
+        }
+        Ok(answers)
     }
 
-    pub(crate) async fn signal_registry(&mut self, signal: &str) -> Fallible<()> {
-        self.registry()?.signal(signal).await
+    /// Puts something else at the addresses of all registries, or the registries themselves.
+    pub(crate) async fn registries_answer(&mut self, answering: Answering) -> Fallible<()> {
+        self.tell_registries(answering.name()).await.map(|_| ())
     }
 
-    /// Makes what a server sends to the registry, and the other way round, vanish.
-    pub(crate) fn cut_from_registry(&mut self, slot: usize) -> Fallible<()> {
+    pub(crate) async fn signal_registry(&mut self, registry: usize, signal: &str) -> Fallible<()> {
+        let registry = self.registries.get(registry).and_then(Option::as_ref);
+        registry.ok_or("there is no such registry")?.signal(signal).await
+    }
+
+    /// Makes what a server sends to the registries, and the other way round, vanish.
+    pub(crate) fn cut_from_registries(&mut self, slot: usize) -> Fallible<()> {
         let network = self.network.as_mut().ok_or(NO_NETWORK)?;
-        network.cut(host_of_server(slot), HOST_OF_REGISTRY)?;
-        Ok(network.cut(HOST_OF_REGISTRY, host_of_server(slot))?)
+        for registry in 0..self.registries.len() {
+            network.cut(host_of_server(slot), host_of_registry(registry))?;
+            network.cut(host_of_registry(registry), host_of_server(slot))?;
+        }
+        Ok(())
     }
 
     /// Makes what clients send to a server vanish.
@@ -240,7 +309,7 @@ impl Cluster {
     pub(crate) async fn stop(mut self) -> Fallible<Vec<String>> {
         let mut accidents = std::mem::take(&mut self.accidents);
         let servers = self.servers.iter_mut().flatten().map(|server| &mut server.child);
-        for child in servers.chain(&mut self.clients).chain(&mut self.registry) {
+        for child in servers.chain(&mut self.clients).chain(self.registries.iter_mut().flatten()) {
             if let Some(status) = child.has_ended() {
                 accidents.push(format!("{} has ended by itself: {status}", child.name));
             }
@@ -264,17 +333,20 @@ impl Cluster {
                 accidents.push(format!("{name}: {status}"));
             }
         }
-        self.kill_registry().await?;
+        for registry in 0..self.registries.len() {
+            self.kill_registry(registry).await?;
+        }
         Ok(accidents)
     }
 
-    async fn start_server(&mut self, slot: usize) -> Fallible<Running> {
+    /// Starts a server, at a port of the system's choice unless an address is given.
+    async fn start_server(&mut self, slot: usize, address: Option<String>) -> Fallible<Running> {
         self.started += 1;
         let name = format!("server-{}-{}", slot + 1, self.started);
         let host = host_of_server(slot);
         let role = Role::Server(Server {
-            registry: self.url(),
-            bind: bind(self.network.as_ref(), host),
+            registry: self.urls(),
+            bind: address.unwrap_or_else(|| bind(self.network.as_ref(), host)),
             ledger: self.dir.join(format!("{name}.ledger")),
         });
         let mut child = self.spawn(&name, &role, host)?;
@@ -284,17 +356,15 @@ impl Cluster {
         Ok(Running { child, address })
     }
 
-    fn registry(&mut self) -> Fallible<&mut Child> {
-        Ok(self.registry.as_mut().ok_or("there is no registry")?)
-    }
-
     fn spawn(&self, name: &str, role: &Role, host: usize) -> Fallible<Child> {
         let network = self.network.as_ref().map(|network| (network, host));
         Child::start(name, role, self.zero, &self.dir, network)
     }
 
-    fn url(&self) -> String {
-        format!("http://{}/srpc/registry", self.bind.trim_start_matches("tcp@"))
+    fn urls(&self) -> String {
+        let url =
+            |bind: &String| format!("http://{}/srpc/registry", bind.trim_start_matches("tcp@"));
+        self.binds.iter().map(url).collect::<Vec<_>>().join(",")
     }
 }
 
@@ -329,9 +399,10 @@ impl View {
 const NO_NETWORK: &str = "there is no network of the drill's own";
 
 /// The hosts that a network of the drill's own must have.
-pub(crate) fn hosts() -> Vec<usize> {
+pub(crate) fn hosts(registries: usize) -> Vec<usize> {
     let servers = (0..SERVERS).map(host_of_server);
-    [HOST_OF_REGISTRY].into_iter().chain(servers).chain((0..CLIENTS).map(host_of_client)).collect()
+    let registries = (0..registries).map(host_of_registry);
+    registries.chain(servers).chain((0..CLIENTS).map(host_of_client)).collect()
 }
 
 fn bind(network: Option<&Network>, host: usize) -> String {

@@ -1,4 +1,4 @@
-//! Starts a registry, five servers and four clients as processes, breaks them one fault at a time,
+//! Starts two registries, five servers and four clients as processes, breaks them one fault at a time,
 //! and says what became of every call.
 //!
 //! ```text
@@ -67,12 +67,15 @@ fn main() -> ExitCode {
 /// Whether every promise held.
 fn run(args: &Args) -> Fallible<bool> {
     let network = match args.namespaces {
-        true => Network::make(&cluster::hosts()),
+        true => Network::make(&cluster::hosts(args.registries)),
         false => Err("by --no-namespaces".to_owned()),
     };
     let has_network = network.is_ok();
-    let kinds: Vec<Kind> =
-        args.faults.iter().copied().filter(|kind| has_network || !kind.needs_network()).collect();
+    let is_possible = |kind: &Kind| {
+        (has_network || !kind.needs_network())
+            && (args.registries > 1 || !kind.needs_two_registries())
+    };
+    let kinds: Vec<Kind> = args.faults.iter().copied().filter(is_possible).collect();
     report::announce(args, &kinds, network.as_ref().map(|_| ()).map_err(String::as_str));
 
     let dir = std::env::temp_dir().join(format!("srpc-drill-{}", std::process::id()));
@@ -106,7 +109,9 @@ async fn act(
     dir: &Path,
     network: Option<Network>,
 ) -> Fallible<(Vec<Window>, Vec<String>)> {
-    let mut cluster = Cluster::start(dir, clock::unix_micros(), network, args.blind_retry).await?;
+    let mut cluster =
+        Cluster::start(dir, clock::unix_micros(), network, args.registries, args.blind_retry)
+            .await?;
     cluster.start_load().await?;
     let windows = plan::run(&mut cluster, args.seed, kinds, args.length).await?;
     Ok((windows, cluster.stop().await?))

@@ -10,6 +10,8 @@ const LONGEST_GAP: u64 = 2_000_000;
 const IDEMPOTENT_FAILURES: u64 = 1_000;
 /// What may fail of a window's calls where a server is stopped or cut off: one in so many.
 const FAILURES_ON_VICTIMS: u64 = 50;
+/// What a server that answers only errors may get of a window's calls: one in so many.
+const ANSWERED_WITH_ERRORS: u64 = 50;
 /// What a server had in flight at most from clients that are not idempotent: 8 from each.
 const IN_FLIGHT: u64 = 16;
 /// Over how long a retry budget counts, in microseconds.
@@ -34,7 +36,9 @@ pub(crate) fn broken(story: &Story, windows: &[Window], accidents: &[String]) ->
     broken.extend(story.unexplained.iter().map(|call| format!("  {call}")));
     broken.extend(story.logs.panics.iter().map(|line| format!("  {line}")));
 
-    let served = |window: &Window| window.kind.tolerated() != Tolerated::Rejected;
+    let served = |window: &Window| {
+        !matches!(window.kind.tolerated(), Tolerated::Answered | Tolerated::Rejected)
+    };
     let mut idempotent = (0, 0);
     for (window, tally) in windows.iter().zip(&story.windows) {
         if served(window) {
@@ -86,6 +90,12 @@ fn of_window(story: &Story, window: &Window, tally: &Tally) -> Vec<String> {
             if tally.maybe * FAILURES_ON_VICTIMS > tally.sent =>
         {
             broken.push(format!("{} of {} calls failed", tally.maybe, tally.sent));
+        }
+        Kind::Erring if tally.executed * ANSWERED_WITH_ERRORS > tally.sent => {
+            broken.push(format!(
+                "{} of {} calls were answered with errors",
+                tally.executed, tally.sent
+            ));
         }
         _ => {}
     }

@@ -16,8 +16,12 @@ pub(crate) fn announce(args: &Args, kinds: &[Kind], network: Result<(), &str>) {
         true => "; the control: calls that are not idempotent are sent again blindly",
         false => "",
     };
+    let registries = match args.registries {
+        1 => "1 registry".to_owned(),
+        n => format!("{n} registries"),
+    };
     println!(
-        "drill: seed {}, {} s, {SERVERS} servers, {IDEMPOTENT} clients with idempotent calls and {} \
+        "drill: seed {}, {} s, {registries}, {SERVERS} servers, {IDEMPOTENT} clients with idempotent calls and {} \
          without, {network}{control}; faults: {}",
         args.seed,
         args.length.as_secs(),
@@ -79,7 +83,11 @@ fn expected(kind: Kind) -> &'static str {
             "idempotent: 0 failed; others: maybe, in flight on it, at most 16 a time"
         }
         (_, Tolerated::InFlight) => "idempotent: 0 failed; others: maybe, on it, at most 2 %",
+        (_, Tolerated::Answered) => "executed, on it alone, at most 2 %",
         (_, Tolerated::Rejected) => "rejected only; attempts within 1.2 x calls + 10/s",
+        (Kind::OneRegistry, _) => "0 failed; a new client finds all servers",
+        (Kind::OperatorDrain, _) => "0 failed; it stays drained",
+        (Kind::Takeover, _) => "0 failed; it keeps the address",
         (Kind::Abandon, _) => "0 failed; handlers gone within 1 s",
         (_, Tolerated::Nothing) => "0 failed",
     }

@@ -14,14 +14,14 @@ use crate::roles::TTL;
 const BOTH_WAYS: Duration = Duration::from_secs(4);
 const ONE_WAY: Duration = Duration::from_millis(2_500);
 
-/// Cut off from the registry for longer than its lease lasts.
+/// Cut off from every registry for longer than its lease lasts.
 pub(super) async fn from_registry(
     cluster: &mut Cluster,
     rng: &mut StdRng,
     window: &mut Window,
 ) -> Fallible<()> {
-    let slot = window.victim(cluster, rng, "no way between the registry and")?;
-    cluster.cut_from_registry(slot)?;
+    let slot = window.victim(cluster, rng, "no way between the registries and")?;
+    cluster.cut_from_registries(slot)?;
     sleep(TTL + Duration::from_secs(1)).await;
     cluster.heal()
 }

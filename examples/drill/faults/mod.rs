@@ -3,9 +3,12 @@
 mod abandon;
 mod cut;
 mod drain;
+mod erring;
 mod kill;
+mod operator_drain;
 mod registry;
 mod stop;
+mod takeover;
 mod unavailable;
 
 use std::time::Duration;
@@ -32,22 +35,28 @@ pub(crate) enum Kind {
     CutRequests,
     CutReplies,
     Drain,
+    Takeover,
+    OperatorDrain,
+    OneRegistry,
+    Erring,
     Unavailable,
     Abandon,
 }
 
-/// Which calls may fail while something is broken. Idempotent ones may not, unless all are rejected.
+/// Which calls may fail while something is broken. Idempotent ones may only if they are answered so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tolerated {
     Nothing,
     /// Calls that are not idempotent and were in flight on what was broken.
     InFlight,
+    /// Calls that what was broken has executed and answered with an error.
+    Answered,
     /// All calls, by being rejected.
     Rejected,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 21] = [
         Self::Calm,
         Self::Kill,
         Self::Stop,
@@ -63,6 +72,10 @@ impl Kind {
         Self::CutRequests,
         Self::CutReplies,
         Self::Drain,
+        Self::Takeover,
+        Self::OperatorDrain,
+        Self::OneRegistry,
+        Self::Erring,
         Self::Unavailable,
         Self::Abandon,
     ];
@@ -86,6 +99,10 @@ impl Kind {
             Self::CutRequests => "cut-requests",
             Self::CutReplies => "cut-replies",
             Self::Drain => "drain",
+            Self::Takeover => "takeover",
+            Self::OperatorDrain => "operator-drain",
+            Self::OneRegistry => "one-registry",
+            Self::Erring => "erring",
             Self::Unavailable => "unavailable",
             Self::Abandon => "abandon",
         }
@@ -96,6 +113,11 @@ impl Kind {
         matches!(self, Self::CutRegistry | Self::CutClients | Self::CutRequests | Self::CutReplies)
     }
 
+    /// Whether one registry must be left when another is away.
+    pub(crate) fn needs_two_registries(self) -> bool {
+        self == Self::OneRegistry
+    }
+
     /// What it takes at the most, recovery included, where all is well.
     pub(crate) fn typical(self) -> Duration {
         Duration::from_millis(match self {
@@ -104,7 +126,12 @@ impl Kind {
             Self::Kill | Self::RegistryKill | Self::RegistryStop | Self::RegistryAnswers(_) => {
                 5_000
             }
-            Self::CutRegistry | Self::Drain => 7_000,
+            Self::CutRegistry
+            | Self::Drain
+            | Self::Takeover
+            | Self::OperatorDrain
+            | Self::OneRegistry
+            | Self::Erring => 7_000,
             Self::Stop | Self::CutClients | Self::CutRequests | Self::CutReplies => 9_000,
         })
     }
@@ -114,6 +141,7 @@ impl Kind {
             Self::Kill | Self::Stop | Self::CutClients | Self::CutRequests | Self::CutReplies => {
                 Tolerated::InFlight
             }
+            Self::Erring => Tolerated::Answered,
             Self::Unavailable => Tolerated::Rejected,
             _ => Tolerated::Nothing,
         }
@@ -141,6 +169,10 @@ impl Kind {
             Self::CutRequests => cut::from_clients(cluster, rng, window, true, false).await,
             Self::CutReplies => cut::from_clients(cluster, rng, window, false, true).await,
             Self::Drain => drain::inject(cluster, rng, window).await,
+            Self::Takeover => takeover::inject(cluster, rng, window).await,
+            Self::OperatorDrain => operator_drain::inject(cluster, rng, window).await,
+            Self::OneRegistry => registry::kill_one(cluster, rng, window).await,
+            Self::Erring => erring::inject(cluster, rng, window).await,
             Self::Unavailable => unavailable::inject(cluster, window).await,
             Self::Abandon => abandon::inject(cluster, rng, window).await,
         }

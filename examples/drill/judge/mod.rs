@@ -212,6 +212,9 @@ fn is_explained(call: &Call, server: &str, window: &Window, idempotent: bool) ->
             let in_flight = call.class == Class::Maybe;
             in_flight && !idempotent && window.victims.iter().any(|victim| victim == server)
         }
+        Tolerated::Answered => {
+            call.class == Class::Executed && window.victims.iter().any(|victim| victim == server)
+        }
         Tolerated::Rejected => call.class == Class::Rejected,
     }
 }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use srpc::Listener;
 use srpc::backend::http::RegistryServer;
 use srpc::backend::memory::MemoryRegistry;
+use srpc::instance::{Health, Instance, ServiceName};
+use srpc::registry::HealthOverride;
 use srpc::transport::{Memory, Stream, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::sync::watch;
@@ -89,6 +91,9 @@ impl Registry {
                     if order.words == "list" {
                         let listed = state.list(Some(&service)).entries.len();
                         order.answer(&listed.to_string());
+                    } else if let Some((health, address)) = override_of(&order.words) {
+                        let is_set = set_health(&state, &service, address, health);
+                        order.answer(if is_set { "done" } else { "it is not listed" });
                     } else {
                         let named = |it: &Answering| it.name() == order.words;
                         let it = Answering::ALL.into_iter().find(named).ok_or("unknown order")?;
@@ -99,6 +104,31 @@ impl Registry {
             }
         }
     }
+}
+
+/// What an operator says of the server at an address: `drain HOST:PORT`, `undrain HOST:PORT`.
+fn override_of(words: &str) -> Option<(Health, &str)> {
+    match words.split_once(' ')? {
+        ("drain", address) => Some((Health::Draining, address)),
+        ("undrain", address) => Some((Health::Up, address)),
+        _ => None,
+    }
+}
+
+/// False: no server is listed at that address.
+fn set_health(
+    state: &MemoryRegistry,
+    service: &ServiceName,
+    address: &str,
+    health: Health,
+) -> bool {
+    let listed = state.list(Some(service));
+    let named = |instance: &&Instance| instance.address.target() == address;
+    let instance = listed.entries.iter().map(|entry| &entry.instance).find(named);
+    instance.is_some_and(|instance| {
+        let word = HealthOverride::new(health).by("the drill").reason("a row");
+        state.set_health(service, &instance.id, word)
+    })
 }
 
 /// Serves one connection, until something else is to stand here.

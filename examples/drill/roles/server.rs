@@ -1,16 +1,20 @@
 //! One of the servers: writes into its ledger what it executes.
 
 use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use srpc::backend::http::HttpRegistry;
 use srpc::registry::Registrar;
 use srpc::server::{Failure, Request, State};
+use srpc::transport::{Accept, Peer, Stream};
 use srpc::{Kind, Listener, Service, Status};
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
 use tower::filter::FilterLayer;
@@ -38,6 +42,8 @@ struct Desk {
     clock: Clock,
     /// Whether calls are refused before their handlers.
     refusing: AtomicBool,
+    /// What every handler answers instead of a result.
+    error: Mutex<Option<Kind>>,
     /// Handlers of `Drill.Hold` at work.
     held: AtomicUsize,
 }
@@ -50,6 +56,7 @@ impl Server {
             ledger: Ledger::create(&self.ledger)?,
             clock,
             refusing: AtomicBool::new(false),
+            error: Mutex::new(None),
             held: AtomicUsize::new(0),
         });
         let gatekeeper = Arc::clone(&desk);
@@ -58,7 +65,7 @@ impl Server {
             .method("Hold", hold)
             .layer(FilterLayer::new(move |request: Request| gatekeeper.admit(request)));
 
-        let listener = Listener::bind(&self.bind).await?;
+        let listener = listen(&self.bind)?;
         println!("listening {}", listener.address());
         let registry = HttpRegistry::builder(&self.registry).timeout(REGISTRY_TIMEOUT).build()?;
         let registrar = Registrar::builder(Arc::new(registry))
@@ -80,7 +87,16 @@ impl Server {
             while let Some(order) = orders.recv().await {
                 match order.words.as_str() {
                     "refuse" => desk.refusing.store(true, Relaxed),
-                    "serve" => desk.refusing.store(false, Relaxed),
+                    "serve" => {
+                        desk.refusing.store(false, Relaxed);
+                        desk.answer_with(None);
+                    }
+                    "answer internal" => desk.answer_with(Some(Kind::Internal)),
+                    "answer unknown" => desk.answer_with(Some(Kind::Unknown)),
+                    "health" => {
+                        order.answer(&health(&registrar));
+                        continue;
+                    }
                     "held" => {}
                     other => tracing::error!(other, "unknown order"),
                 }
@@ -95,7 +111,41 @@ impl Server {
     }
 }
 
+/// Binds an address that another server may hold: the system divides new connections between the two.
+fn listen(bind: &str) -> Result<Listener, Box<dyn Error>> {
+    let asked: SocketAddr = bind.trim_start_matches("tcp@").parse()?;
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(asked)?;
+    let listener = socket.listen(1024)?;
+    let address = format!("tcp@{}", listener.local_addr()?).parse()?;
+    Ok(Listener::new(Shared(listener), address))
+}
+
+/// A listener at a port that several processes may bind.
+struct Shared(TcpListener);
+
+#[srpc::async_trait]
+impl Accept for Shared {
+    async fn accept(&mut self) -> io::Result<Stream> {
+        let (stream, peer) = self.0.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok(Stream::new(stream, Peer::new(peer.ip().to_string())))
+    }
+}
+
+/// What an operator says of this server, as far as its registrar has heard: `up` if nothing.
+fn health(registrar: &Registrar) -> String {
+    let overrides = registrar.stats().overrides;
+    overrides.first().map_or("up".to_owned(), |(_, said)| said.health.to_string())
+}
+
 impl Desk {
+    fn answer_with(&self, error: Option<Kind>) {
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+
     fn admit(&self, request: Request) -> Result<Request, Failure> {
         if self.refusing.load(Relaxed) {
             self.ledger.line(format_args!("r {}", self.clock.now()));
@@ -109,7 +159,11 @@ impl Desk {
 async fn work(State(desk): State<Desk>, id: CallId) -> Result<u64, Status> {
     desk.ledger.line(format_args!("x {} {} {}", id.client, id.n, desk.clock.now()));
     sleep(WORK).await;
-    Ok(id.answer())
+    let error = *desk.error.lock().unwrap_or_else(PoisonError::into_inner);
+    match error {
+        Some(kind) => Err(Status::new(kind, "the drill says so")),
+        None => Ok(id.answer()),
+    }
 }
 
 /// Works until its caller leaves.
