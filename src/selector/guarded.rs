@@ -51,6 +51,7 @@ pub fn guarded_pick(picker: &dyn Picker, set: &EndpointSet, cx: &PickContext<'_>
 }
 
 /// Whether an endpoint is usable and was not tried for this call before.
+#[inline]
 pub(super) fn is_open(endpoint: &Endpoint, cx: &PickContext<'_>) -> bool {
     endpoint.is_usable(cx.now) && !was_tried(endpoint, cx)
 }

@@ -398,38 +398,44 @@ struct Unstarted {
 }
 
 impl Work {
-    /// Starts it, unless it is started.
-    fn begin(&mut self) {
-        match mem::replace(self, Self::Over) {
-            Self::Unstarted(unstarted) => {
-                let Unstarted { handler, asked, codec } = *unstarted;
-                *self = Self::Boxed(handler.handle(asked, codec));
-            }
-            started => *self = started,
+    /// Polls it; its first poll starts it.
+    fn poll(&mut self, cx: &mut TaskContext<'_>) -> Poll<Outcome> {
+        if let Self::Unstarted(_) = self
+            && let Self::Unstarted(unstarted) = mem::replace(self, Self::Over)
+        {
+            let Unstarted { handler, asked, codec } = *unstarted;
+            *self = Self::Boxed(handler.handle(asked, codec));
+        }
+        match self {
+            Self::Seated(seat) => seat.poll(cx),
+            Self::Boxed(future) => future.as_mut().poll(cx),
+            Self::Unstarted(_) | Self::Over => Poll::Pending,
         }
     }
 }
 
 impl Guarded {
-    /// Starts a handler that is polled in place: in the seat given, or in one of its own, if it has any.
+    /// Starts a handler in the seat given, or in one of its own, if it has any, and polls it in place.
     pub(super) fn start(
         seat: Option<Box<dyn Seat>>,
         handler: &dyn Handler,
         asked: Asked,
         codec: Option<Codec>,
         deadline: Instant,
-    ) -> Result<Self, Failure> {
-        assert_unlocked();
-        let start = || match seat.or_else(|| handler.seat()) {
-            Some(mut seat) => {
-                seat.start(asked, codec);
-                Work::Seated(seat)
-            }
-            None => Work::Boxed(handler.handle(asked, codec)),
-        };
-        // It may panic before there is a future.
-        let work = catch(|| enter(deadline, start)).map_err(|panic| panicked(&panic))?;
-        Ok(Self { work, deadline })
+        cx: &mut TaskContext<'_>,
+    ) -> (Self, Poll<Outcome>) {
+        let mut guarded = Self { work: Work::Over, deadline };
+        let polled = guarded.run(|work| {
+            *work = match seat.or_else(|| handler.seat()) {
+                Some(mut seat) => {
+                    seat.start(asked, codec);
+                    Work::Seated(seat)
+                }
+                None => Work::Boxed(handler.handle(asked, codec)),
+            };
+            work.poll(cx)
+        });
+        (guarded, polled)
     }
 
     /// A handler that is started by its first poll.
@@ -444,12 +450,26 @@ impl Guarded {
     }
 
     /// Its seat, for the next call, once it has ended.
-    pub(super) fn leave(mut self) -> Option<Box<dyn Seat>> {
+    pub(super) fn leave(&mut self) -> Option<Box<dyn Seat>> {
         match mem::replace(&mut self.work, Work::Over) {
             Work::Seated(seat) => Some(seat),
             other => {
                 discard(other);
                 None
+            }
+        }
+    }
+
+    /// Runs the user's code. A handler that panics is never polled again, so nothing half-done is seen.
+    #[inline]
+    fn run(&mut self, run: impl FnOnce(&mut Work) -> Poll<Outcome>) -> Poll<Outcome> {
+        assert_unlocked();
+        let Self { work, deadline } = self;
+        match catch(|| enter(*deadline, || run(work))) {
+            Ok(polled) => polled,
+            Err(panic) => {
+                discard(mem::replace(&mut self.work, Work::Over));
+                Poll::Ready(Err(panicked(&panic)))
             }
         }
     }
@@ -459,35 +479,16 @@ impl Future for Guarded {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut TaskContext<'_>) -> Poll<Outcome> {
-        assert_unlocked();
-        // A handler that panicked is never polled again, so nothing half-done is seen.
-        let Self { work, deadline } = &mut *self;
-        let poll = || {
-            if matches!(work, Work::Unstarted(_)) {
-                work.begin();
-            }
-            match work {
-                Work::Seated(seat) => seat.poll(cx),
-                Work::Boxed(future) => future.as_mut().poll(cx),
-                Work::Unstarted(_) | Work::Over => Poll::Pending,
-            }
-        };
-        match catch(|| enter(*deadline, poll)) {
-            Ok(poll) => poll,
-            Err(panic) => {
-                discard(mem::replace(&mut self.work, Work::Over));
-                Poll::Ready(Err(panicked(&panic)))
-            }
-        }
+        self.run(|work| work.poll(cx))
     }
 }
 
 impl Drop for Guarded {
     /// A handler's values may panic when they are dropped, while other calls are under way.
+    #[inline]
     fn drop(&mut self) {
-        match mem::replace(&mut self.work, Work::Over) {
-            Work::Over => {}
-            work => discard(work),
+        if !matches!(self.work, Work::Over) {
+            discard(mem::replace(&mut self.work, Work::Over));
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Takes one call in: refuses it, answers it in place, or gives it a task.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, Waker};
 
@@ -126,26 +125,13 @@ impl Intake {
             idempotent: header.flags.has(Flags::IDEMPOTENT),
         };
         let asked = Asked { context, codec, body: payload.packed(before_body) };
-        let in_place = known.entry.runs_in_place();
-        let untried = (!in_place).then(|| Arc::clone(&known.entry));
-        let handler = &known.entry.handler;
-        let started = if in_place {
-            Guarded::start(known.seat.take(), &**handler, asked, own, deadline)
-        } else {
-            Ok(Guarded::later(Arc::clone(handler), asked, own, deadline))
-        };
-        let mut handler = match started {
-            Ok(handler) => handler,
-            Err(failure) => {
-                self.answer(session, id, Err(failure));
-                return Ok(());
-            }
-        };
         let notify = header.flags.has(Flags::NOTIFY);
         let mut awaited = true;
         // Most handlers are done at once: then neither a task nor a waker is needed.
-        if in_place {
-            let polled = Pin::new(&mut handler).poll(&mut TaskContext::from_waker(Waker::noop()));
+        let (handler, untried) = if known.entry.runs_in_place() {
+            let (seat, handler) = (known.seat.take(), &*known.entry.handler);
+            let cx = &mut TaskContext::from_waker(Waker::noop());
+            let (mut handler, polled) = Guarded::start(seat, handler, asked, own, deadline, cx);
             let after = Instant::now();
             let took = after.duration_since(*since);
             if took > SLOW {
@@ -167,7 +153,12 @@ impl Intake {
                 }
                 Poll::Pending => {}
             }
-        }
+            (handler, None)
+        } else {
+            let entry = Arc::clone(&known.entry);
+            let handler = Arc::clone(&entry.handler);
+            (Guarded::later(handler, asked, own, deadline), Some(entry))
+        };
         let ticket = ticket.hold(&session.server);
         let max_reply = self.max_reply;
         session.spawn(Job {

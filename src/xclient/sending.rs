@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::channels::Route;
 use super::core::{Aim, Core, too_late};
 use super::covered::HasDeadline;
-use super::poll_budget;
+use super::fail;
 use crate::call::{
     Call, Codec, CodecId, Metadata, Moment, Packed, Reply, Stamp, Terms, undecodable,
 };
@@ -155,9 +155,19 @@ enum Stage {
     Start,
     First(First),
     Slow(Pin<Box<dyn Future<Output = Result<Reply, Error>> + Send>>),
-    /// The task's budget may be spent.
-    Failed(Error),
     Done,
+}
+
+impl Stage {
+    /// The rest of a call that does not end with its first attempt. If it fails, it lets other tasks run.
+    fn slow(rest: impl Future<Output = Result<Reply, Error>> + Send + 'static) -> Self {
+        Self::Slow(Box::pin(async move {
+            match rest.await {
+                Ok(reply) => Ok(reply),
+                Err(error) => fail(error).await,
+            }
+        }))
+    }
 }
 
 /// A first attempt on a connection that stood.
@@ -205,7 +215,7 @@ impl<C: Borrow<Arc<Core>>, F: Form> Sending<C, F> {
             });
         }
         let (core, call, deadline) = self.take_call(now);
-        Ok(Stage::Slow(Box::pin(async move { core.run(&call, now.at, deadline, None).await })))
+        Ok(Stage::slow(async move { core.run(&call, now.at, deadline, None).await }))
     }
 
     /// The first attempt failed.
@@ -225,7 +235,7 @@ impl<C: Borrow<Arc<Core>>, F: Form> Sending<C, F> {
     fn go_on(&mut self, route: Arc<Route>, ended: Result<Error, usize>) -> Stage {
         let now = Moment::now();
         let (core, call, deadline) = self.take_call(now);
-        Stage::Slow(Box::pin(async move {
+        Stage::slow(async move {
             let error = match ended {
                 Ok(error) => error,
                 Err(at) => {
@@ -237,7 +247,7 @@ impl<C: Borrow<Arc<Core>>, F: Form> Sending<C, F> {
                 }
             };
             core.run(&call, now.at, deadline, Some((route, error))).await
-        }))
+        })
     }
 
     /// The whole call, its deadline settled, for the slow way.
@@ -264,7 +274,8 @@ impl<C: Borrow<Arc<Core>> + Unpin, F: Form> Future for Sending<C, F> {
                 Stage::Start => {
                     this.stage = Stage::Done;
                     let read = Moment::now();
-                    this.stage = this.start(read).unwrap_or_else(Stage::Failed);
+                    this.stage =
+                        this.start(read).unwrap_or_else(|error| Stage::slow(async { Err(error) }));
                     now = Some(read);
                 }
                 Stage::First(first) => {
@@ -288,19 +299,10 @@ impl<C: Borrow<Arc<Core>> + Unpin, F: Form> Future for Sending<C, F> {
                         Err(error) => this.stage = this.failed(first, error),
                     }
                 }
-                Stage::Slow(future) => match ready!(future.as_mut().poll(cx)) {
-                    Ok(reply) => {
-                        this.stage = Stage::Done;
-                        return Poll::Ready(Ok(Landed::Reply(reply)));
-                    }
-                    Err(error) => this.stage = Stage::Failed(error),
-                },
-                Stage::Failed(_) => {
-                    ready!(poll_budget(cx));
-                    let Stage::Failed(error) = mem::replace(&mut this.stage, Stage::Done) else {
-                        return Poll::Pending;
-                    };
-                    return Poll::Ready(Err(error));
+                Stage::Slow(future) => {
+                    let answer = ready!(future.as_mut().poll(cx));
+                    this.stage = Stage::Done;
+                    return Poll::Ready(answer.map(Landed::Reply));
                 }
                 Stage::Done => return Poll::Pending,
             }
