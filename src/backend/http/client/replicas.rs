@@ -149,19 +149,27 @@ impl Replicas {
         let answers = gather(asked.collect(), |answer: &Result<Lease, Failure>| {
             answer.is_ok().then_some(FOLLOW)
         });
-        let (mut granted, mut failures) = (None::<Lease>, Failures::default());
+        let (mut granted, mut superseded) = (None::<Lease>, None);
+        let mut failures = Failures::default();
         for answer in answers.await.into_iter().flatten() {
             match answer {
                 Ok(lease) => {
                     let is_shorter = granted.as_ref().is_none_or(|other| lease.ttl < other.ttl);
                     granted = if is_shorter { Some(lease) } else { granted };
                 }
-                // Whoever is replaced at one registry is replaced.
-                Err(failure) if failure.is_superseded() => return Err(failure.into()),
+                Err(failure) if failure.is_superseded() => superseded = Some(failure),
                 Err(failure) => failures.keep(failure),
             }
         }
-        granted.ok_or_else(|| failures.into_one().into())
+        match (granted, superseded) {
+            (Some(lease), Some(failure)) => {
+                self.give_up(&[Held { registration: registration.clone(), lease }]).await;
+                Err(failure.into())
+            }
+            (None, Some(failure)) => Err(failure.into()),
+            (Some(lease), None) => Ok(lease),
+            (None, None) => Err(failures.into_one().into()),
+        }
     }
 
     pub(super) async fn renew(&self, held: &[Held]) -> Vec<Result<Renewal, RegistryError>> {
@@ -206,7 +214,22 @@ impl Replicas {
         };
         // What is left over follows with the next renewal.
         let _ = timeout(PATIENCE, followed).await;
-        (0..held.len()).map(|at| together(renewals.iter_mut().map(|one| one[at].take()))).collect()
+        let together = |at: usize| together(renewals.iter_mut().map(|one| one[at].take()));
+        let results: Vec<_> = (0..held.len()).map(together).collect();
+        let superseded = held
+            .iter()
+            .zip(&results)
+            .filter(|(_, result)| matches!(result, Err(error) if error.is_superseded()));
+        let superseded: Vec<Held> = superseded.map(|(held, _)| held.clone()).collect();
+        if !superseded.is_empty() {
+            self.give_up(&superseded).await;
+        }
+        results
+    }
+
+    /// Takes back everywhere what is superseded at one registry. Where that fails, its lease runs out.
+    async fn give_up(&self, superseded: &[Held]) {
+        let _ = self.deregister(superseded).await;
     }
 
     /// One result for each of `held`. What this registry never granted is lost there.

@@ -449,7 +449,10 @@ async fn what_is_superseded_at_one_registry_is_given_up() {
     let superseded = RegistryErrorKind::Superseded { held: 3 };
     let [Err(error)] = &renewed[..] else { panic!("{renewed:?}") };
     assert_eq!(error.kind(), superseded);
+    assert!(ids(&states[0]).is_empty(), "it is given up at the other registry too");
     assert_eq!(registry.register(&one).await.unwrap_err().kind(), superseded);
+    assert!(ids(&states[0]).is_empty(), "what one registry grants meanwhile is taken back");
+    assert_eq!(ids(&states[1]), ["two"]);
     // At one address the newer one is listed, whichever registry says so.
     let found = registry.resolve(&foo()).await.unwrap();
     assert_eq!(found.instances[0].id.as_str(), "two");
