@@ -39,7 +39,7 @@ async fn network() -> (Memory, StaticList) {
 }
 
 /// Where a layer calls its client.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum At {
     Ready,
     Call,
@@ -54,6 +54,9 @@ struct Calls<S> {
     client: Arc<OnceLock<XClient>>,
     /// Its own calls do not call in turn.
     within: Arc<AtomicBool>,
+    reached: Arc<AtomicUsize>,
+    /// An instance that was waited for is dropped with its call.
+    was_waited_for: bool,
 }
 
 impl<S> Calls<S> {
@@ -62,6 +65,7 @@ impl<S> Calls<S> {
             && let Some(client) = self.client.get()
             && !self.within.swap(true, SeqCst)
         {
+            self.reached.fetch_add(1, SeqCst);
             look(client);
             self.within.store(false, SeqCst);
         }
@@ -71,8 +75,14 @@ impl<S> Calls<S> {
 impl<S: Clone> Clone for Calls<S> {
     fn clone(&self) -> Self {
         self.reach(At::Clone);
-        let (client, within) = (Arc::clone(&self.client), Arc::clone(&self.within));
-        Self { inner: self.inner.clone(), at: self.at, client, within }
+        Self {
+            inner: self.inner.clone(),
+            at: self.at,
+            client: Arc::clone(&self.client),
+            within: Arc::clone(&self.within),
+            reached: Arc::clone(&self.reached),
+            was_waited_for: false,
+        }
     }
 }
 
@@ -94,6 +104,11 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.reach(At::Ready);
+        if self.at == At::Drop && !self.was_waited_for {
+            self.was_waited_for = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
@@ -104,13 +119,21 @@ where
     }
 }
 
-struct CallsLayer(At, Arc<OnceLock<XClient>>);
+struct CallsLayer(At, Arc<OnceLock<XClient>>, Arc<AtomicUsize>);
 
 impl<S> Layer<S> for CallsLayer {
     type Service = Calls<S>;
 
     fn layer(&self, inner: S) -> Calls<S> {
-        Calls { inner, at: self.0, client: Arc::clone(&self.1), within: Arc::default() }
+        let Self(at, client, reached) = self;
+        Calls {
+            inner,
+            at: *at,
+            client: Arc::clone(client),
+            within: Arc::default(),
+            reached: Arc::clone(reached),
+            was_waited_for: false,
+        }
     }
 }
 
@@ -121,11 +144,14 @@ fn a_layer_may_call_its_client_wherever_it_is() {
             let (network, list) = network().await;
             let cell: Arc<OnceLock<XClient>> = Arc::default();
             let builder = XClient::builder("Foo", list).transport(Arc::new(network));
-            let client = builder.layer(CallsLayer(at, Arc::clone(&cell))).build().unwrap();
+            let reached: Arc<AtomicUsize> = Arc::default();
+            let layer = CallsLayer(at, Arc::clone(&cell), Arc::clone(&reached));
+            let client = builder.layer(layer).build().unwrap();
             let _ = cell.set(client.clone());
             for _ in 0..100 {
                 assert_eq!(client.call::<_, u64>("Foo.Echo", &7_u64).await.unwrap(), 7);
             }
+            assert!(reached.load(SeqCst) > 0, "the layer called {at:?}");
         });
     }
 }

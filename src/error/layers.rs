@@ -12,14 +12,8 @@ const MAX_CAUSES: usize = 16;
 pub(crate) fn causes<'a>(
     error: &'a (dyn Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    iter::successors(
-        Some(error),
-        |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
-            let error: &'a (dyn Error + 'static) = *error;
-            error.source()
-        },
-    )
-    .take(MAX_CAUSES)
+    // Dereferenced, since a reference to an error is an error too, and lives shorter.
+    iter::successors(Some(error), |error| (**error).source()).take(MAX_CAUSES)
 }
 
 /// The kind of an error of tower's own layers or of tokio's timeout; `None` for any other.

@@ -20,6 +20,19 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// Why registrations are not renewed.
 const ABANDONED: &str = "the tokio runtime that renewed the registrations has ended";
 
+/// Emits an event about the registration with these labels.
+macro_rules! event_of {
+    ($level:ident, $labels:ident, $($field:tt)+) => {
+        event!(
+            $level,
+            service = $labels.service.as_str(),
+            id = $labels.id.as_str(),
+            address = $labels.address.as_str(),
+            $($field)+
+        )
+    };
+}
+
 /// The registrations of a process.
 pub(super) struct Book {
     ttl: Duration,
@@ -127,10 +140,9 @@ impl Book {
                 let labels = entry.labels();
                 let health = entry.registration.instance.health;
                 self.deferred.push(move || {
-                    event!(
+                    event_of!(
                         INFO,
-                        service = labels.service.as_str(),
-                        id = labels.id.as_str(),
+                        labels,
                         health = health.as_str(),
                         "the time of an operator's override is over"
                     );
@@ -305,11 +317,9 @@ impl Book {
                     let labels = entry.labels();
                     let health = entry.registration.instance.health;
                     self.deferred.push(move || {
-                        event!(
+                        event_of!(
                             INFO,
-                            service = labels.service.as_str(),
-                            id = labels.id.as_str(),
-                            address = labels.address.as_str(),
+                            labels,
                             epoch = sent.epoch,
                             health = health.as_str(),
                             "registered"
@@ -333,10 +343,9 @@ impl Book {
                     let labels = entry.labels();
                     let health = entry.registration.instance.health;
                     self.deferred.push(move || {
-                        event!(
+                        event_of!(
                             INFO,
-                            service = labels.service.as_str(),
-                            id = labels.id.as_str(),
+                            labels,
                             said = word.health.as_str(),
                             by = word.by.as_deref(),
                             reason = word.reason.as_deref(),
@@ -350,13 +359,7 @@ impl Book {
             Ok(Good::Renewal(Renewal::Lost)) => {
                 let labels = entry.labels();
                 self.deferred.push(move || {
-                    event!(
-                        WARN,
-                        service = labels.service.as_str(),
-                        id = labels.id.as_str(),
-                        address = labels.address.as_str(),
-                        "lease lost: registering again"
-                    );
+                    event_of!(WARN, labels, "lease lost: registering again");
                 });
                 entry.lease = None;
                 entry.phase = Phase::Pending { due: now };
@@ -393,11 +396,9 @@ impl Book {
             RegistryErrorKind::StaleEpoch { held } => {
                 let (labels, epoch) = (entry.labels(), entry.epoch());
                 self.deferred.push(move || {
-                    event!(
+                    event_of!(
                         WARN,
-                        service = labels.service.as_str(),
-                        id = labels.id.as_str(),
-                        address = labels.address.as_str(),
+                        labels,
                         epoch,
                         held,
                         "superseded: another process has registered this id"
@@ -409,14 +410,7 @@ impl Book {
             RegistryErrorKind::Invalid if current && entry.asker.is_some() => {
                 let (labels, text) = (entry.labels(), error.to_string());
                 self.deferred.push(move || {
-                    event!(
-                        WARN,
-                        service = labels.service.as_str(),
-                        id = labels.id.as_str(),
-                        address = labels.address.as_str(),
-                        error = %text,
-                        "registration refused"
-                    );
+                    event_of!(WARN, labels, error = %text, "registration refused");
                 });
                 self.entries.remove(at).tell(Err(error), &mut self.deferred);
             }
@@ -452,11 +446,9 @@ impl Book {
         if entry.own_health() == Health::Draining {
             let (labels, holder) = (entry.labels(), error.holder().cloned());
             self.deferred.push(move || {
-                event!(
+                event_of!(
                     INFO,
-                    service = labels.service.as_str(),
-                    id = labels.id.as_str(),
-                    address = labels.address.as_str(),
+                    labels,
                     holder = holder.as_ref().map(InstanceId::as_str),
                     "superseded while it drains: its registration ends"
                 );
@@ -480,11 +472,9 @@ impl Book {
             let (labels, epoch) = (entry.labels(), entry.epoch());
             let holder = error.holder().cloned();
             self.deferred.push(move || {
-                event!(
+                event_of!(
                     WARN,
-                    service = labels.service.as_str(),
-                    id = labels.id.as_str(),
-                    address = labels.address.as_str(),
+                    labels,
                     epoch,
                     held,
                     holder = holder.as_ref().map(InstanceId::as_str),
