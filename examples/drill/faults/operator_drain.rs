@@ -21,8 +21,14 @@ pub(super) async fn inject(
     let slot = window.victim(cluster, rng, "an operator drains")?;
     let address = cluster.server(slot)?.address.clone();
     window.done += ", then every registry starts again empty";
-    set_health(cluster, window, "drain", &address).await?;
-    until_drained(cluster, window, slot).await?;
+    if !is_told(cluster, &format!("drain {address}")).await? {
+        window.broken.push(format!("no registry lists {address}"));
+    }
+    if !until_drained(cluster, slot).await? {
+        window.broken.push(format!("{address} was not drained within {LIMIT:?}"));
+        // Registries that start again empty would show nothing now, and hide what went wrong.
+        return undrain(cluster, window, &address).await;
+    }
     for registry in 0..cluster.registries() {
         cluster.kill_registry(registry).await?;
         cluster.start_registry(registry).await?;
@@ -36,36 +42,40 @@ pub(super) async fn inject(
         }
         sleep(Duration::from_millis(50)).await;
     }
-    set_health(cluster, window, "undrain", &address).await
+    undrain(cluster, window, &address).await
 }
 
-/// Tells the registries, one of which knows it at least.
-async fn set_health(
-    cluster: &mut Cluster,
-    window: &mut Window,
-    order: &str,
-    address: &str,
-) -> Fallible<()> {
-    let told = cluster.tell_registries(&format!("{order} {address}")).await?;
-    if !told.iter().any(|told| told == "done") {
-        window.broken.push(format!("no registry took {order:?} for {address}: {told:?}"));
+/// Takes the drain back, which needs a registry that lists the server: else it would outlast the row.
+async fn undrain(cluster: &mut Cluster, window: &mut Window, address: &str) -> Fallible<()> {
+    let started = Instant::now();
+    while !is_told(cluster, &format!("undrain {address}")).await? {
+        if started.elapsed() > LIMIT {
+            window.broken.push(format!("no registry has listed {address} within {LIMIT:?}"));
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
     }
     Ok(())
 }
 
-/// Waits until the server itself says that it is drained, and no client calls it.
-async fn until_drained(cluster: &mut Cluster, window: &mut Window, slot: usize) -> Fallible<()> {
+/// Gives an order about a server to the registries; whether one of them lists it.
+async fn is_told(cluster: &mut Cluster, order: &str) -> Fallible<bool> {
+    let told = cluster.tell_registries(order).await?;
+    Ok(told.iter().any(|told| told == "done"))
+}
+
+/// Waits until the server itself says that it is drained, and no client calls it. False: it took too long.
+async fn until_drained(cluster: &mut Cluster, slot: usize) -> Fallible<bool> {
     let address = cluster.server(slot)?.address.clone();
     let started = Instant::now();
     while started.elapsed() < LIMIT {
         let health = cluster.server(slot)?.child.ask("health").await?;
         if health == "draining" && !is_called(cluster, &address).await? {
-            return Ok(());
+            return Ok(true);
         }
         sleep(Duration::from_millis(20)).await;
     }
-    window.broken.push(format!("{address} was not drained within {LIMIT:?}"));
-    Ok(())
+    Ok(false)
 }
 
 /// Whether any client would call it.

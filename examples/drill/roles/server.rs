@@ -4,10 +4,11 @@ use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use srpc::backend::http::HttpRegistry;
 use srpc::registry::Registrar;
@@ -143,7 +144,7 @@ fn health(registrar: &Registrar) -> String {
 
 impl Desk {
     fn answer_with(&self, error: Option<Kind>) {
-        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+        *self.error.lock() = error;
     }
 
     fn admit(&self, request: Request) -> Result<Request, Failure> {
@@ -159,7 +160,7 @@ impl Desk {
 async fn work(State(desk): State<Desk>, id: CallId) -> Result<u64, Status> {
     desk.ledger.line(format_args!("x {} {} {}", id.client, id.n, desk.clock.now()));
     sleep(WORK).await;
-    let error = *desk.error.lock().unwrap_or_else(PoisonError::into_inner);
+    let error = *desk.error.lock();
     match error {
         Some(kind) => Err(Status::new(kind, "the drill says so")),
         None => Ok(id.answer()),

@@ -227,9 +227,10 @@ impl Replicas {
         results
     }
 
-    /// Takes back everywhere what is superseded at one registry. Where that fails, its lease runs out.
+    /// Deregisters everywhere what is superseded at one registry. Where that fails, the lease runs out: a
+    /// registry that hangs must not cost the other renewals of the batch their time.
     async fn give_up(&self, superseded: &[Held]) {
-        let _ = self.deregister(superseded).await;
+        let _ = timeout(FOLLOW, self.deregister(superseded)).await;
     }
 
     /// One result for each of `held`. What this registry never granted is lost there.

@@ -390,6 +390,17 @@ async fn two(net: &Memory) -> ([JoinHandle<()>; 2], [MemoryRegistry; 2]) {
     (serving, states)
 }
 
+/// A registry that accepts connections and never answers.
+async fn hanging(net: &Memory, address: &str) -> JoinHandle<()> {
+    let mut listener = net.bind(&Address::to_bind(address).unwrap()).await.unwrap();
+    tokio::spawn(async move {
+        let mut streams = Vec::new();
+        while let Ok(stream) = listener.accept().await {
+            streams.push(stream);
+        }
+    })
+}
+
 fn ids(state: &MemoryRegistry) -> Vec<String> {
     let entries = state.list(Some(&foo())).entries;
     entries.iter().map(|entry| entry.instance.id.to_string()).collect()
@@ -459,6 +470,26 @@ async fn what_is_superseded_at_one_registry_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_registry_that_hangs_does_not_hold_up_what_is_given_up() {
+    let net = Memory::new();
+    let (_serving, states) = two(&net).await;
+    let third = start(&net, "three", RegistryServer::new()).await;
+    let registry = client(&net, &format!("{BOTH},http://three:9999/srpc/registry"));
+    let one = registration("one", "tcp@a:1", 2);
+    let lease = registry.register(&one).await.unwrap();
+    end(third).await;
+    let _hanging = hanging(&net, "tcp@three:9999").await;
+    states[1].register(&registration("two", "tcp@a:1", 3)).await.unwrap();
+    let begun = Instant::now();
+    let renewed = registry.renew(&[held(&one, &lease)]).await;
+    let [Err(error)] = &renewed[..] else { panic!("{renewed:?}") };
+    assert_eq!(error.kind(), RegistryErrorKind::Superseded { held: 3 });
+    assert!(ids(&states[0]).is_empty());
+    // 2 s for the renewal that hangs, and a quarter for the deregistration that hangs.
+    assert!(begun.elapsed() <= Duration::from_millis(2_300), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_at_one_registry_reaches_the_instance_and_both() {
     let net = Memory::new();
     let (_serving, states) = two(&net).await;
@@ -522,13 +553,7 @@ async fn two_urls_with_one_name_are_one_registry() {
 #[tokio::test(start_paused = true)]
 async fn a_first_list_waits_for_a_registry_that_hangs_no_longer_than_it_must() {
     let net = Memory::new();
-    let mut hanging = net.bind(&Address::to_bind("tcp@one:9999").unwrap()).await.unwrap();
-    let _held_open = tokio::spawn(async move {
-        let mut streams = Vec::new();
-        while let Ok(stream) = hanging.accept().await {
-            streams.push(stream);
-        }
-    });
+    let _hanging = hanging(&net, "tcp@one:9999").await;
     let server = RegistryServer::new();
     server.registry().unwrap().register(&registration("one", "tcp@a:1", 2)).await.unwrap();
     let _second = start(&net, "two", server).await;
@@ -628,13 +653,7 @@ async fn without_v1_a_draining_instance_is_not_posted() {
 #[tokio::test(start_paused = true)]
 async fn a_registry_that_hangs_does_not_keep_its_callers_from_the_next() {
     let net = Memory::new();
-    let mut hanging = net.bind(&Address::to_bind("tcp@one:9999").unwrap()).await.unwrap();
-    let held_open = tokio::spawn(async move {
-        let mut streams = Vec::new();
-        while let Ok(stream) = hanging.accept().await {
-            streams.push(stream);
-        }
-    });
+    let hanging = hanging(&net, "tcp@one:9999").await;
     let server = RegistryServer::new();
     let state = server.registry().unwrap().clone();
     let _second = start(&net, "two", server).await;
@@ -646,7 +665,7 @@ async fn a_registry_that_hangs_does_not_keep_its_callers_from_the_next() {
     assert_eq!(addresses(&registry.resolve(&foo()).await.unwrap()), ["tcp@a:1"]);
     registrar.close().await;
     assert_eq!(state.services(), []);
-    held_open.abort();
+    hanging.abort();
 }
 
 #[tokio::test(start_paused = true)]
