@@ -27,7 +27,7 @@ pub(super) async fn inject(
     if !until_drained(cluster, slot).await? {
         window.broken.push(format!("{address} was not drained within {LIMIT:?}"));
         // Registries that start again empty would show nothing now, and hide what went wrong.
-        return undrain(cluster, window, &address).await;
+        return undrain(cluster, slot, window).await;
     }
     for registry in 0..cluster.registries() {
         cluster.kill_registry(registry).await?;
@@ -42,17 +42,21 @@ pub(super) async fn inject(
         }
         sleep(Duration::from_millis(50)).await;
     }
-    undrain(cluster, window, &address).await
+    undrain(cluster, slot, window).await
 }
 
-/// Takes the drain back, which needs a registry that lists the server: else it would outlast the row.
-async fn undrain(cluster: &mut Cluster, window: &mut Window, address: &str) -> Fallible<()> {
+/// Takes the drain back, and waits until the server knows: a registry that ends before the server's next
+/// renewal would leave it drained for good, as a server that was never drained is not.
+async fn undrain(cluster: &mut Cluster, slot: usize, window: &mut Window) -> Fallible<()> {
+    let address = cluster.server(slot)?.address.clone();
     let started = Instant::now();
-    while !is_told(cluster, &format!("undrain {address}")).await? {
+    while cluster.server(slot)?.child.ask("health").await? != "up" {
         if started.elapsed() > LIMIT {
-            window.broken.push(format!("no registry has listed {address} within {LIMIT:?}"));
+            window.broken.push(format!("{address} was not taken back within {LIMIT:?}"));
             break;
         }
+        // No registry may list it yet, or one may have ended with the order.
+        is_told(cluster, &format!("undrain {address}")).await?;
         sleep(Duration::from_millis(20)).await;
     }
     Ok(())

@@ -25,6 +25,11 @@ const FIRST_ITEM: Duration = Duration::from_secs(1);
 /// The least time between two requests, if the second is made because endpoints cannot be reached.
 const DOUBTED: Duration = Duration::from_secs(1);
 
+/// How long a watch must have told the list, and not less than the pause before it, for its end not to
+/// count as one more failure: such a watch costs its source one list in that time at the most, and who
+/// waits ten seconds after it misses ten seconds of changes.
+const HELD: Duration = Duration::from_secs(1);
+
 /// The least time that an answer is taken to hold, whatever the source says.
 const SHORTEST_VALIDITY: Duration = Duration::from_secs(1);
 
@@ -56,8 +61,10 @@ pub(super) struct Worker {
     /// When to ask next, unless it is being asked.
     due: Instant,
     watch: Option<Watch>,
-    /// Watches that ended since the last one that held for a poll interval.
+    /// Watches that ended since the last one that held, or since the source came back.
     watch_failures: u32,
+    /// The pause before the watch that was opened last.
+    watch_pause: Duration,
     /// When to watch again; `None` under a watch, and for a source that offers none.
     rewatch_at: Option<Instant>,
 }
@@ -105,6 +112,7 @@ impl Worker {
             due: now + FIRST_ITEM,
             watch: None,
             watch_failures: 0,
+            watch_pause: Duration::ZERO,
             rewatch_at: Some(now),
         }
     }
@@ -194,6 +202,7 @@ impl Worker {
                     // The source is back, and so may its watch be: without one, what changes next
                     // would be learnt at the next poll.
                     self.rewatch_at = self.rewatch_at.map(|at| at.min(now));
+                    self.watch_failures = 0;
                 }
                 self.failures = 0;
                 self.has_answered = true;
@@ -245,7 +254,8 @@ impl Worker {
     /// The watch ended; until the next one stands, the source is polled.
     fn unwatched(&mut self, error: Option<DiscoveryError>, now: Instant) {
         let held = self.watch.take().is_some_and(|watch| {
-            watch.listed && now.duration_since(watch.opened) >= self.timing.poll
+            let time = now.duration_since(watch.opened);
+            watch.listed && time >= HELD.max(self.watch_pause)
         });
         let unsupported =
             error.as_ref().is_some_and(|e| e.kind() == DiscoveryErrorKind::Unsupported);
@@ -267,6 +277,11 @@ impl Worker {
             self.watch_failures = if held { 1 } else { self.watch_failures.saturating_add(1) };
             self.backoff(self.watch_failures)
         };
+        self.rewatch_after(pause, now);
+    }
+
+    fn rewatch_after(&mut self, pause: Duration, now: Instant) {
+        self.watch_pause = pause;
         self.rewatch_at = Some(now + pause);
     }
 
@@ -276,7 +291,8 @@ impl Worker {
         discard(self.watch.take());
         if watching || self.rewatch_at.is_some_and(|at| at <= now) {
             self.watch_failures = self.watch_failures.saturating_add(1);
-            self.rewatch_at = Some(now + self.backoff(self.watch_failures));
+            let pause = self.backoff(self.watch_failures);
+            self.rewatch_after(pause, now);
         }
         let message = format!("the source or the selector panicked: {}", panic.text());
         self.failed(DiscoveryError::new(DiscoveryErrorKind::Invalid, message), now);

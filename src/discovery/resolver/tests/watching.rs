@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fake::{Answer, Fake, at, doubted, ports, proven, seconds, settle, unproven};
-use crate::discovery::{DiscoveryError, SnapshotStatus, Update};
+use super::fake::{Answer, Fake, Feed, at, doubted, ports, proven, seconds, settle, unproven};
+use crate::discovery::{DiscoveryError, Resolver, SnapshotStatus, Update};
 use crate::instance::InstanceId;
 
 fn id(port: u16) -> InstanceId {
@@ -237,4 +237,65 @@ async fn after_an_outage_that_a_watch_ended_the_next_one_is_noticed_at_once() {
     drop(feed);
     settle().await;
     assert_eq!((fake.asked(), ports(&resolver)), (asked + 1, vec![3]));
+}
+
+/// A watch that fails so often that the pause is at its longest, and then one that can be fed.
+async fn after_a_bad_time(fake: &Arc<Fake>) -> (Resolver, Feed) {
+    let resolver = fake.resolver().await;
+    seconds(100.0).await;
+    let feed = fake.feed();
+    let list = proven(&[1]);
+    feed.send(Ok(Update::Set(list))).await.unwrap();
+    seconds(11.0).await;
+    (resolver, feed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_told_for_a_while_is_followed_by_the_next_at_once() {
+    let fake = Fake::listing(proven(&[1])).failing_watch();
+    let (resolver, feed) = after_a_bad_time(&fake).await;
+    // The first of the two ended a pause of up to 10 s, and held for longer; the second holds for 2 s.
+    seconds(10.0).await;
+    let (mut feed, mut held) = (feed, 2.0);
+    for port in [2, 3, 4] {
+        let next = fake.feed();
+        next.send(Ok(Update::Set(proven(&[port])))).await.unwrap();
+        feed.send(Err(DiscoveryError::unavailable("cut"))).await.unwrap();
+        drop(std::mem::replace(&mut feed, next));
+        seconds(0.2).await;
+        assert_eq!(ports(&resolver), [port], "after one that held for {held} s");
+        seconds(held).await;
+        held -= 0.4;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_that_tell_a_list_and_break_are_opened_ever_more_seldom() {
+    let fake = Fake::listing(proven(&[1])).failing_watch();
+    let resolver = fake.resolver().await;
+    for _ in 0..600 {
+        let feed = fake.feed();
+        feed.send(Ok(Update::Set(proven(&[1])))).await.unwrap();
+        feed.send(Err(DiscoveryError::unavailable("cut"))).await.unwrap();
+    }
+    seconds(120.0).await;
+    let watched = fake.watched();
+    assert!((15..=35).contains(&watched), "backed off to 10 s: {watched} watches");
+    drop(resolver);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_not_back_with_its_source_is_tried_again_soon() {
+    let fake = Fake::new(Answer::Down).failing_watch();
+    let resolver = fake.resolver().await;
+    seconds(100.0).await;
+    fake.lists(proven(&[1]));
+    while ports(&resolver).is_empty() {
+        seconds(0.01).await;
+    }
+    // The watch that was opened with the answer has failed, as a registry that only starts would let it.
+    let feed = fake.feed();
+    feed.send(Ok(Update::Set(proven(&[2])))).await.unwrap();
+    seconds(0.2).await;
+    assert_eq!(ports(&resolver), [2]);
 }
