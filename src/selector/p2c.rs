@@ -14,6 +14,10 @@ use crate::discovery::{Endpoint, EndpointSet, EndpointStats};
 const HEAR_AGAIN: f64 = 1.0 / 16.0;
 const HEAR_AGAIN_LEAST: f64 = 1.0 / 1024.0;
 
+/// How often each of the two is drawn at most, until it may be called: with half of the endpoints ejected,
+/// one of sixteen is not found.
+const DRAWS: usize = 4;
+
 /// Latencies that differ by no more than this factor differ by chance.
 const ALIKE: f64 = 2.0;
 
@@ -31,7 +35,8 @@ const LEAST_SUCCESS: f64 = 1.0 / 16.0;
 /// one. The default.
 ///
 /// Two, and not the best of all: clients with the same numbers before them would all run to the
-/// same best server. A choice takes the same time whatever the number of endpoints.
+/// same best server. A choice takes the same time whatever the number of endpoints. An endpoint that may not
+/// be called (draining, ejected, tried before) or has weight 0 is drawn again, up to three times.
 ///
 /// # What an endpoint costs
 /// ```text
@@ -94,27 +99,34 @@ struct Weighted(Aliases);
 
 impl Picker for Weighted {
     fn pick(&self, endpoints: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
-        better_of_two(endpoints, self.0.draw(cx)?, cx)
+        better_of_two(endpoints, || self.0.draw(cx), cx)
     }
 }
 
 impl Picker for P2c {
     fn pick(&self, endpoints: &EndpointSet, cx: &PickContext<'_>) -> Option<usize> {
-        better_of_two(endpoints, cx.random_below(endpoints.len()), cx)
+        better_of_two(endpoints, || Some(cx.random_below(endpoints.len())), cx)
     }
 }
 
 /// The better of the first one drawn and a random other.
 #[inline]
-fn better_of_two(endpoints: &EndpointSet, first: usize, cx: &PickContext<'_>) -> Option<usize> {
+fn better_of_two(
+    endpoints: &EndpointSet,
+    draw_first: impl Fn() -> Option<usize>,
+    cx: &PickContext<'_>,
+) -> Option<usize> {
     let len = endpoints.len();
     if len < 2 {
         return (len == 1).then_some(0);
     }
-    let second = cx.random_below(len - 1);
-    let second = if second < first { second } else { second + 1 };
-    let (one, other) = (endpoints.at(first)?, endpoints.at(second)?);
-    match (is_open(one, cx), is_open(other, cx)) {
+    let (first, one, is_first_open) = candidate(endpoints, draw_first, cx)?;
+    let draw_other = || {
+        let second = cx.random_below(len - 1);
+        Some(if second < first { second } else { second + 1 })
+    };
+    let (second, other, is_second_open) = candidate(endpoints, draw_other, cx)?;
+    match (is_first_open, is_second_open) {
         (true, true) => {}
         (false, true) => return Some(second),
         // If neither is, the guard refuses the answer and asks for another two.
@@ -145,6 +157,28 @@ fn better_of_two(endpoints: &EndpointSet, first: usize, cx: &PickContext<'_>) ->
     }
     let chance = (less * HEAR_AGAIN).max(more * HEAR_AGAIN_LEAST);
     Some(if fraction(cx.random()) * more < chance { dear } else { cheap })
+}
+
+/// Draws until one may be called and has a weight, and tells whether it is open: beside one that may not
+/// be called the other is taken without a comparison, be it one that fails every call. The last one drawn
+/// if there was none.
+#[inline]
+fn candidate<'a>(
+    endpoints: &'a EndpointSet,
+    draw: impl Fn() -> Option<usize>,
+    cx: &PickContext<'_>,
+) -> Option<(usize, &'a Endpoint, bool)> {
+    let mut drawn = None;
+    for _ in 0..DRAWS {
+        let index = draw()?;
+        let endpoint = endpoints.at(index)?;
+        let is_open = is_open(endpoint, cx);
+        drawn = Some((index, endpoint, is_open));
+        if is_open && endpoint.instance().weight > 0 {
+            break;
+        }
+    }
+    drawn
 }
 
 /// What is seen of an endpoint from here, read once so that both costs are of the same numbers.

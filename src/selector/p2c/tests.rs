@@ -187,6 +187,22 @@ fn of_two_the_open_one_is_taken() {
 }
 
 #[test]
+fn one_that_fails_gains_nothing_by_others_that_may_not_be_called() {
+    let weightless = set(&[1, 1, 1, 1, 0]);
+    let draining = set(&[1; 5]);
+    draining.at(4).unwrap().stats().set_draining(true);
+    let ejected = set(&[1, 2, 1, 1, 3]);
+    ejected.at(3).unwrap().stats().set_ejected(true);
+    for set in [weightless, draining, ejected] {
+        (0..5).for_each(|index| answer_in(&set, index, 100, 0));
+        fail(&set, 0, 20);
+        let picker = P2c.prepare(&set);
+        let counts = counts(&*picker, &set, 100_000);
+        assert!(counts[0] < 1_000, "{counts:?}");
+    }
+}
+
+#[test]
 fn one_or_none() {
     assert_eq!(P2c.pick(&set(&[1]), &cx(1)), Some(0));
     assert_eq!(P2c.pick(&EndpointSet::default(), &cx(1)), None);
