@@ -68,6 +68,12 @@ impl Leases {
         Some(Held { registration: held.registration.clone(), lease })
     }
 
+    /// A lease that any registry granted, as far as this client knows of one.
+    fn any(&self, registration: &Registration) -> Option<Lease> {
+        let key = (registration.service.clone(), registration.instance.id.clone());
+        self.0.lock().get(&key)?.by_site.values().next().cloned()
+    }
+
     fn lost(&self, doors: &Doors<'_>, held: &Held) {
         let Registration { service, instance, .. } = &held.registration;
         let mut table = self.0.lock();
@@ -162,11 +168,13 @@ impl Replicas {
             }
         }
         match (granted, superseded) {
-            (Some(lease), Some(failure)) => {
-                self.give_up(&[Held { registration: registration.clone(), lease }]).await;
+            (_, Some(failure)) => {
+                // What was granted now, and what a registry that fails now has granted before.
+                if let Some(lease) = self.leases.any(registration) {
+                    self.give_up(&[Held { registration: registration.clone(), lease }]).await;
+                }
                 Err(failure.into())
             }
-            (None, Some(failure)) => Err(failure.into()),
             (Some(lease), None) => Ok(lease),
             (None, None) => Err(failures.into_one().into()),
         }

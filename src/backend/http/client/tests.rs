@@ -470,6 +470,26 @@ async fn what_is_superseded_at_one_registry_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_granted_before_is_given_up_by_who_is_superseded_and_granted_nothing() {
+    let net = Memory::new();
+    let full = RegistryServer::builder().max_registered_bytes(2_000).build();
+    let _full = start(&net, "one", full.clone()).await;
+    let other = RegistryServer::new();
+    let state = other.registry().unwrap().clone();
+    let _other = start(&net, "two", other).await;
+    let registry = client(&net, BOTH);
+    let mut one = registration("one", "tcp@a:1", 2);
+    registry.register(&one).await.unwrap();
+    assert_eq!(ids(full.registry().unwrap()), ["one"]);
+    state.register(&registration("two", "tcp@a:1", 4)).await.unwrap();
+    one.instance.epoch = 3;
+    one.instance.metadata.insert("heavy".to_owned(), "x".repeat(2_000));
+    let error = registry.register(&one).await.unwrap_err();
+    assert_eq!(error.kind(), RegistryErrorKind::Superseded { held: 4 });
+    assert!(ids(full.registry().unwrap()).is_empty(), "its lease would list it a while longer");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_registry_that_hangs_does_not_hold_up_what_is_given_up() {
     let net = Memory::new();
     let (_serving, states) = two(&net).await;
