@@ -227,6 +227,11 @@ impl Cluster {
         self.tell_registries("list").await
     }
 
+    /// Who each registry lists at an address, as `ID HEALTH`.
+    pub(crate) async fn holders(&mut self, address: &str) -> Fallible<Vec<String>> {
+        self.tell_registries(&format!("holder {address}")).await
+    }
+
     pub(crate) fn registries(&self) -> usize {
         self.registries.len()
     }

@@ -83,7 +83,7 @@ fn expected(kind: Kind) -> &'static str {
             "idempotent: 0 failed; others: maybe, in flight on it, at most 16 a time"
         }
         (_, Tolerated::InFlight) => "idempotent: 0 failed; others: maybe, on it, at most 2 %",
-        (_, Tolerated::Answered) => "executed, on it alone, at most 2 %",
+        (_, Tolerated::Answered) => "executed, on it alone, at most 2 % and 40 of each client",
         (_, Tolerated::Rejected) => "rejected only; attempts within 1.2 x calls + 10/s",
         (Kind::OneRegistry, _) => "0 failed; a new client finds all servers",
         (Kind::OperatorDrain, _) => "0 failed; it stays drained",

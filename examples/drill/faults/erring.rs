@@ -2,23 +2,27 @@
 
 use std::time::Duration;
 
-use rand::RngExt;
 use rand::rngs::StdRng;
 use tokio::time::sleep;
 
 use super::Window;
 use crate::Fallible;
 use crate::cluster::Cluster;
+use crate::roles::HandlerError;
 
 pub(super) async fn inject(
     cluster: &mut Cluster,
     rng: &mut StdRng,
     window: &mut Window,
+    error: HandlerError,
 ) -> Fallible<()> {
     let time = Duration::from_secs(3);
-    let how = ["internal", "unknown"][rng.random_range(0..2)];
-    let slot = window.victim(cluster, rng, &format!("{how} as the answer to every call, from"))?;
-    cluster.server(slot)?.child.ask(&format!("answer {how}")).await?;
+    let error = error.name();
+    let slot =
+        window.victim(cluster, rng, &format!("{error} as the answer to every call, from"))?;
+    cluster.server(slot)?.child.ask(error).await?;
+    let from = cluster.clock.now();
     sleep(time).await;
+    window.erring = Some((from, cluster.clock.now()));
     cluster.server(slot)?.child.ask("serve").await.map(|_| ())
 }

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::Fallible;
 use crate::cluster::{Cluster, SERVERS};
-use crate::roles::Answering;
+use crate::roles::{Answering, HandlerError};
 
 /// What is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,8 @@ pub(crate) enum Kind {
     Takeover,
     OperatorDrain,
     OneRegistry,
-    Erring,
+    /// One server answers every call with an error of this kind.
+    Erring(HandlerError),
     Unavailable,
     Abandon,
 }
@@ -56,7 +57,7 @@ pub(crate) enum Tolerated {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 21] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::Calm,
         Self::Kill,
         Self::Stop,
@@ -75,7 +76,8 @@ impl Kind {
         Self::Takeover,
         Self::OperatorDrain,
         Self::OneRegistry,
-        Self::Erring,
+        Self::Erring(HandlerError::Internal),
+        Self::Erring(HandlerError::Unknown),
         Self::Unavailable,
         Self::Abandon,
     ];
@@ -102,7 +104,8 @@ impl Kind {
             Self::Takeover => "takeover",
             Self::OperatorDrain => "operator-drain",
             Self::OneRegistry => "one-registry",
-            Self::Erring => "erring",
+            Self::Erring(HandlerError::Internal) => "erring-internal",
+            Self::Erring(HandlerError::Unknown) => "erring-unknown",
             Self::Unavailable => "unavailable",
             Self::Abandon => "abandon",
         }
@@ -131,7 +134,7 @@ impl Kind {
             | Self::Takeover
             | Self::OperatorDrain
             | Self::OneRegistry
-            | Self::Erring => 7_000,
+            | Self::Erring(_) => 7_000,
             Self::Stop | Self::CutClients | Self::CutRequests | Self::CutReplies => 9_000,
         })
     }
@@ -141,7 +144,7 @@ impl Kind {
             Self::Kill | Self::Stop | Self::CutClients | Self::CutRequests | Self::CutReplies => {
                 Tolerated::InFlight
             }
-            Self::Erring => Tolerated::Answered,
+            Self::Erring(_) => Tolerated::Answered,
             Self::Unavailable => Tolerated::Rejected,
             _ => Tolerated::Nothing,
         }
@@ -172,7 +175,7 @@ impl Kind {
             Self::Takeover => takeover::inject(cluster, rng, window).await,
             Self::OperatorDrain => operator_drain::inject(cluster, rng, window).await,
             Self::OneRegistry => registry::kill_one(cluster, rng, window).await,
-            Self::Erring => erring::inject(cluster, rng, window).await,
+            Self::Erring(it) => erring::inject(cluster, rng, window, it).await,
             Self::Unavailable => unavailable::inject(cluster, window).await,
             Self::Abandon => abandon::inject(cluster, rng, window).await,
         }
@@ -190,6 +193,8 @@ pub(crate) struct Window {
     pub(crate) victims: Vec<String>,
     /// When no server at all answered calls.
     pub(crate) unserved: Option<(u64, u64)>,
+    /// When a server answered every call with an error.
+    pub(crate) erring: Option<(u64, u64)>,
     /// Calls that were made beside those in the ledgers.
     pub(crate) beside: u64,
     /// How long after it was mended everybody knew and used every server again, in microseconds.
@@ -208,6 +213,7 @@ impl Window {
             until: from,
             victims: Vec::new(),
             unserved: None,
+            erring: None,
             beside: 0,
             whole_after: None,
             done: String::new(),

@@ -60,6 +60,8 @@ pub(crate) struct Tally {
     pub(crate) gap: u64,
     /// Lines in the logs.
     pub(crate) warnings: u64,
+    /// Calls made while a server answered only errors, and those of them that it so answered.
+    pub(crate) erring: (u64, u64),
 }
 
 impl Tally {
@@ -105,6 +107,8 @@ impl AddAssign<&Tally> for Tally {
         self.attempts += other.attempts;
         self.gap = self.gap.max(other.gap);
         self.warnings += other.warnings;
+        self.erring.0 += other.erring.0;
+        self.erring.1 += other.erring.1;
     }
 }
 
@@ -152,6 +156,10 @@ pub(crate) fn join(dir: &Path, windows: &[Window]) -> Fallible<Story> {
             }
             tick(&mut story.ticks, call.from).0 += 1;
             story.windows[at].count(call, idempotent);
+            if windows[at].erring.is_some_and(|(from, until)| (from..until).contains(&call.from)) {
+                story.windows[at].erring.0 += 1;
+                story.windows[at].erring.1 += u64::from(call.class == Class::Executed);
+            }
             let server = names.names.get(usize::from(call.server)).map_or("-", String::as_str);
             if call.class.is_failure() && !is_explained(call, server, &windows[at], idempotent) {
                 story.windows[at].unexplained += 1;

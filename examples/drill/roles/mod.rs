@@ -13,7 +13,7 @@ use tracing::Level;
 
 pub(crate) use self::client::Client;
 pub(crate) use self::registry::{Answering, Registry};
-pub(crate) use self::server::Server;
+pub(crate) use self::server::{HandlerError, Server};
 use crate::clock::Clock;
 
 /// The first argument of a process of the drill; the second one is its [`Role`], as JSON.

@@ -88,7 +88,9 @@ impl Registry {
                     return Err("the registry has ended".into());
                 }
                 Some(order) = orders.recv() => {
-                    if order.words == "list" {
+                    if let Some(address) = order.words.strip_prefix("holder ") {
+                        order.answer(&holder(&state, &service, address));
+                    } else if order.words == "list" {
                         let listed = state.list(Some(&service)).entries.len();
                         order.answer(&listed.to_string());
                     } else if let Some((health, address)) = override_of(&order.words) {
@@ -113,6 +115,15 @@ fn override_of(words: &str) -> Option<(Health, &str)> {
         ("undrain", address) => Some((Health::Up, address)),
         _ => None,
     }
+}
+
+/// The id of the server that is listed at an address, and its health.
+fn holder(state: &MemoryRegistry, service: &ServiceName, address: &str) -> String {
+    let listed = state.list(Some(service));
+    let instances = listed.entries.iter().map(|entry| &entry.instance);
+    let at = instances.filter(|instance| instance.address.target() == address);
+    let said: Vec<_> = at.map(|instance| format!("{} {}", instance.id, instance.health)).collect();
+    said.join(", ")
 }
 
 /// False: no server is listed at that address.

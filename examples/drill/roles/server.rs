@@ -38,13 +38,39 @@ pub(crate) struct Server {
     pub(crate) ledger: PathBuf,
 }
 
+/// What a server answers instead of results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HandlerError {
+    Internal,
+    Unknown,
+}
+
+impl HandlerError {
+    const ALL: [Self; 2] = [Self::Internal, Self::Unknown];
+
+    /// Its name as an order.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Internal => "internal",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Internal => Kind::Internal,
+            Self::Unknown => Kind::Unknown,
+        }
+    }
+}
+
 struct Desk {
     ledger: Ledger,
     clock: Clock,
     /// Whether calls are refused before their handlers.
     refusing: AtomicBool,
     /// What every handler answers instead of a result.
-    error: Mutex<Option<Kind>>,
+    error: Mutex<Option<HandlerError>>,
     /// Handlers of `Drill.Hold` at work.
     held: AtomicUsize,
 }
@@ -92,14 +118,15 @@ impl Server {
                         desk.refusing.store(false, Relaxed);
                         desk.answer_with(None);
                     }
-                    "answer internal" => desk.answer_with(Some(Kind::Internal)),
-                    "answer unknown" => desk.answer_with(Some(Kind::Unknown)),
                     "health" => {
                         order.answer(&health(&registrar));
                         continue;
                     }
                     "held" => {}
-                    other => tracing::error!(other, "unknown order"),
+                    other => match HandlerError::ALL.iter().find(|it| it.name() == other) {
+                        Some(error) => desk.answer_with(Some(*error)),
+                        None => tracing::error!(other, "unknown order"),
+                    },
                 }
                 order.answer(&desk.held.load(Relaxed).to_string());
             }
@@ -143,7 +170,7 @@ fn health(registrar: &Registrar) -> String {
 }
 
 impl Desk {
-    fn answer_with(&self, error: Option<Kind>) {
+    fn answer_with(&self, error: Option<HandlerError>) {
         *self.error.lock() = error;
     }
 
@@ -162,7 +189,7 @@ async fn work(State(desk): State<Desk>, id: CallId) -> Result<u64, Status> {
     sleep(WORK).await;
     let error = *desk.error.lock();
     match error {
-        Some(kind) => Err(Status::new(kind, "the drill says so")),
+        Some(error) => Err(Status::new(error.kind(), "the drill says so")),
         None => Ok(id.answer()),
     }
 }
