@@ -9,7 +9,6 @@ mod intake;
 mod job;
 mod keeper;
 mod limit;
-mod memory;
 mod methods;
 mod reader;
 mod reply;
@@ -39,7 +38,6 @@ pub use self::handler::{
 use self::house::House;
 use self::limit::Limit;
 pub use self::limit::{Adaptive, Concurrency, ServerStats};
-use self::memory::{Budget, close_stuck_connections};
 pub use self::service::{InvalidService, Service};
 pub use self::settings::ServerSettings;
 use self::shared::{Entry, Phase, Shared};
@@ -47,7 +45,9 @@ use crate::call::{NO_RUNTIME, has_runtime};
 use crate::instance::{Address, Instance, InstanceId, ServiceName};
 use crate::registry::Registrar;
 use crate::sync::event;
-use crate::transport::{ConnectionCaps, ConnectionSlots, Listener, Refusals};
+use crate::transport::{
+    Budget, ConnectionCaps, ConnectionSlots, Listener, Refusals, close_stuck_connections,
+};
 
 /// How long a connection that was cut gets to write what it has.
 const CUT: Duration = Duration::from_secs(1);
@@ -233,7 +233,10 @@ impl Server {
             watchdog: JoinSet::new(),
             log_check: interval(LOG_CHECK_INTERVAL),
         };
-        house.watchdog.spawn(close_stuck_connections(Arc::clone(&shared)));
+        let server = Arc::clone(&shared);
+        house.watchdog.spawn(async move {
+            close_stuck_connections(&server.budget, &server.slots, &server.refusals).await;
+        });
         house.log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
         let registering = async {

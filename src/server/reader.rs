@@ -7,14 +7,13 @@ use tokio::io::ReadHalf;
 use tokio::time::Instant;
 
 use super::intake::Intake;
-use super::memory::CHARGE_STEP;
 use super::reply::{no_memory, too_large};
 use super::session::{End, Session, State};
 use crate::call::after;
 use crate::error::cut;
 use crate::protocol::{Cut, FrameReader, FrameType, WireError};
 use crate::sync::event;
-use crate::transport::{Stream, read_some};
+use crate::transport::{CHARGE_STEP, Stream, read_some};
 
 /// How long a reply waits at most for the calls that were read with it, but for the one whose handler runs.
 const PATIENCE: Duration = Duration::from_micros(500);

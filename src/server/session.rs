@@ -8,22 +8,19 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::handler::Failure;
-use super::memory::{CHARGE_STEP, Charge, Stuck};
 use super::reply::{expired, too_large};
 use super::running::{Room, Running};
 use super::shared::Shared;
 use crate::error::Kind;
 use crate::protocol::{Outbox, WireError};
 use crate::sync::Mutex;
-use crate::transport::{IdleWriter, Peer};
+use crate::transport::{CHARGE_STEP, Charge, IdleWriter, Peer, Stuck};
 
-/// Pause between two tries to get memory.
+/// How long to wait for other connections to give memory back, before it is looked again.
 const MEMORY_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long a body waits for memory before its call is refused.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a connection's loops and its handlers share.
 pub(super) struct Session {
@@ -187,18 +184,8 @@ impl Session {
 
     /// Waits until there is memory for a frame of so many bytes. False: there is none for too long.
     pub(super) async fn memory(&self, frame_bytes: usize) -> bool {
-        let _wanted = self.server.budget.want(frame_bytes);
-        let give_up_at = Instant::now() + MEMORY_TIMEOUT;
-        loop {
-            sleep(MEMORY_RETRY_INTERVAL).await;
-            let now = Instant::now();
-            if self.state.lock().admit_frame(frame_bytes, now) {
-                return true;
-            }
-            if now >= give_up_at {
-                return false;
-            }
-        }
+        let admit = || self.state.lock().admit_frame(frame_bytes, Instant::now());
+        self.server.budget.wait_for_room(frame_bytes, admit).await
     }
 }
 
@@ -264,7 +251,8 @@ impl State {
         let unread = if self.writing.is_some() { self.waiting() + self.held } else { 0 };
         // While it is we who do not read, the frame is not slow.
         let frame = if self.partial.is_some() { self.frame_bytes } else { 0 };
-        Stuck::new(&self.charge, [(unread, self.taken_at), (frame, self.frame_moved)], now)
+        let parts = [(unread, self.taken_at), (frame, self.frame_moved)];
+        Stuck::new(self.charge.host(), self.charge.charged(), parts, now)
     }
 
     /// Ready once something waits in the outbox; else `cx` is woken then.

@@ -10,11 +10,10 @@ use tokio::time::Instant;
 
 use super::handler::Handler;
 use super::limit::Limit;
-use super::memory::Budget;
 use super::settings::ServerSettings;
 use super::usage::Usage;
 use crate::call::{Codec, watch_calls};
-use crate::transport::{ConnectionSlots, Refusals};
+use crate::transport::{Budget, ConnectionSlots, Refusals};
 
 /// How far a server has come; connections follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,9 +7,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::memory::Stuck;
 use super::session::{Eviction, Session};
-use crate::transport::Evictable;
+use crate::transport::{Evictable, HoldsMemory, Stuck};
 
 /// How long a handshake, a frame or a client that does not read may stand still before it counts as
 /// stuck.
@@ -44,16 +43,6 @@ impl Usage {
         !self.is_evicted.load(SeqCst)
     }
 
-    /// What it holds, if it makes no progress.
-    pub(super) fn stuck(&self, now: Instant) -> Option<Stuck> {
-        self.session.get()?.state.lock().stuck(now)
-    }
-
-    /// Its memory is needed: it must close, with what it has in flight.
-    pub(super) fn close_for_memory(&self) {
-        self.tell(Eviction::ForMemory);
-    }
-
     fn tell(&self, eviction: Eviction) {
         // Before the session is looked for: `begin` sets that first, and looks at this then.
         self.is_evicted.store(true, SeqCst);
@@ -67,6 +56,16 @@ impl Usage {
             session.to_keep.notify_one();
         }
         self.evicted.notify_one();
+    }
+}
+
+impl HoldsMemory for Usage {
+    fn stuck(&self, now: Instant) -> Option<Stuck> {
+        self.session.get()?.state.lock().stuck(now)
+    }
+
+    fn close_for_memory(&self) {
+        self.tell(Eviction::ForMemory);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Bytes in, bytes out: the only place that opens sockets.
 
+mod budget;
 mod dial;
 mod memory;
 mod net;
@@ -22,6 +23,9 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+pub(crate) use self::budget::{
+    Budget, CHARGE_STEP, Charge, HoldsMemory, Stuck, close_stuck_connections,
+};
 pub(crate) use self::dial::dial;
 pub use self::memory::Memory;
 pub use self::net::Net;

@@ -42,15 +42,18 @@ pub(crate) struct Caps {
     /// Requests a second with one token [default: 5k]
     #[arg(long, value_name = "N", value_parser = count)]
     rate_per_token: Option<u64>,
-    /// Memory for lists that their readers have not taken yet [default: 256MiB]
+    /// Memory for bodies that are read and answers that their readers have not taken yet [default: 256MiB]
     #[arg(long, value_name = "SIZE", value_parser = size)]
-    max_answer_bytes: Option<u64>,
+    max_bytes_in_flight: Option<u64>,
+    /// The same for one address, before its slowest connections are closed [default: a quarter]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_bytes_in_flight_per_host: Option<u64>,
 }
 
 impl Caps {
     pub(crate) fn apply(&self, builder: RegistryServerBuilder) -> RegistryServerBuilder {
         type Set<T> = fn(RegistryServerBuilder, T) -> RegistryServerBuilder;
-        let sizes: [(Option<u64>, Set<usize>); 9] = [
+        let sizes: [(Option<u64>, Set<usize>); 10] = [
             (self.max_instances, RegistryServerBuilder::max_instances),
             (self.max_instances_per_host, RegistryServerBuilder::max_instances_per_host),
             (self.max_instances_per_token, RegistryServerBuilder::max_instances_per_token),
@@ -59,7 +62,11 @@ impl Caps {
             (self.max_connections_per_host, RegistryServerBuilder::max_connections_per_host),
             (self.max_polls_per_host, RegistryServerBuilder::max_polls_per_host),
             (self.max_in_flight_per_token, RegistryServerBuilder::max_in_flight_per_token),
-            (self.max_answer_bytes, RegistryServerBuilder::max_answer_bytes),
+            (self.max_bytes_in_flight, RegistryServerBuilder::max_bytes_in_flight),
+            (
+                self.max_bytes_in_flight_per_host,
+                RegistryServerBuilder::max_bytes_in_flight_per_host,
+            ),
         ];
         let rates: [(Option<u64>, Set<u32>); 3] = [
             (self.rate, RegistryServerBuilder::rate),

@@ -25,8 +25,8 @@ use super::usage::{Activity, Usage};
 use crate::error::Panic;
 use crate::sync::event;
 use crate::transport::{
-    ConnectionSlot, ConnectionSlots, Entered, Listener, ReachedCap, Refusals, Stream,
-    is_out_of_files,
+    Budget, ConnectionSlot, ConnectionSlots, Entered, Listener, ReachedCap, Refusals, Stream,
+    close_stuck_connections, is_out_of_files,
 };
 
 /// The largest head of a request, in bytes.
@@ -44,13 +44,14 @@ const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Serves `listener` until `shutdown` ends and its connections with it. At most `max_refusing` refused
-/// connections are told why at once; more are closed.
+/// connections are told why at once; more are closed. `budget` is what their requests and answers may hold.
 pub(super) async fn run<H, F>(
     mut listener: Listener,
     shutdown: impl Future<Output = ()>,
     limits: &Limits,
     max_refusing: usize,
     refusals: Arc<Refusals>,
+    budget: Arc<Budget>,
     handle: H,
 ) where
     H: Fn(Request<Incoming>, Stopping) -> F + Clone + Send + Sync + 'static,
@@ -59,7 +60,11 @@ pub(super) async fn run<H, F>(
     let (stop, stopping) = watch::channel(false);
     let stopping = Stopping(stopping);
     let slots = ConnectionSlots::new(limits.max_connections, limits.max_connections_per_host);
-    let refusing = Refusing { refusals, permits: Arc::new(Semaphore::new(max_refusing)) };
+    let mut closing = pin!(close_stuck_connections(&budget, &slots, &refusals));
+    let refusing = Refusing {
+        refusals: Arc::clone(&refusals),
+        permits: Arc::new(Semaphore::new(max_refusing)),
+    };
     let mut log_check = interval(LOG_CHECK_INTERVAL);
     log_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut connections = JoinSet::new();
@@ -77,6 +82,7 @@ pub(super) async fn run<H, F>(
                 refusing.refusals.log_due();
                 continue;
             }
+            () = &mut closing => continue,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -85,7 +91,7 @@ pub(super) async fn run<H, F>(
                 let host = stream.peer().account();
                 let (limits, handle) = (limits.clone(), handle.clone());
                 let (stopping, refusing) = (stopping.clone(), refusing.clone());
-                match slots.enter_or_wait(&host, Usage::new()) {
+                match slots.enter_or_wait(&host, Usage::new(&host)) {
                     Entered::Now(slot) => {
                         connections.spawn(connection(stream, slot, limits, handle, stopping));
                     }

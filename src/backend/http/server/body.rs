@@ -10,9 +10,11 @@ use hyper::body::{Body, Buf};
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;
 
+use super::memory::RequestMemory;
 use super::problem::Refusal;
 use super::usage::{Activity, Usage};
-use super::{Limits, api};
+use super::{Shared, api};
+use crate::transport::CHARGE_STEP;
 
 /// How many bytes of a body that nobody wants are read, so that its connection can go on.
 const MAX_DRAINED: u64 = 64 * 1024;
@@ -24,8 +26,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) async fn read<T: DeserializeOwned, B: Body>(
     parts: &Parts,
     body: B,
-    limits: &Limits,
+    shared: &Shared,
 ) -> Result<T, Refusal> {
+    let limits = &shared.limits;
     if !is_json(parts) {
         return Err(Refusal::not_json_type());
     }
@@ -33,7 +36,10 @@ pub(super) async fn read<T: DeserializeOwned, B: Body>(
     if let Some(usage) = usage {
         usage.begin(Activity::Receiving);
     }
-    let bytes = tokio::time::timeout(limits.body_timeout, collect(body, limits.max_body))
+    // Held until it is parsed.
+    let mut memory = shared.memory(parts);
+    let collected = collect(body, limits.max_body, &mut memory, usage);
+    let bytes = tokio::time::timeout(limits.body_timeout, collected)
         .await
         .unwrap_or_else(|_| Err(Refusal::body_timeout()))?;
     if let Some(usage) = usage {
@@ -54,15 +60,31 @@ fn is_json(parts: &Parts) -> bool {
 }
 
 /// Copies, instead of keeping the chunks: a body of chunks of one byte would cost many times its
-/// size.
-async fn collect<B: Body>(body: B, max: usize) -> Result<Vec<u8>, Refusal> {
+/// size. Before more than a step of it is held, the whole is charged: what it says to be its length, or the
+/// most that it may have.
+async fn collect<B: Body>(
+    body: B,
+    max: usize,
+    memory: &mut RequestMemory,
+    usage: Option<&Usage>,
+) -> Result<Vec<u8>, Refusal> {
     let mut body = pin!(body);
+    let length = body.size_hint().upper().and_then(|length| usize::try_from(length).ok());
+    let most = length.unwrap_or(max).min(max);
+    let mut is_charged = false;
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Refusal::unreadable_body("it ended early"))?;
         let Ok(mut data) = frame.into_data() else { continue };
         if data.remaining() > max - bytes.len() {
             return Err(Refusal::too_large(max));
+        }
+        if !is_charged && bytes.len() + data.remaining() >= CHARGE_STEP {
+            memory.raise(most).await?;
+            is_charged = true;
+        }
+        if let Some(usage) = usage {
+            usage.moved(data.remaining());
         }
         while data.has_remaining() {
             let chunk = data.chunk();

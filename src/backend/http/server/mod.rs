@@ -6,6 +6,7 @@ mod body;
 mod check;
 mod front;
 mod hosts;
+mod memory;
 mod meter;
 mod pacing;
 mod problem;
@@ -37,6 +38,7 @@ use self::accept::Stopping;
 use self::access::{Access, Caller};
 use self::front::Front;
 use self::hosts::{Hosts, Reach};
+use self::memory::RequestMemory;
 use self::meter::{Meter, Share};
 use self::pacing::ListPacer;
 use self::problem::Refusal;
@@ -50,7 +52,7 @@ use crate::discovery::Discovery;
 use crate::instance::Address;
 use crate::registry::Registry;
 use crate::sync::event;
-use crate::transport::{ConnectionCaps, Listener, Peer, Refusals};
+use crate::transport::{Budget, ConnectionCaps, Listener, Peer, Refusals};
 
 /// The lease of an address over a backend, where none is set.
 const LONGEST_OF_BACKEND: Duration = Duration::from_secs(24 * 60 * 60);
@@ -65,8 +67,8 @@ const LONGEST_OF_BACKEND: Duration = Duration::from_secs(24 * 60 * 60);
 ///
 /// # What it may cost
 /// Headers, bodies, idle connections and stalled readers have a time limit; connections, requests a
-/// second, long polls, what is registered and answers that are not yet read are capped, in all, for
-/// each address and for each token. Whatever cap is reached, what is registered is renewed.
+/// second, long polls, what is registered, bodies that come and answers that are not yet read are capped, in
+/// all, for each address and for each token. Whatever cap is reached, what is registered is renewed.
 ///
 /// # Over a backend
 /// Given [another registry](RegistryServerBuilder::backend), such as etcd, it keeps nothing of its own and
@@ -98,8 +100,8 @@ struct Shared {
     polls: Meter,
     /// The same, by token.
     polls_by_token: Meter,
-    /// Bytes of lists that are not yet sent, by address.
-    answers: Meter,
+    /// What bodies that are read and answers that are not yet sent may hold.
+    budget: Arc<Budget>,
     /// When the clients of an address ask for lists again.
     list_pacer: ListPacer,
     /// What was refused and is not logged yet.
@@ -118,7 +120,8 @@ struct Limits {
     max_connections_per_host: usize,
     max_in_flight_per_token: usize,
     max_polls_per_host: Option<usize>,
-    max_answer_bytes: usize,
+    max_bytes_in_flight: usize,
+    max_bytes_in_flight_per_host: Option<usize>,
     rate: Rate,
 }
 
@@ -153,7 +156,8 @@ impl RegistryServer {
                 max_connections_per_host: 256,
                 max_in_flight_per_token: 5000,
                 max_polls_per_host: None,
-                max_answer_bytes: 256 * 1024 * 1024,
+                max_bytes_in_flight: 256 * 1024 * 1024,
+                max_bytes_in_flight_per_host: None,
                 rate: Rate { all: 10_000, per_host: 1000, per_token: 5000 },
             },
         }
@@ -197,11 +201,12 @@ impl RegistryServer {
         let caps = ConnectionCaps::for_listener(&listener, total, per_host);
         (limits.max_connections, limits.max_connections_per_host) = (caps.total, caps.per_host);
         let refusals = Arc::clone(&self.shared.refusals);
+        let budget = Arc::clone(&self.shared.budget);
         let handle = move |request: Request<Incoming>, stopping: Stopping| {
             let server = self.clone();
             async move { server.answer(request, reach, stopping.wait()).await }
         };
-        accept::run(listener, shutdown, &limits, caps.refusing, refusals, handle).await;
+        accept::run(listener, shutdown, &limits, caps.refusing, refusals, budget, handle).await;
         Ok(())
     }
 
@@ -344,9 +349,9 @@ impl Shared {
         Some((self.polls.take(host)?, of_token))
     }
 
-    /// Room for one more list: as long as earlier ones are unread there may be none.
-    fn room(&self, host: &Arc<str>) -> Result<Share, Refusal> {
-        self.answers.take(host).ok_or_else(Refusal::answers_unread)
+    /// The memory of a request or its answer.
+    fn memory(&self, parts: &Parts) -> RequestMemory {
+        RequestMemory::of(parts, &self.budget)
     }
 }
 
@@ -524,10 +529,19 @@ impl RegistryServerBuilder {
         self
     }
 
-    /// How much memory lists may take that their readers have not taken yet, in bytes, of which one
-    /// address may have a quarter; a list beyond it is answered 503. Default: 256 MiB.
-    pub fn max_answer_bytes(mut self, bytes: usize) -> Self {
-        self.limits.max_answer_bytes = bytes;
+    /// How much memory requests that are read, and answers that their readers have not taken yet, may
+    /// take together, in bytes; less than 16 KiB of each is free. When it is full, connections that hold
+    /// much and have moved less than 16 KiB for a second are closed, and who has waited for room for
+    /// 2 s is answered 503. Answers to renewals are charged, and wait for no room. Default: 256 MiB.
+    pub fn max_bytes_in_flight(mut self, bytes: usize) -> Self {
+        self.limits.max_bytes_in_flight = bytes;
+        self
+    }
+
+    /// How much of that one address may hold before connections of its own are closed in the same way.
+    /// It leaves a quarter of the whole, or its share if that is less, to the others. Default: a quarter.
+    pub fn max_bytes_in_flight_per_host(mut self, bytes: usize) -> Self {
+        self.limits.max_bytes_in_flight_per_host = Some(bytes);
         self
     }
 
@@ -606,6 +620,8 @@ impl RegistryServerBuilder {
         let caps = ConnectionCaps::within_open_files(total, per_host);
         let max_polls = limits.max_polls_per_host.unwrap_or(caps.per_host / 2);
         let max_polls_per_token = limits.max_in_flight_per_token / 2;
+        let max_bytes = limits.max_bytes_in_flight;
+        let host_bytes = limits.max_bytes_in_flight_per_host.unwrap_or(max_bytes / 4);
         RegistryServer {
             shared: Arc::new(Shared {
                 store,
@@ -617,7 +633,7 @@ impl RegistryServerBuilder {
                 renewing: Meter::new(usize::MAX, limits.max_in_flight_per_token),
                 polls: Meter::new(caps.total / 2, max_polls),
                 polls_by_token: Meter::new(usize::MAX, max_polls_per_token),
-                answers: Meter::new(limits.max_answer_bytes, limits.max_answer_bytes / 4),
+                budget: Arc::new(Budget::new(max_bytes, host_bytes)),
                 list_pacer: ListPacer::new(limits.rate.per_host),
                 refusals: Arc::default(),
                 limits,
@@ -668,8 +684,11 @@ fn json(answer: &impl Serialize) -> Result<Response<Full<Bytes>>, Refusal> {
     Ok(respond(StatusCode::OK, api::JSON, body))
 }
 
-/// The same for a list, which may be large: it counts until it is sent.
-fn json_of(list: &impl Serialize, room: Share) -> Result<Response<Full<Bytes>>, Refusal> {
-    let body = serde_json::to_vec(list).map_err(Refusal::internal)?;
-    Ok(respond(StatusCode::OK, api::JSON, room.of(body, 1)))
+/// The same for what may be large: it is charged until it is sent.
+fn json_of(
+    answer: &impl Serialize,
+    memory: RequestMemory,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let body = serde_json::to_vec(answer).map_err(Refusal::internal)?;
+    Ok(respond(StatusCode::OK, api::JSON, memory.bytes(body, 1)))
 }

@@ -155,10 +155,10 @@ impl Refusal {
         }
     }
 
-    /// Answers that nobody has read yet fill the memory that there is for them.
-    pub(super) fn answers_unread() -> Self {
-        let detail = "too much of earlier answers has not been read yet";
-        Self::unavailable(detail).after(Duration::from_secs(1)).of_limit(detail)
+    /// Bodies that come slowly, and answers that nobody has read yet, fill the memory that there is for them.
+    pub(super) fn memory_full(wait: Duration) -> Self {
+        let detail = "other requests and answers that are not read yet fill the memory for them";
+        Self::unavailable(detail).after(wait).of_limit(detail)
     }
 
     fn unavailable(detail: impl fmt::Display) -> Self {

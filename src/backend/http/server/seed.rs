@@ -9,7 +9,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 
 use super::access::Caller;
-use super::meter::Share;
+use super::memory::RequestMemory;
 use super::problem::{MAY_BE_REGISTERED, Refusal};
 use super::query::Query;
 use super::store::Store;
@@ -31,7 +31,7 @@ pub(super) async fn answer(
     match parts.method {
         Method::GET => {
             caller.may_read()?;
-            list(&shared.store, parts, shared.room(&super::host(parts))?).await
+            list(&shared.store, parts, shared.memory(parts).room().await?).await
         }
         Method::POST => {
             caller.may_write_something()?;
@@ -99,7 +99,11 @@ fn utf8(bytes: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(bytes).map_err(|_| "a header is not UTF-8".to_owned())
 }
 
-async fn list(store: &Store, parts: &Parts, room: Share) -> Result<Response<Full<Bytes>>, Refusal> {
+async fn list(
+    store: &Store,
+    parts: &Parts,
+    memory: RequestMemory,
+) -> Result<Response<Full<Bytes>>, Refusal> {
     let service = match Query::parse(&parts.uri).and_then(|query| query.service()) {
         Ok(service) => service,
         Err(reason) => return Ok(text(StatusCode::BAD_REQUEST, &reason)),
@@ -126,7 +130,7 @@ async fn list(store: &Store, parts: &Parts, room: Share) -> Result<Response<Full
         return Ok(text(StatusCode::INTERNAL_SERVER_ERROR, "an address does not fit a header"));
     };
     // Twice: the header says the same.
-    let mut response = respond(StatusCode::OK, TEXT, room.of(body.into_bytes(), 2));
+    let mut response = respond(StatusCode::OK, TEXT, memory.bytes(body.into_bytes(), 2));
     response.headers_mut().insert(api::SERVERS, header);
     if let Some(Ok(service)) = service.map(|service| HeaderValue::from_str(service.as_str())) {
         // Tells a client that the list was filtered: an original registry ignores the query.

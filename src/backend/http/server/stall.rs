@@ -56,6 +56,7 @@ impl<S> WriteTimeout<S> {
 
     fn took(&mut self, written: &Poll<io::Result<usize>>) {
         if let Poll::Ready(Ok(bytes)) = written {
+            self.usage.moved(*bytes);
             self.taken += bytes;
             if self.taken >= LEAST {
                 self.nothing_waits();

@@ -532,7 +532,7 @@ async fn who_takes_nothing_of_an_answer_is_cut() {
         respond(StatusCode::OK, "text/plain", vec![b'x'; 1024 * 1024])
     };
     let _serving = tokio::spawn(async move {
-        accept::run(listener, pending(), &limits, 64, Arc::default(), handle).await;
+        accept::run(listener, pending(), &limits, 64, Arc::default(), budget(), handle).await;
     });
     let mut stalled = net.connect(&AT.parse().unwrap()).await.unwrap();
     stalled.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -562,7 +562,7 @@ async fn a_panic_closes_its_connection_and_no_other() {
         respond(StatusCode::OK, "text/plain", "fine")
     };
     let _serving = tokio::spawn(async move {
-        accept::run(listener, pending(), &limits(), 64, Arc::default(), handle).await;
+        accept::run(listener, pending(), &limits(), 64, Arc::default(), budget(), handle).await;
     });
     assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
     assert!(raw(&net, GET_LIST).await.ends_with("fine"));
@@ -588,7 +588,7 @@ async fn a_panic_whose_payload_panics_closes_its_connection_and_no_other() {
         respond(StatusCode::OK, "text/plain", "fine")
     };
     let _serving = tokio::spawn(async move {
-        accept::run(listener, pending(), &limits(), 64, Arc::default(), handle).await
+        accept::run(listener, pending(), &limits(), 64, Arc::default(), budget(), handle).await
     });
     assert_eq!(raw(&net, "GET /panic HTTP/1.1\r\n\r\n").await, "");
     assert!(raw(&net, GET_LIST).await.ends_with("fine"));
@@ -766,10 +766,13 @@ async fn long_polls_leave_connections_for_renewals() {
     assert!(again.is_err(), "it is held again");
 }
 
-#[tokio::test(start_paused = true)]
-async fn unread_lists_fill_what_there_is_for_them_and_no_more() {
-    let net = Memory::new();
-    let server = RegistryServer::builder().max_answer_bytes(4 << 20).build();
+fn budget() -> Arc<Budget> {
+    Arc::new(Budget::new(256 << 20, 64 << 20))
+}
+
+/// A server whose one list takes some 700 KiB.
+async fn with_a_large_list(builder: super::RegistryServerBuilder) -> RegistryServer {
+    let server = builder.build();
     let metadata: serde_json::Map<String, Value> =
         (0..60).map(|n| (format!("key{n}"), json!("v".repeat(100)))).collect();
     for n in 0..100 {
@@ -778,24 +781,102 @@ async fn unread_lists_fill_what_there_is_for_them_and_no_more() {
         let body = json!({ "service": "Foo", "ttl_ms": 300_000, "instance": large });
         assert_eq!(post(&server, api::REGISTER, body).await.0, 200);
     }
+    server
+}
+
+const LIST: &str = "GET /v1/instances HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n";
+const RENEW: &str = "POST /v1/renew HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\nconnection: close\r\n\
+                     content-length: 11\r\n\r\n{\"held\":[]}";
+
+/// How many of these connections the server has closed.
+async fn closed(streams: &mut [Stream]) -> usize {
+    let mut closed = 0;
+    for stream in streams {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_millis(1), stream.read_to_end(&mut rest));
+        closed += usize::from(ended.await.is_ok());
+    }
+    closed
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_lists_is_closed_and_keeps_nobody_on_its_host_from_them() {
+    let net = Memory::new();
+    let server = with_a_large_list(RegistryServer::builder().max_bytes_in_flight(4 << 20)).await;
     let (_stop, _serving) = start(&net, server.clone()).await;
-    let get = "GET /v1/instances HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n";
     let mut unread = Vec::new();
     for _ in 0..5 {
         let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
-        stream.write_all(get.as_bytes()).await.unwrap();
+        stream.write_all(LIST.as_bytes()).await.unwrap();
         unread.push(stream);
         sleep(Duration::from_millis(1)).await;
     }
-    // One host: a quarter of 4 MiB, and the answer that went beyond it.
-    let answer = raw(&net, get).await;
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
-    let renew = "POST /v1/renew HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\nconnection: close\r\n\
-                 content-length: 11\r\n\r\n{\"held\":[]}";
-    assert!(raw(&net, renew).await.starts_with("HTTP/1.1 200"));
+    // Three quarters of 4 MiB, and the answer that went beyond them.
+    let begun = Instant::now();
+    assert!(raw(&net, RENEW).await.starts_with("HTTP/1.1 200"));
+    assert!(begun.elapsed() < Duration::from_millis(10));
+    assert!(raw(&net, LIST).await.starts_with("HTTP/1.1 200"), "once the stuck ones are closed");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(closed(&mut unread).await >= 4, "down to the quarter of one host");
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_read_bodies_are_charged_and_give_way_to_others() {
+    let net = Memory::new();
+    let server = RegistryServer::builder().max_bytes_in_flight(8 << 20).build();
+    let (_stop, _serving) = start(&net, server.clone()).await;
+    let post = |length: String| {
+        format!(
+            "POST /v1/renew HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\n\
+             connection: close\r\n{length}\r\n\r\n"
+        )
+    };
+    let mut half = Vec::new();
+    for n in 0..9 {
+        let mut stream = net.connect(&AT.parse().unwrap()).await.unwrap();
+        // With its length, and without one.
+        let sent = match n % 2 {
+            0 => post("content-length: 1000000".into()) + &" ".repeat(900_000),
+            _ => post("transfer-encoding: chunked".into()) + "dbba0\r\n" + &" ".repeat(900_000),
+        };
+        half.push(tokio::spawn(async move {
+            // What there is no room for is not taken.
+            let _ = tokio::time::timeout(Duration::from_secs(3), stream.write_all(sent.as_bytes()))
+                .await;
+            stream
+        }));
+    }
+    sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    assert!(raw(&net, RENEW).await.starts_with("HTTP/1.1 200"));
+    assert!(begun.elapsed() < Duration::from_millis(10));
+    let large = post("content-length: 500000".into()) + "{\"held\":[]}" + &" ".repeat(499_989);
+    assert!(raw(&net, &large).await.starts_with("HTTP/1.1 200"));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    sleep(Duration::from_secs(10)).await;
+    let mut streams = Vec::new();
+    for stream in half {
+        streams.push(stream.await.unwrap());
+    }
+    assert!(closed(&mut streams).await >= 7, "the share of one host is 2 MiB");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_memory_in_vain_is_told_when_to_come_back() {
+    // Mounted in another server there is no connection to be closed.
+    let server = with_a_large_list(RegistryServer::builder().max_bytes_in_flight(1 << 19)).await;
+    let list = || Request::get(api::INSTANCES).body(Full::<Bytes>::default()).unwrap();
+    let unread = server.handle(list()).await;
+    assert_eq!(unread.status().as_u16(), 200);
+    let begun = Instant::now();
+    let refused = server.handle(list()).await;
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["retry-after"]),
+        (503, &"1".parse().unwrap())
+    );
+    assert!(begun.elapsed() >= Duration::from_secs(2));
     drop(unread);
-    sleep(Duration::from_millis(10)).await;
-    assert!(raw(&net, get).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(server.handle(list()).await.status().as_u16(), 200);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! What a connection is used for, and whether it may be evicted for another one.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use http::request::Parts;
@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::sync::Mutex;
-use crate::transport::Evictable;
+use crate::transport::{CHARGE_STEP, Evictable, HoldsMemory, Stuck};
 
 /// An idle connection that was used within this time is evicted only if no other is idle; one that is
 /// not idle counts as stuck after this time.
@@ -30,23 +30,64 @@ pub(super) enum Activity {
     Idle,
 }
 
-/// What a connection does, and since when.
+/// What a connection does, and since when it has moved nothing worth mentioning.
 pub(super) struct Usage {
-    activity: Mutex<(Activity, Instant)>,
+    host: Arc<str>,
+    progress: Mutex<Progress>,
     lingers: AtomicBool,
+    /// The bytes of its requests and answers that are charged.
+    held: AtomicUsize,
     /// Told once, when another connection has its slot.
     pub(super) evicted: Notify,
 }
 
+#[derive(Clone, Copy)]
+struct Progress {
+    activity: Activity,
+    /// When it began, or a step of bytes had last moved.
+    since: Instant,
+    /// The bytes that have moved since.
+    moved: usize,
+}
+
+impl Progress {
+    fn new(activity: Activity) -> Self {
+        Self { activity, since: Instant::now(), moved: 0 }
+    }
+}
+
 impl Usage {
-    pub(super) fn new() -> Self {
-        let activity = Mutex::new((Activity::Opening, Instant::now()));
-        Self { activity, lingers: AtomicBool::new(false), evicted: Notify::new() }
+    pub(super) fn new(host: &Arc<str>) -> Self {
+        Self {
+            host: Arc::clone(host),
+            progress: Mutex::new(Progress::new(Activity::Opening)),
+            lingers: AtomicBool::new(false),
+            held: AtomicUsize::new(0),
+            evicted: Notify::new(),
+        }
     }
 
     /// Notes what the connection does from now on.
     pub(super) fn begin(&self, activity: Activity) {
-        *self.activity.lock() = (activity, Instant::now());
+        *self.progress.lock() = Progress::new(activity);
+    }
+
+    /// Bytes of a body have come, or of an answer gone. A byte now and then is no progress.
+    pub(super) fn moved(&self, bytes: usize) {
+        let mut progress = self.progress.lock();
+        progress.moved += bytes;
+        if progress.moved >= CHARGE_STEP {
+            *progress = Progress::new(progress.activity);
+        }
+    }
+
+    /// A request holds so many bytes instead of those.
+    pub(super) fn holds(&self, before: usize, now: usize) {
+        if now >= before {
+            self.held.fetch_add(now - before, Relaxed);
+        } else {
+            self.held.fetch_sub(before - now, Relaxed);
+        }
     }
 
     /// That of a request's connection. `None`: another server has accepted it.
@@ -56,15 +97,15 @@ impl Usage {
 
     /// All that was written has been taken by the peer's side.
     pub(super) fn flushed(&self) {
-        let mut activity = self.activity.lock();
-        if activity.0 == Activity::Sending {
-            *activity = (Activity::Idle, Instant::now());
+        let mut progress = self.progress.lock();
+        if progress.activity == Activity::Sending {
+            *progress = Progress::new(Activity::Idle);
         }
     }
 
     /// Whether a header, a body or a reader has kept it waiting.
     pub(super) fn is_stuck(&self) -> bool {
-        let (activity, since) = *self.activity.lock();
+        let Progress { activity, since, .. } = *self.progress.lock();
         let is_waiting = !matches!(activity, Activity::Idle | Activity::Working);
         is_waiting && since.elapsed() >= RECENT
     }
@@ -82,7 +123,7 @@ impl Usage {
 
 impl Evictable for Usage {
     fn eviction_rank(&self, now: Instant) -> Option<(u8, Instant)> {
-        let (activity, since) = *self.activity.lock();
+        let Progress { activity, since, .. } = *self.progress.lock();
         let is_recent = now.saturating_duration_since(since) < RECENT;
         let rank = match activity {
             Activity::Idle if self.lingers() => 0,
@@ -101,6 +142,19 @@ impl Evictable for Usage {
     }
 }
 
+impl HoldsMemory for Usage {
+    fn stuck(&self, now: Instant) -> Option<Stuck> {
+        let Progress { activity, since, .. } = *self.progress.lock();
+        let moves = matches!(activity, Activity::Receiving | Activity::Sending);
+        let held = self.held.load(Relaxed);
+        moves.then(|| Stuck::new(&self.host, held, [(held, since)], now)).flatten()
+    }
+
+    fn close_for_memory(&self) {
+        self.evict();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +162,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_costs_its_client_least_is_evicted_first() {
         let started = |activity| {
-            let usage = Usage::new();
+            let usage = Usage::new(&Arc::from("a"));
             usage.begin(activity);
             usage
         };
@@ -126,7 +180,11 @@ mod tests {
         tokio::time::advance(RECENT).await;
         assert_eq!(all.each_ref().map(rank), [Some(2), None, Some(4), Some(4), Some(1)]);
         assert_eq!(all.each_ref().map(Usage::is_stuck), [true, false, true, true, false]);
-        // Only another activity starts the time anew: a byte now and then does not.
+        // Another activity starts the time anew, and a step of bytes; a byte now and then does not.
+        all[2].moved(CHARGE_STEP - 1);
+        assert!(all[2].is_stuck());
+        all[2].moved(1);
+        assert!(!all[2].is_stuck());
         all[0].flushed();
         assert_eq!(rank(&all[0]), Some(2));
         all[3].flushed();

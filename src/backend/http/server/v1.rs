@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::access::Caller;
 use super::api::{self, Outcome};
+use super::memory::RequestMemory;
 use super::problem::Refusal;
 use super::query::Query;
 use super::store::Store;
@@ -42,7 +43,7 @@ pub(super) async fn answer<B: Body>(
     body: B,
     stop: impl Future<Output = ()>,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
-    let Shared { store, limits, .. } = shared;
+    let store = &shared.store;
     let path = parts.uri.path();
     if matches!(path, api::REGISTER | api::RENEW | api::DEREGISTER | api::DRAIN) {
         only("POST", parts)?;
@@ -54,18 +55,22 @@ pub(super) async fn answer<B: Body>(
     match path {
         api::REGISTER => {
             let owner = super::owner(parts, caller);
-            register(store, caller, &owner, body::read(parts, body, limits).await?).await
+            register(store, caller, &owner, body::read(parts, body, shared).await?).await
         }
         api::RENEW => {
             let owner = super::owner(parts, caller);
-            renew(store, caller, &owner, body::read(parts, body, limits).await?).await
+            let memory = shared.memory(parts);
+            renew(store, caller, &owner, body::read(parts, body, shared).await?, memory).await
         }
-        api::DEREGISTER => deregister(store, caller, body::read(parts, body, limits).await?).await,
-        api::DRAIN => drain(store, caller, body::read(parts, body, limits).await?, stop).await,
+        api::DEREGISTER => {
+            let memory = shared.memory(parts);
+            deregister(store, caller, body::read(parts, body, shared).await?, memory).await
+        }
+        api::DRAIN => drain(store, caller, body::read(parts, body, shared).await?, stop).await,
         api::INSTANCES => instances(shared, caller, parts, stop).await,
         api::SERVICES => {
-            let room = shared.room(&super::host(parts))?;
-            json_of(&api::Services { services: store.services().await? }, room)
+            let memory = shared.memory(parts).room().await?;
+            json_of(&api::Services { services: store.services().await? }, memory)
         }
         _ => Err(Refusal::no_such_path()),
     }
@@ -101,6 +106,7 @@ async fn renew(
     caller: &Caller,
     owner: &Owner,
     asked: api::Renew,
+    memory: RequestMemory,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     few_enough(asked.held.len())?;
     let mut held = Vec::with_capacity(asked.held.len());
@@ -127,7 +133,7 @@ async fn renew(
             }
         })
         .collect();
-    ok(&api::Renewed { results: outcomes(results)?, registry: store.name().await })
+    json_of(&api::Renewed { results: outcomes(results)?, registry: store.name().await }, memory)
 }
 
 /// Each is answered by itself, which weighs more than what was asked.
@@ -156,6 +162,7 @@ async fn deregister(
     store: &Store,
     caller: &Caller,
     asked: api::Deregister,
+    memory: RequestMemory,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     few_enough(asked.held.len())?;
     let left = LEFT.parse::<Address>().map_err(Refusal::internal)?;
@@ -175,7 +182,7 @@ async fn deregister(
     if results.iter().all(Result::is_ok) {
         return ok(&json!({}));
     }
-    ok(&api::Deregistered { results: outcomes(results)? })
+    json_of(&api::Deregistered { results: outcomes(results)? }, memory)
 }
 
 async fn drain(
@@ -273,7 +280,7 @@ async fn instances(
         // Who knows no revision yet has nothing to wait for.
         _ => {}
     }
-    let room = shared.room(&host)?;
+    let memory = shared.memory(parts).room().await?;
     let listing = store.list(service.as_ref()).await?;
     let instances = listing
         .entries
@@ -300,7 +307,7 @@ async fn instances(
         instances,
     };
     let is_of_service = listed.service.is_some();
-    let mut answer = json_of(&listed, room)?;
+    let mut answer = json_of(&listed, memory)?;
     let headers = answer.headers_mut();
     if is_of_service {
         // Of each one: who was answered a first list or a poll that was held asks again, too.

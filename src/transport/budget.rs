@@ -1,4 +1,4 @@
-//! Memory budget of all connections: bodies in flight and unread replies, with a share for each host.
+//! Memory budget of a listener's connections: bodies in flight and unread replies, with a share for each host.
 //!
 //! A connection charges what it holds in whole steps, so that small calls touch no shared counter.
 
@@ -11,23 +11,28 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::shared::Shared;
+use super::refusals::Refusals;
+use super::slots::{ConnectionSlots, Evictable};
 use crate::sync::Mutex;
 
 /// Unit of charges, in bytes. A connection holds less than this for free.
-pub(super) const CHARGE_STEP: usize = 16 * 1024;
+pub(crate) const CHARGE_STEP: usize = 16 * 1024;
 /// How long a connection must have moved less than a step before it counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// Pause between two searches for stuck connections.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(100);
+/// Pause between two tries to get memory.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a body waits for memory.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes that the connections of a server may hold together.
-pub(super) struct Budget {
+pub(crate) struct Budget {
     max: usize,
     /// What one host may hold before its stuck connections are closed.
     share: usize,
     held: AtomicUsize,
-    /// Bytes of the frames that wait for room.
+    /// Bytes of the bodies that wait for room.
     wanted: AtomicUsize,
     hosts: Mutex<HashMap<Arc<str>, HostEntry>>,
     /// Wakes [`close_stuck_connections`].
@@ -57,7 +62,7 @@ impl HostAccount {
 }
 
 impl Budget {
-    pub(super) fn new(max: usize, share: usize) -> Self {
+    pub(crate) fn new(max: usize, share: usize) -> Self {
         Self {
             max,
             share: share.min(max),
@@ -70,7 +75,7 @@ impl Budget {
 
     /// The account of a connection from `host`. An empty host tells no peer from another (a Unix socket)
     /// and has no share of its own.
-    pub(super) fn open_charge(self: &Arc<Self>, host: &Arc<str>) -> Charge {
+    pub(crate) fn open_charge(self: &Arc<Self>, host: &Arc<str>) -> Charge {
         let account = match host.is_empty() {
             true => HostAccount::new(host, usize::MAX),
             false => {
@@ -86,8 +91,27 @@ impl Budget {
         Charge { budget: Arc::clone(self), account, charged: 0 }
     }
 
-    /// Announces a frame that waits for room.
-    pub(super) fn want(&self, bytes: usize) -> Wanted<'_> {
+    /// Asks again and again whether there is room for so many bytes. False: there is none for too long.
+    pub(crate) async fn wait_for_room(
+        &self,
+        bytes: usize,
+        mut has_room: impl FnMut() -> bool,
+    ) -> bool {
+        let _wanted = self.want(bytes);
+        let give_up_at = Instant::now() + ROOM_TIMEOUT;
+        loop {
+            sleep(RETRY_INTERVAL).await;
+            if has_room() {
+                return true;
+            }
+            if Instant::now() >= give_up_at {
+                return false;
+            }
+        }
+    }
+
+    /// Announces a body that waits for room.
+    fn want(&self, bytes: usize) -> Wanted<'_> {
         self.wanted.fetch_add(bytes, Relaxed);
         self.exceeded.notify_one();
         Wanted { budget: self, bytes }
@@ -140,8 +164,8 @@ impl Budget {
     }
 }
 
-/// A frame that waits for room.
-pub(super) struct Wanted<'a> {
+/// A body that waits for room.
+struct Wanted<'a> {
     budget: &'a Budget,
     bytes: usize,
 }
@@ -153,7 +177,7 @@ impl Drop for Wanted<'_> {
 }
 
 /// One connection's part of the budget, given back when it is dropped.
-pub(super) struct Charge {
+pub(crate) struct Charge {
     budget: Arc<Budget>,
     account: Arc<HostAccount>,
     /// Whole steps.
@@ -161,17 +185,17 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    pub(super) fn charged(&self) -> usize {
+    pub(crate) fn charged(&self) -> usize {
         self.charged
     }
 
-    pub(super) fn host(&self) -> &Arc<str> {
+    pub(crate) fn host(&self) -> &Arc<str> {
         &self.account.host
     }
 
     /// Charges what the connection holds, whether there is room or not.
     #[inline]
-    pub(super) fn set(&mut self, bytes: usize) {
+    pub(crate) fn set(&mut self, bytes: usize) {
         let target = bytes / CHARGE_STEP * CHARGE_STEP;
         if target != self.charged {
             self.change(target);
@@ -180,13 +204,13 @@ impl Charge {
 
     /// Raises the charge to what the connection will hold. False: there is no room, and nothing has changed.
     #[inline]
-    pub(super) fn try_raise(&mut self, bytes: usize) -> bool {
+    pub(crate) fn try_raise(&mut self, bytes: usize) -> bool {
         let target = bytes / CHARGE_STEP * CHARGE_STEP;
         target <= self.charged || self.try_change(target)
     }
 
     /// Whether nothing more fits.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.budget.held.load(Relaxed) >= self.limit(0)
     }
 
@@ -247,7 +271,7 @@ impl Drop for Charge {
 }
 
 /// A connection that holds memory and makes no progress.
-pub(super) struct Stuck {
+pub(crate) struct Stuck {
     host: Arc<str>,
     bytes: usize,
     /// Bytes times the milliseconds that they have not moved.
@@ -255,32 +279,51 @@ pub(super) struct Stuck {
 }
 
 impl Stuck {
-    /// Judges a connection by its parts: bytes, and since when less than a step of them has moved. `None`:
-    /// it makes progress, or holds no more than is free.
-    pub(super) fn new(charge: &Charge, parts: [(usize, Instant); 2], now: Instant) -> Option<Self> {
+    /// Judges a connection by what is charged for it and its parts: bytes, and since when less than a step of
+    /// them has moved. `None`: it makes progress, or holds no more than is free.
+    pub(crate) fn new<const N: usize>(
+        host: &Arc<str>,
+        charged: usize,
+        parts: [(usize, Instant); N],
+        now: Instant,
+    ) -> Option<Self> {
         let weight = parts.iter().map(|(bytes, since)| {
             let still = now.saturating_duration_since(*since);
             if still < STUCK_AFTER { 0 } else { still.as_millis() * *bytes as u128 }
         });
         let weight: u128 = weight.sum();
-        let bytes = charge.charged();
-        (bytes > 0 && weight > 0).then(|| Self { host: Arc::clone(charge.host()), bytes, weight })
+        let is_stuck = charged > 0 && weight > 0;
+        is_stuck.then(|| Self { host: Arc::clone(host), bytes: charged, weight })
     }
 }
 
-/// Closes stuck connections while the total or a host's share is exceeded. Never ends.
-pub(super) async fn close_stuck_connections(server: Arc<Shared>) {
-    let budget = &server.budget;
+/// A connection that may have to close for the memory that it holds.
+pub(crate) trait HoldsMemory: Evictable {
+    /// What it holds, if it makes no progress.
+    fn stuck(&self, now: Instant) -> Option<Stuck>;
+
+    /// It must close, with what it has in flight.
+    fn close_for_memory(&self);
+}
+
+/// Closes stuck connections of these slots while the total or a host's share is exceeded. Never ends.
+pub(crate) async fn close_stuck_connections<T: HoldsMemory>(
+    budget: &Budget,
+    slots: &ConnectionSlots<T>,
+    refusals: &Refusals,
+) {
     loop {
         budget.exceeded.notified().await;
         while budget.excess() > 0 || !budget.host_excesses().is_empty() {
             let now = Instant::now();
-            let open = server.slots.connections();
+            let open = slots.connections();
             let stuck = open.into_iter().filter_map(|usage| Some((usage.stuck(now)?, usage)));
             for (stuck, usage) in budget.choose(stuck.collect()) {
-                server.refusals.count("bytes held by connections", &stuck.host);
+                refusals.count("bytes held by connections", &stuck.host);
                 usage.close_for_memory();
             }
+            // Another listener with this budget may have the connections that are stuck.
+            budget.exceeded.notify_one();
             sleep(SEARCH_INTERVAL).await;
         }
     }
@@ -366,7 +409,8 @@ mod tests {
             let stuck = charges.iter().zip(open).enumerate().filter_map(|(at, (charge, open))| {
                 let since = now - Duration::from_secs(open.2);
                 let parts = [(charge.charged(), since), (0, start)];
-                Some((Stuck::new(charge, parts, now)?, at))
+                let stuck = Stuck::new(charge.host(), charge.charged(), parts, now)?;
+                Some((stuck, at))
             });
             let chosen = budget.choose(stuck.collect());
             chosen.into_iter().map(|(_, at)| at).collect::<Vec<_>>()
