@@ -82,6 +82,10 @@ async fn collect<B: Body>(
         if !is_charged && bytes.len() + data.remaining() >= CHARGE_STEP {
             memory.raise(most).await?;
             is_charged = true;
+            if let Some(usage) = usage {
+                // It was this server that made it wait.
+                usage.begin(Activity::Receiving);
+            }
         }
         if let Some(usage) = usage {
             usage.moved(data.remaining());
